@@ -1,0 +1,67 @@
+// H5File: the project's whole use of HDF5. A move-only handle, errors as RuntimeFault with file, dataset and the library's
+// own reason; the library's error printing is off. One process-wide lock guards the library, which may be built without
+// thread safety. hdf5.h is included in h5_file.cpp only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace openmoe {
+
+// How a dataset is stored.
+struct H5Layout {
+  std::int64_t chunk_rows = 0;  // rows of axis 0 per chunk; 0: contiguous
+  int deflate = 0;              // gzip level 1 to 9 with byte shuffle; 0: none; needs chunks
+};
+
+class H5File {
+ public:
+  enum class Mode { read, create };  // create truncates
+
+  H5File(const std::string& path, Mode mode);
+  ~H5File();
+  H5File(H5File&&) noexcept;
+  H5File& operator=(H5File&&) noexcept;
+
+  const std::string& path() const;
+  // Flushes and closes; throws RuntimeFault when the disk is full (the destructor cannot).
+  void close();
+
+  bool exists(const std::string& name) const;
+  std::vector<std::string> children(const std::string& group) const;  // names below a group, sorted
+  void create_group(const std::string& name);                        // with parents; may exist
+
+  // Datasets. Element types convert between file and memory as HDF5 does (e.g. u16 ids into i32); `dtype` is the memory type.
+  struct Info {
+    Shape shape;
+    std::string type;  // "f32", "f64", "i32", "i64", "u8", "u16", "u32", "bf16" (u16 with attribute dtype=bf16), "string", "other"
+  };
+  Info info(const std::string& name) const;
+  void read(const std::string& name, Tensor dst) const;                                   // whole
+  void read_rows(const std::string& name, std::int64_t begin, Tensor dst) const;          // rows [begin, begin + dst.size(0))
+  void write(const std::string& name, Tensor src, const H5Layout& layout = {});            // creates, whole
+  // Growable 1-D dataset of u16 or u32 or i64 or u8 elements, for shards written as a stream.
+  void create_growable(const std::string& name, const std::string& type, const H5Layout& layout);
+  void append(const std::string& name, const void* data, std::int64_t count);
+  std::vector<std::string> read_strings(const std::string& name) const;  // 1-D, variable or fixed length
+  void write_strings(const std::string& name, const std::vector<std::string>& values);
+
+  // Attributes; object "" or "/" is the root group.
+  bool has_attribute(const std::string& object, const std::string& name) const;
+  std::string string_attribute(const std::string& object, const std::string& name) const;
+  double double_attribute(const std::string& object, const std::string& name) const;
+  std::int64_t int_attribute(const std::string& object, const std::string& name) const;
+  void set_attribute(const std::string& object, const std::string& name, const std::string& value);
+  void set_attribute(const std::string& object, const std::string& name, double value);
+  void set_attribute(const std::string& object, const std::string& name, std::int64_t value);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace openmoe

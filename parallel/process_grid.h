@@ -1,0 +1,50 @@
+// ProcessGrid: world rank -> (dp, ep, tp) coordinates, and the groups that collectives run over.
+//
+// world = dp x ep x tp, tp fastest, then ep: world_rank = (dp_rank * ep + ep_rank) * tp + tp_rank. The dp * ep "data ranks" each
+// compute different rows; the experts are spread over the ep ranks; ranks that differ only in dp_rank hold the same experts.
+// Tensor parallelism (tp) has its place in the type; only tp = 1 is accepted yet.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "core/config/recipe.h"
+#include "parallel/communicator.h"
+
+namespace openmoe {
+
+class ProcessGrid {
+ public:
+  // Throws UserError on every rank when ep * tp does not divide the world size. Collective over `world`, which must outlive this.
+  ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp);
+
+  std::int64_t dp() const { return dp_; }
+  std::int64_t ep() const { return ep_; }
+  std::int64_t tp() const { return tp_; }
+  std::int64_t dp_rank() const { return dp_rank_; }
+  std::int64_t ep_rank() const { return ep_rank_; }
+  std::int64_t tp_rank() const { return tp_rank_; }
+  std::int64_t num_data_ranks() const { return dp_ * ep_; }
+  std::int64_t data_rank() const { return dp_rank_ * ep_ + ep_rank_; }
+  int world_rank() const { return world_->rank_in_group(); }
+  bool is_root() const { return world_rank() == 0; }
+
+  Communicator& world() { return *world_; }
+  Communicator& data() { return *data_; }            // all data ranks: dense gradients, losses
+  Communicator& expert() { return *expert_; }        // the ep ranks of one dp_rank: token exchange
+  Communicator& replicas() { return *replicas_; }    // the dp ranks that hold the same experts: expert gradients
+
+  std::string coordinates() const;  // "rank 3 (dp 1, ep 1, tp 0)"
+
+  // Checks what a recipe needs of this grid: ep divides num_experts; rows per data rank and micro-batches are whole routing
+  // groups. Throws UserError naming the keys and the nearest values that would do.
+  void check(const Recipe& recipe) const;
+
+ private:
+  Communicator* world_;
+  std::int64_t dp_, ep_, tp_, dp_rank_, ep_rank_, tp_rank_;
+  std::unique_ptr<Communicator> data_, expert_, replicas_;
+};
+
+}  // namespace openmoe
