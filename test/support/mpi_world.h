@@ -1,0 +1,10 @@
+// The MPI environment of a test executable.
+#pragma once
+
+#include "parallel/mpi_environment.h"
+
+namespace openmoe::test {
+
+MpiEnvironment& mpi();
+
+}  // namespace openmoe::test
