@@ -46,6 +46,7 @@ class TokenExchange {
   virtual ~TokenExchange() = default;
 
   virtual std::int64_t num_local_experts() const = 0;  // El
+  virtual std::int64_t max_sent() const = 0;           // S_max
   virtual std::int64_t max_received() const = 0;       // M_max
   // Buffers of one layer's handle (kept for the backward), and of the exchange itself (shared by all layers).
   virtual void allocate_routing(Arena& arena, Routing& routing) = 0;
