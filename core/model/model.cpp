@@ -169,8 +169,9 @@ void Model::load_batch(const Batch& batch) {
 void Model::train(const Batch& batch, const BatchCounts& counts, StepSums& sums) {
   load_batch(batch);
   forward(true, sums);
+  // Without a single loss token every weight is 0 and the scale has no effect; it must only not be 0, which means evaluation.
   const float scale =
-      counts.loss_weight > 0.0 ? static_cast<float>(1.0 / counts.loss_weight) : 0.0f;
+      counts.loss_weight > 0.0 ? static_cast<float>(1.0 / counts.loss_weight) : 1.0f;
   head(scale, sums, {});
   backward(counts);
 }

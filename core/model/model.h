@@ -60,12 +60,13 @@ class Model {
   void ffn_forward(const FfnParams& params, FfnActivations& act, Tensor x_next, Tensor y);
   void ffn_backward(const FfnParams& params, FfnActivations& act, Tensor y, bool accumulate_dy);
   void moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x, bool training);
-  void experts_forward(const MoeParams& params, MoeActivations& act);
+  void experts_forward(const MoeParams& params, MoeActivations& act, Tensor out);
   void moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts);
   void experts_backward(const MoeParams& params, MoeActivations& act);
   void head(float gradient_scale, StepSums& sums, Tensor token_loss);
   void collect(const MoeActivations& act, MoeLayerSums& sums) const;
   RouterOptions router_options(bool training) const;
+  bool is_local() const;
 
   Ops& ops_;
   ModelConfig config_;

@@ -7,6 +7,10 @@
 
 namespace openmoe {
 
+bool Model::is_local() const {
+  return exchange_.num_local_experts() == config_.num_experts;
+}
+
 RouterOptions Model::router_options(bool training) const {
   return {.group_tokens = routing_.group_tokens,
           .capacity = routing_.capacity(config_.num_experts, training),
@@ -21,36 +25,37 @@ void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_n
   ops_.linear_forward(s.router_logits, act.y, params.router->value);
   ops_.router_forward(act.router, s.router_logits, batch_.routed, router_options(training));
 
+  // Where all experts are here, rows are written at once where they are wanted and the exchange moves nothing.
+  const Tensor sent = is_local() ? act.received : s.sent;
+  const Tensor expert_out = is_local() ? act.returned : s.exchanged;
   exchange_.plan(act.routing, act.router.choice, act.router.slot);
-  ops_.gather_rows(s.sent, act.y, act.routing.row_token, act.routing.num_sent);
-  const Tensor received = exchange_.dispatch(s.sent, act.received, act.routing);
-  if (received.data != act.received.data) ops_.copy(act.received, received);
-  experts_forward(params, act);
-  const Tensor returned = exchange_.combine(s.exchanged, act.returned, act.routing);
-  if (returned.data != act.returned.data) ops_.copy(act.returned, returned);
+  ops_.gather_rows(sent, act.y, act.routing.row_token, act.routing.num_sent);
+  exchange_.dispatch(sent, act.received, act.routing);
+  experts_forward(params, act, expert_out);
+  exchange_.combine(expert_out, act.returned, act.routing);
   ops_.copy(x_next, x);
   ops_.combine_rows_forward_accumulate(x_next, act.returned, act.router.gate,
                                        act.routing.assignment_row);
 }
 
-// exchanged = Wo act(received Wg, received Wu), by expert
-void Model::experts_forward(const MoeParams& params, MoeActivations& act) {
+// out = Wo act(received Wg, received Wu), by expert
+void Model::experts_forward(const MoeParams& params, MoeActivations& act, Tensor out) {
   const Tensor offsets = act.routing.expert_offsets;
   ops_.grouped_matmul_forward(act.expert_gate, act.received, params.gate->value, offsets);
   ops_.grouped_matmul_forward(act.expert_up, act.received, params.up->value, offsets);
   ops_.ffn_activation_forward(act.expert_h, act.expert_gate, act.expert_up, config_.ffn,
                               act.routing.num_received);
-  ops_.grouped_matmul_forward(scratch_.exchanged, act.expert_h, params.down->value, offsets);
+  ops_.grouped_matmul_forward(out, act.expert_h, params.down->value, offsets);
 }
 
 // scratch dy = the gradient of y, from scratch dx, the gradient of x_next.
 void Model::moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts) {
   Scratch& s = scratch_;
   // x' = x + combine(returned, gate)
-  ops_.combine_rows_backward(s.sent, s.dgate, s.dx, act.returned, act.router.gate,
+  const Tensor d_returned = is_local() ? s.exchanged : s.sent;
+  ops_.combine_rows_backward(d_returned, s.dgate, s.dx, act.returned, act.router.gate,
                              act.routing.assignment_row);
-  const Tensor d_out = exchange_.dispatch(s.sent, s.exchanged, act.routing);
-  if (d_out.data != s.exchanged.data) ops_.copy(s.exchanged, d_out);
+  exchange_.dispatch(d_returned, s.exchanged, act.routing);
   experts_backward(params, act);
   const Tensor d_sent = exchange_.combine(s.exchanged, s.sent, act.routing);
 
