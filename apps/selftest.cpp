@@ -36,8 +36,8 @@ struct Worst {
   double error = 0.0;
 
   void update(const std::string& candidate, double value) {
-    // NaN must win: it compares false with everything.
-    if (!(value <= error)) {
+    if (std::isnan(value)) value = std::numeric_limits<double>::infinity();
+    if (value > error) {
       name = candidate;
       error = value;
     }
@@ -193,7 +193,7 @@ class GoldenCase {
     for (const float value : golden) largest = std::max(largest, std::abs(static_cast<double>(value)));
     for (std::size_t i = 0; i < golden.size(); ++i) {
       const double d = std::abs(static_cast<double>(ours[i]) - static_cast<double>(golden[i]));
-      if (!(d <= difference)) difference = d;
+      difference = std::isnan(d) ? std::numeric_limits<double>::infinity() : std::max(difference, d);
     }
     worst.update(name, largest > 0.0 ? difference / largest : difference);
   }
