@@ -179,7 +179,8 @@ std::int64_t ParamTable::num_parameters() const {
 ParameterCounts count_parameters(const ModelConfig& model) {
   ParameterCounts counts;
   std::int64_t embedding = 0;
-  for (const Param& param : ParamTable(model, OptimizerConfig{}, 1, 0).params()) {
+  const ParamTable table(model, OptimizerConfig{}, 1, 0);
+  for (const Param& param : table.params()) {
     const std::int64_t size = param.global_shape.num_elements();
     counts.total += size;
     if (param.name == "model.embed_tokens.weight" || param.name == "lm_head.weight")
