@@ -19,7 +19,8 @@ void allocate(Arena& arena, ParamTable& params, Model& model, bool training) {
 
 }  // namespace
 
-Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows, bool training)
+Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
+                 bool training)
     : ops_(ops),
       params_(recipe.model, recipe.optimizer, grid.ep(), grid.ep_rank()),
       exchange_(make_exchange(Model::exchange_shape(recipe, rows), grid)),
