@@ -1,6 +1,7 @@
-// H5File: the project's whole use of HDF5. A move-only handle, errors as RuntimeFault with file, dataset and the library's
-// own reason; the library's error printing is off. One process-wide lock guards the library, which may be built without
-// thread safety. hdf5.h is included in h5_file.cpp only.
+// H5File: the project's whole use of HDF5. A move-only handle, errors as RuntimeFault with file,
+// dataset and the library's own reason; the library's error printing is off. One process-wide lock
+// guards the library, which may be built without thread safety. hdf5.h is included in h5_file.cpp
+// only.
 #pragma once
 
 #include <cstdint>
@@ -33,21 +34,38 @@ class H5File {
 
   bool exists(const std::string& name) const;
   std::vector<std::string> children(const std::string& group) const;  // names below a group, sorted
-  void create_group(const std::string& name);                        // with parents; may exist
+  void create_group(const std::string& name);                         // with parents; may exist
 
-  // Datasets. Element types convert between file and memory as HDF5 does (e.g. u16 ids into i32); `dtype` is the memory type.
+  // Datasets. Element types convert between file and memory as HDF5 does (e.g. u16 ids into i32);
+  // `dtype` is the memory type.
   struct Info {
     Shape shape;
-    std::string type;  // "f32", "f64", "i32", "i64", "u8", "u16", "u32", "bf16" (u16 with attribute dtype=bf16), "string", "other"
+    // "f32", "f64", "i32", "i64", "u8", "u16", "u32", "u64", "bf16" (u16 with attribute
+    // dtype=bf16), "string", "other"
+    std::string type;
   };
   Info info(const std::string& name) const;
-  void read(const std::string& name, Tensor dst) const;                                   // whole
-  void read_rows(const std::string& name, std::int64_t begin, Tensor dst) const;          // rows [begin, begin + dst.size(0))
-  void write(const std::string& name, Tensor src, const H5Layout& layout = {});            // creates, whole
-  // Growable 1-D dataset of u16 or u32 or i64 or u8 elements, for shards written as a stream.
+  void read(const std::string& name, Tensor dst) const;  // whole
+  void read_rows(const std::string& name, std::int64_t begin,
+                 Tensor dst) const;  // rows [begin, begin + dst.size(0))
+  void write(const std::string& name, Tensor src, const H5Layout& layout = {});  // creates, whole
+  // The same for element types that Tensor lacks: `type` is one of Info::type's numbers ("u16",
+  // "f64", ...), in memory.
+  void read_raw(const std::string& name, const std::string& type, std::int64_t begin,
+                std::int64_t rows, void* dst) const;
+  void write_raw(const std::string& name, const std::string& type, const Shape& shape,
+                 const void* src, const H5Layout& layout = {});
+  // Where the elements of a 1-D dataset lie in the file: the byte address of each chunk, or one
+  // address when contiguous. Empty when a filter (compression) stands between file and memory, or
+  // nothing is stored yet.
+  std::vector<std::int64_t> chunk_addresses(const std::string& name) const;
+  std::int64_t chunk_rows(const std::string& name) const;  // 0: contiguous
+  // Growable 1-D dataset of a number type, for shards written as a stream. layout.chunk_rows must
+  // be positive.
   void create_growable(const std::string& name, const std::string& type, const H5Layout& layout);
   void append(const std::string& name, const void* data, std::int64_t count);
-  std::vector<std::string> read_strings(const std::string& name) const;  // 1-D, variable or fixed length
+  std::vector<std::string> read_strings(
+      const std::string& name) const;  // 1-D, variable or fixed length
   void write_strings(const std::string& name, const std::vector<std::string>& values);
 
   // Attributes; object "" or "/" is the root group.

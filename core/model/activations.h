@@ -65,7 +65,7 @@ struct Scratch {
 struct BatchTensors {
   Tensor inputs, targets;  // (N) i32
   Tensor loss_weights;     // (N) f32
-  Tensor segment_ids;      // (B, T) i32
+  Tensor segment_ids;      // (N) i32
   Tensor routed;           // (N) i32: tokens that enter the router
 };
 

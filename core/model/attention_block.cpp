@@ -26,8 +26,8 @@ void Model::attention_forward(const AttentionParams& params, AttentionActivation
   ops_.rope_forward(act.q.reshaped(by_head), base);
   ops_.rope_forward(act.k.reshaped(by_head), base);
   ops_.attention_forward(act.o.reshaped(by_head), act.log_z, act.q.reshaped(by_head),
-                         act.k.reshaped(by_head), act.v.reshaped(by_head), batch_.segment_ids,
-                         logit_scale(config_));
+                         act.k.reshaped(by_head), act.v.reshaped(by_head),
+                         batch_.segment_ids.reshaped({rows_, length_}), logit_scale(config_));
   ops_.copy(x_next, x);
   ops_.linear_forward_accumulate(x_next, act.o, params.o->value);
 }
@@ -42,8 +42,8 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   ops_.linear_backward_input(s.d_o, s.dx, params.o->value);
   ops_.linear_backward_weight(params.o->grad, s.dx, act.o);
   ops_.attention_backward(heads(s.dq), heads(s.dk), heads(s.dv), heads(s.d_o), heads(act.q),
-                          heads(act.k), heads(act.v), heads(act.o), batch_.segment_ids,
-                          act.log_z, logit_scale(config_));
+                          heads(act.k), heads(act.v), heads(act.o),
+                          batch_.segment_ids.reshaped({rows_, length_}), act.log_z, logit_scale(config_));
   ops_.rope_backward(heads(s.dq), base);
   ops_.rope_backward(heads(s.dk), base);
   // q = y Wq^T, k = y Wk^T, v = y Wv^T

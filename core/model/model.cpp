@@ -74,7 +74,7 @@ void Model::allocate(Arena& arena, bool training) {
   };
   batch_ = {batch("inputs", {N}, DType::i32), batch("targets", {N}, DType::i32),
             batch("loss_weights", {N}, DType::f32),
-            batch("segment_ids", {rows_, length_}, DType::i32),
+            batch("segment_ids", {N}, DType::i32),
             batch("routed", {N}, DType::i32)};
 
   const bool has_moe = c.num_moe_layers() > 0;
