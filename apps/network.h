@@ -35,8 +35,9 @@ class Network {
   std::unique_ptr<Arena> arena_;
 };
 
-// Memory of one rank of an ep-way run, by a dry run of the same allocation; needs neither ranks nor
-// devices.
-Arena size_network(const Recipe& recipe, std::int64_t ep, std::int64_t rows, bool training);
+// Memory of one rank of an ep-way run, by a dry run of the same allocation into `dry`; needs
+// neither ranks nor devices.
+void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t rows,
+                  bool training);
 
 }  // namespace openmoe

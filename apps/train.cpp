@@ -25,8 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct TrainOptions {
-  std::string recipe_path;
-  std::vector<std::string> overrides;
+  RecipeOptions recipe;
   std::string data_folder;
   std::string run_folder;
   std::int64_t ep = 0;  // 0: as the recipe says
@@ -96,10 +95,10 @@ void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& networ
 
 int run_train(const TrainOptions& options, CommandContext& context) {
   MpiEnvironment& mpi = context.mpi;
-  const Recipe recipe = load_recipe(options.recipe_path, options.overrides);
+  const Recipe recipe = load_recipe(options.recipe.path, options.recipe.overrides);
   ProcessGrid grid(mpi.world(), options.ep > 0 ? options.ep : recipe.parallel.ep, 1);
   grid.check(recipe);
-  BatchStream stream(recipe, options.data_folder, load_mixtures(recipe, options.recipe_path));
+  BatchStream stream(recipe, options.data_folder, load_mixtures(recipe, options.recipe.path));
   const std::string checkpoint = open_run_folder(options, mpi.world());
 
   const auto ops = make_cpu_ops();
@@ -135,14 +134,12 @@ int run_train(const TrainOptions& options, CommandContext& context) {
 void register_train(CLI::App& app, CommandContext& context) {
   const auto options = std::make_shared<TrainOptions>();
   CLI::App* command = app.add_subcommand("train", "pretrain a model, or continue a run");
-  command->add_option("recipe", options->recipe_path, "recipe JSON")->required();
+  add_recipe_options(*command, options->recipe);
   command
       ->add_option("--data", options->data_folder, "folder of token shards, from `openmoe prepare`")
       ->required();
   command->add_option("--out", options->run_folder, "run folder: metrics, recipe, checkpoints")
       ->required();
-  command->add_option("--set", options->overrides, "override a recipe key: path.to.key=value")
-      ->take_all();
   command
       ->add_option("--ep", options->ep,
                    "expert-parallel degree (default: the recipe's parallel.ep)")
