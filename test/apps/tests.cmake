@@ -4,11 +4,12 @@ add_test(NAME "apps: prepare the sample corpus"
          COMMAND ${CMAKE_SOURCE_DIR}/test/apps/prepare_sample.sh ${CMAKE_BINARY_DIR}/openmoe ${OPENMOE_SAMPLE_SHARDS})
 set_tests_properties("apps: prepare the sample corpus" PROPERTIES FIXTURES_SETUP sample_shards TIMEOUT 120 LABELS unit)
 
-add_executable(test_train apps/train_test.cpp)
-target_link_libraries(test_train PRIVATE openmoe_test_support)
-add_dependencies(test_train openmoe)
-catch_discover_tests(test_train TEST_PREFIX "train: "
-                     PROPERTIES TIMEOUT 300 LABELS "mpi;slow" FIXTURES_REQUIRED sample_shards PROCESSORS 2
+file(GLOB sources CONFIGURE_DEPENDS apps/*_test.cpp)
+add_executable(test_apps ${sources})
+target_link_libraries(test_apps PRIVATE openmoe_test_support openmoe_apps)
+add_dependencies(test_apps openmoe)
+catch_discover_tests(test_apps TEST_PREFIX "apps: "
+                     PROPERTIES TIMEOUT 300 LABELS "apps;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2
                      ENVIRONMENT "${OPENMOE_TEST_ENVIRONMENT};OPENMOE_SAMPLE_SHARDS=${OPENMOE_SAMPLE_SHARDS}")
 
 foreach(ranks 1 2 4)
