@@ -1,5 +1,8 @@
-// Communicator: one group of ranks and the verbs in use. All calls are collective over the group, blocking, host memory.
-// Only the main thread may call (MPI_THREAD_FUNNELED). Failures throw RuntimeFault with the call and the group's coordinates.
+// Communicator: one group of ranks and the verbs in use. All calls are collective over the group,
+// blocking, host memory. Only the main thread may call (MPI_THREAD_FUNNELED). Every verb accepts
+// zero sizes. Sizes are in elements and 64-bit; an implementation splits what its library cannot
+// take in one piece. Failures throw RuntimeFault with the call and the group's coordinates. In
+// place means that the result replaces the argument on every rank.
 #pragma once
 
 #include <cstdint>
@@ -10,28 +13,44 @@
 
 namespace openmoe {
 
+// Which rows of a buffer go to (or come from) each rank of a group, in rank order. Blocks do not
+// overlap on the receiving side.
+struct RowBlocks {
+  std::span<const std::int64_t> num_rows;
+  std::span<const std::int64_t>
+      row_offsets;  // first row of each block in the buffer; empty: back to back
+};
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
 
   virtual int size() const = 0;
   virtual int rank_in_group() const = 0;
+  // "rank 1 of 2 (world ranks 1, 3)", for messages.
+  virtual std::string description() const = 0;
 
-  // In place: every rank ends with the element-wise sum (or maximum) over ranks, the same bits on every rank.
+  // In place; every rank ends with the element-wise sum (or maximum) over ranks, the same bits on
+  // every rank.
   virtual void all_reduce_sum(std::span<float> data) = 0;
   virtual void all_reduce_sum(std::span<double> data) = 0;
   virtual void all_reduce_sum(std::span<std::int64_t> data) = 0;
   virtual void all_reduce_max(std::span<std::int64_t> data) = 0;
-  // Fixed-size exchange of `count` integers per peer: send and received hold size() * count each.
-  virtual void all_to_all(std::span<const std::int64_t> send, std::span<std::int64_t> received, int count) = 0;
-  // Rows of `row_bytes` bytes each; counts per peer, in peer order, back to back.
-  virtual void all_to_all_rows(const void* send, std::span<const std::int64_t> send_rows, void* received,
-                               std::span<const std::int64_t> received_rows, std::int64_t row_bytes) = 0;
+  // Fixed-size exchange of `count` integers per peer: sent and received hold size() * count each,
+  // in rank order.
+  virtual void all_to_all(std::span<const std::int64_t> sent, std::span<std::int64_t> received,
+                          std::int64_t count) = 0;
+  // Variable exchange of rows of `row_bytes` bytes each: block i of `sent_blocks` goes to rank i,
+  // and what rank i sent here arrives as block i of `received_blocks`; both sides must know the
+  // same number of rows. The total may pass 2^31 bytes, the rows of one rank may not pass 2^31 - 1.
+  virtual void all_to_all_rows(const void* sent, const RowBlocks& sent_blocks, void* received,
+                               const RowBlocks& received_blocks, std::int64_t row_bytes) = 0;
   // Every rank's bytes in rank order; sizes may differ.
   virtual std::vector<std::string> all_gather(const std::string& bytes) = 0;
   virtual void broadcast(std::string& bytes, int root) = 0;
   virtual void barrier() = 0;
-  // Sub-group of the ranks that pass the same colour, ordered by key. Collective.
+  // Sub-group of the ranks that pass the same colour (>= 0), ordered by key, then by rank.
+  // Collective.
   virtual std::unique_ptr<Communicator> split(int colour, int key) = 0;
 };
 

@@ -9,8 +9,10 @@ namespace openmoe {
 
 MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
   int provided = 0;
-  if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) throw RuntimeFault("MPI_Init_thread failed");
-  if (provided < MPI_THREAD_FUNNELED) throw RuntimeFault("this MPI library does not support MPI_THREAD_FUNNELED");
+  if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS)
+    throw RuntimeFault("MPI_Init_thread failed");
+  if (provided < MPI_THREAD_FUNNELED)
+    throw RuntimeFault("this MPI library does not support MPI_THREAD_FUNNELED");
   world_ = make_world_communicator();
   MPI_Comm node = MPI_COMM_NULL;
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);

@@ -1,4 +1,5 @@
-// MpiEnvironment: MPI_Init_thread to MPI_Finalize, and the world communicator. A program started without mpirun is rank 0 of 1.
+// MpiEnvironment: MPI_Init_thread to MPI_Finalize, and the world communicator. A program started
+// without mpirun is rank 0 of 1.
 #pragma once
 
 #include <memory>
@@ -20,7 +21,8 @@ class MpiEnvironment {
   int num_node_ranks() const { return num_node_ranks_; }  // ranks of this job on this host
   int node_rank() const { return node_rank_; }
 
-  // Ends every rank of the job at once with this exit code. For faults that the other ranks cannot know of.
+  // Ends every rank of the job at once with this exit code. For faults that the other ranks cannot
+  // know of.
   [[noreturn]] static void abort(int exit_code);
 
  private:

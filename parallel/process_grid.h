@@ -1,8 +1,9 @@
 // ProcessGrid: world rank -> (dp, ep, tp) coordinates, and the groups that collectives run over.
 //
-// world = dp x ep x tp, tp fastest, then ep: world_rank = (dp_rank * ep + ep_rank) * tp + tp_rank. The dp * ep "data ranks" each
-// compute different rows; the experts are spread over the ep ranks; ranks that differ only in dp_rank hold the same experts.
-// Tensor parallelism (tp) has its place in the type; only tp = 1 is accepted yet.
+// world = dp x ep x tp, tp fastest, then ep: world_rank = (dp_rank * ep + ep_rank) * tp + tp_rank.
+// The dp * ep "data ranks" each compute different rows; the experts are spread over the ep ranks;
+// ranks that differ only in dp_rank hold the same experts. Tensor parallelism (tp) has its place in
+// the type; only tp = 1 is accepted yet.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ namespace openmoe {
 
 class ProcessGrid {
  public:
-  // Throws UserError on every rank when ep * tp does not divide the world size. Collective over `world`, which must outlive this.
+  // Throws UserError on every rank when ep * tp does not divide the world size. Collective over
+  // `world`, which must outlive this. A world of one is a grid without MPI.
   ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp);
 
   std::int64_t dp() const { return dp_; }
@@ -31,14 +33,18 @@ class ProcessGrid {
   bool is_root() const { return world_rank() == 0; }
 
   Communicator& world() { return *world_; }
-  Communicator& data() { return *data_; }            // all data ranks: dense gradients, losses
-  Communicator& expert() { return *expert_; }        // the ep ranks of one dp_rank: token exchange
-  Communicator& replicas() { return *replicas_; }    // the dp ranks that hold the same experts: expert gradients
+  Communicator& data() { return *data_; }      // all data ranks: dense gradients, losses
+  Communicator& expert() { return *expert_; }  // the ep ranks of one dp_rank: token exchange
+  Communicator& replicas() {
+    return *replicas_;
+  }  // the dp ranks that hold the same experts: expert gradients
 
   std::string coordinates() const;  // "rank 3 (dp 1, ep 1, tp 0)"
 
-  // Checks what a recipe needs of this grid: ep divides num_experts; rows per data rank and micro-batches are whole routing
-  // groups. Throws UserError naming the keys and the nearest values that would do.
+  // Checks what a recipe needs of this grid: ep divides model.num_experts; the rows of a data rank
+  // (data.batch_rows / data ranks) and its micro-batches are whole routing groups. Throws one
+  // UserError, the same on every rank, that names every key in conflict, its value, and the nearest
+  // values that would do.
   void check(const Recipe& recipe) const;
 
  private:

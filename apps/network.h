@@ -1,0 +1,43 @@
+// Network: a model on this rank with everything it needs: parameters, token exchange, memory.
+// Shared by train, evaluate and selftest.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/arena.h"
+#include "core/config/recipe.h"
+#include "core/model/model.h"
+#include "core/moe/token_exchange.h"
+#include "core/ops.h"
+#include "core/param_table.h"
+#include "parallel/process_grid.h"
+
+namespace openmoe {
+
+class Network {
+ public:
+  // `rows` of one micro-batch on this rank: whole routing groups. All memory is allocated here;
+  // parameters are zero until initialised or loaded. `ops` and `grid` must outlive this. Throws
+  // RuntimeFault when the memory cannot be had.
+  Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows, bool training);
+
+  ParamTable& params() { return params_; }
+  Model& model() { return model_; }
+  const Arena& arena() const { return *arena_; }
+  Ops& ops() { return ops_; }
+
+ private:
+  Ops& ops_;
+  ParamTable params_;
+  std::unique_ptr<TokenExchange> exchange_;
+  Model model_;
+  std::unique_ptr<Arena> arena_;
+};
+
+// Memory of one rank of an ep-way run, by a dry run of the same allocation into `dry`; needs
+// neither ranks nor devices.
+void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t rows,
+                  bool training);
+
+}  // namespace openmoe

@@ -1,0 +1,30 @@
+// RunLog: the run folder's records, written by rank 0: recipe.json, metrics.jsonl (one object per
+// step) and validation.jsonl (one object per validation and source).
+#pragma once
+
+#include <cstdint>
+#include <fstream>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+namespace openmoe {
+
+class RunLog {
+ public:
+  // Opens the records of `folder`, which must exist. Rows of `first_step` and later, which a
+  // stopped run wrote after its last checkpoint, are removed, so that each step stands in the file
+  // once. Throws UserError when the folder cannot be written.
+  RunLog(const std::string& folder, std::int64_t first_step);
+
+  // Throws RuntimeFault when the disk is full.
+  void write_recipe(const std::string& recipe_json);
+  void write_step(const nlohmann::ordered_json& row);
+  void write_validation(const nlohmann::ordered_json& row);
+
+ private:
+  std::string folder_;
+  std::ofstream metrics_;
+  std::ofstream validation_;
+};
+
+}  // namespace openmoe

@@ -1,0 +1,231 @@
+#include "apps/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "apps/agree.h"
+#include "apps/checkpoint.h"
+#include "core/base/error.h"
+#include "core/config/recipe_io.h"
+#include "core/train/adafactor.h"
+
+namespace openmoe {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Rows [begin, begin + rows) of `batch`.
+void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t rows) {
+  const std::int64_t length = batch.sequence_length;
+  out.resize(rows, length);
+  const std::int64_t available = std::min(rows, batch.num_rows - begin);
+  if (available <= 0) return;
+  const auto copy = [&](auto& to, const auto& from, std::int64_t width) {
+    std::copy_n(from.begin() + begin * width, available * width, to.begin());
+  };
+  copy(out.inputs, batch.inputs, length);
+  copy(out.targets, batch.targets, length);
+  copy(out.loss_weights, batch.loss_weights, length);
+  copy(out.segment_ids, batch.segment_ids, length);
+  copy(out.row_sources, batch.row_sources, 1);
+}
+
+// Largest expert load over the mean load, worst layer; 1 is perfect balance.
+double max_load(const StepSums& sums) {
+  double worst = 0.0;
+  for (const MoeLayerSums& layer : sums.moe) {
+    double total = 0.0, largest = 0.0;
+    for (const double load : layer.chosen) {
+      total += load;
+      largest = std::max(largest, load);
+    }
+    if (total > 0.0)
+      worst = std::max(worst, largest * static_cast<double>(layer.chosen.size()) / total);
+  }
+  return worst;
+}
+
+nlohmann::ordered_json moe_rows(const StepSums& sums, const ModelConfig& model) {
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  std::size_t index = 0;
+  for (std::int64_t layer = 0; layer < model.num_layers; ++layer) {
+    if (!model.is_moe_layer(layer)) continue;
+    const MoeLayerSums& moe = sums.moe[index++];
+    rows.push_back({{"layer", layer},
+                    {"expert_load", moe.chosen},
+                    {"expert_kept", moe.kept},
+                    {"dropped_first", moe.dropped_first},
+                    {"dropped_second", moe.dropped_second}});
+  }
+  return rows;
+}
+
+}  // namespace
+
+std::int64_t micro_batch_rows(const Recipe& recipe, const ProcessGrid& grid) {
+  const std::int64_t rows = recipe.data.batch_rows / grid.num_data_ranks();
+  return recipe.parallel.micro_batch_rows > 0 ? std::min(rows, recipe.parallel.micro_batch_rows)
+                                              : rows;
+}
+
+Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, BatchStream& stream,
+                 const std::string& run_folder, RunLog* log, Progress* progress)
+    : network_(network),
+      grid_(grid),
+      recipe_(recipe),
+      stream_(stream),
+      run_folder_(run_folder),
+      log_(log),
+      progress_(progress),
+      reducer_(network.ops(), network.params(), grid),
+      rows_per_rank_(recipe.data.batch_rows / grid.num_data_ranks()) {}
+
+void Trainer::run(std::int64_t first_step) {
+  const RunConfig& run = recipe_.run;
+  for (std::int64_t step = first_step; step < run.num_steps; ++step) {
+    const StepResult result = train_step(step);
+    check_finite(step, result);
+    record(step, result);
+    const std::int64_t next = step + 1;
+    const bool last = next == run.num_steps;
+    if (run.validate_every > 0 && (next % run.validate_every == 0 || last)) validate(step);
+    if ((run.checkpoint_every > 0 && next % run.checkpoint_every == 0) || last) save(next);
+  }
+  if (progress_ != nullptr) progress_->finish();
+}
+
+Trainer::StepResult Trainer::train_step(std::int64_t step) {
+  const auto begin = Clock::now();
+  const ModelConfig& model = recipe_.model;
+  StepResult result;
+  stream_.read(step, first_row(), first_row() + rows_per_rank_, batch_);
+  if (step + 1 < recipe_.run.num_steps)
+    stream_.prefetch(step + 1, first_row(), first_row() + rows_per_rank_);
+  result.counts = count_batch(batch_, recipe_.routing, model.num_moe_layers() > 0);
+  grid_.data().all_reduce_sum(result.counts.values());
+
+  reducer_.zero();
+  result.sums = StepSums(model.num_moe_layers(), model.num_experts);
+  const std::int64_t micro_rows = network_.model().rows();
+  for (std::int64_t row = 0; row < rows_per_rank_; row += micro_rows) {
+    copy_rows(micro_batch_, batch_, row, micro_rows);
+    network_.model().train(micro_batch_, result.counts, result.sums);
+  }
+  reducer_.reduce();
+  std::vector<double> flat = result.sums.flatten();
+  grid_.data().all_reduce_sum(flat);
+  result.sums.assign(flat);
+  result.losses = losses_from(result.sums, result.counts, recipe_.loss);
+  result.grad_norm = reducer_.grad_norm();
+  if (std::isfinite(result.losses.total) && std::isfinite(result.grad_norm))
+    adafactor_step(network_.ops(), network_.params(), recipe_.optimizer, step);
+  result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  return result;
+}
+
+void Trainer::check_finite(std::int64_t step, const StepResult& result) const {
+  if (std::isfinite(result.losses.total) && std::isfinite(result.grad_norm)) return;
+  throw RuntimeFault(concat(
+      "step ", step, ": loss ", result.losses.total, ", gradient norm ", result.grad_norm,
+      "; the update was not applied. Look at the rows with: openmoe data show RECIPE --step ", step,
+      ". The last checkpoint is intact: resume from it with a lower optimizer.peak_learning_rate "
+      "or a higher "
+      "loss.router_z_weight / loss.logits_z_weight"));
+}
+
+void Trainer::record(std::int64_t step, const StepResult& result) {
+  if (log_ == nullptr) return;
+  const StepLosses& losses = result.losses;
+  const double tokens_per_s = result.counts.positions / result.seconds;
+  const double learning_rate = learning_rate_at(recipe_.optimizer, step);
+  double dropped_first = 0.0, dropped_second = 0.0;
+  for (const MoeLayerSums& layer : result.sums.moe) {
+    dropped_first += layer.dropped_first;
+    dropped_second += layer.dropped_second;
+  }
+  if (step % recipe_.run.log_every == 0 || step + 1 == recipe_.run.num_steps)
+    log_->write_step({{"step", step},
+                      {"loss", losses.total},
+                      {"cross_entropy", losses.cross_entropy},
+                      {"logits_z_loss", losses.logits_z},
+                      {"load_balance_loss", losses.load_balance},
+                      {"router_z_loss", losses.router_z},
+                      {"accuracy", losses.accuracy},
+                      {"grad_norm", result.grad_norm},
+                      {"learning_rate", learning_rate},
+                      {"positions", std::llround(result.counts.positions)},
+                      {"real_tokens", std::llround(result.counts.real_tokens)},
+                      {"loss_tokens", std::llround(result.counts.loss_tokens)},
+                      {"tokens_per_s", tokens_per_s},
+                      {"step_seconds", result.seconds},
+                      {"dropped_first", std::llround(dropped_first)},
+                      {"dropped_second", std::llround(dropped_second)},
+                      {"phase", phase_at(recipe_, step)},
+                      {"moe", moe_rows(result.sums, recipe_.model)}});
+  const double flops = flops_per_token(recipe_) * tokens_per_s;
+  progress_->show({.step = step,
+                   .loss = losses.total,
+                   .load_balance_loss = losses.load_balance,
+                   .grad_norm = result.grad_norm,
+                   .learning_rate = learning_rate,
+                   .tokens_per_s = tokens_per_s,
+                   .percent_of_peak = peak_flops_ > 0.0 ? 100.0 * flops / peak_flops_ : 0.0,
+                   .max_load = max_load(result.sums)});
+}
+
+// Held-out loss and token accuracy of each source (the paper's Figure 1). Blocks of micro-batch
+// size go round the data ranks; short blocks are filled with padding, so that every rank takes part
+// in every exchange and groups are the same on any grid.
+void Trainer::validate(std::int64_t step) {
+  const ModelConfig& model = recipe_.model;
+  const std::int64_t rows = recipe_.run.validation_rows, block = network_.model().rows();
+  const std::int64_t ranks = grid_.num_data_ranks();
+  std::string summary = concat("validation after step ", step + 1, ":");
+  for (const std::string& source : stream_.validation_sources(step)) {
+    StepSums sums(model.num_moe_layers(), model.num_experts);
+    BatchCounts counts;
+    for (std::int64_t begin = 0; begin < rows; begin += block * ranks) {
+      const std::int64_t first = std::min(rows, begin + grid_.data_rank() * block);
+      const std::int64_t last = std::min(rows, first + block);
+      Batch held_out;
+      held_out.resize(0, recipe_.data.sequence_length);
+      if (last > first) stream_.read_validation(step, source, first, last, held_out);
+      copy_rows(micro_batch_, held_out, 0, block);
+      network_.model().evaluate(micro_batch_, sums);
+      counts.add(count_batch(micro_batch_, recipe_.routing, model.num_moe_layers() > 0));
+    }
+    std::vector<double> flat = sums.flatten();
+    grid_.data().all_reduce_sum(flat);
+    sums.assign(flat);
+    grid_.data().all_reduce_sum(counts.values());
+    const StepLosses losses = losses_from(sums, counts, recipe_.loss);
+    if (log_ == nullptr) continue;
+    log_->write_validation({{"step", step},
+                            {"source", source},
+                            {"cross_entropy", losses.cross_entropy},
+                            {"accuracy", losses.accuracy},
+                            {"loss_tokens", std::llround(counts.loss_tokens)}});
+    char line[128];
+    std::snprintf(line, sizeof line, "\n  %-20s loss %.4f  accuracy %.4f", source.c_str(),
+                  losses.cross_entropy, losses.accuracy);
+    summary += line;
+  }
+  if (progress_ != nullptr) progress_->say(summary);
+}
+
+void Trainer::save(std::int64_t next_step) {
+  CheckpointMeta meta;
+  meta.step = next_step;
+  meta.recipe_json = to_json(recipe_);
+  meta.data_fingerprint = stream_.fingerprint();
+  const std::string folder = checkpoint_folder(run_folder_, next_step);
+  save_checkpoint(folder, network_.params(), meta, grid_);
+  on_root(grid_.world(), [&] { prune_checkpoints(run_folder_, recipe_.run.keep_checkpoints); });
+  if (progress_ != nullptr) progress_->say("saved " + folder);
+}
+
+}  // namespace openmoe

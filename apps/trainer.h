@@ -1,0 +1,67 @@
+// Trainer: the step loop. It composes the data stream, the network, the gradient reduction, the
+// optimizer, the records of the run and its checkpoints.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "apps/network.h"
+#include "apps/progress.h"
+#include "apps/run_log.h"
+#include "core/batch.h"
+#include "core/config/recipe.h"
+#include "core/model/step_stats.h"
+#include "data/batch_stream.h"
+#include "parallel/gradient_reducer.h"
+#include "parallel/process_grid.h"
+
+namespace openmoe {
+
+class Trainer {
+ public:
+  // `log` and `progress` are null on every rank but the root. All references must outlive this.
+  Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, BatchStream& stream,
+          const std::string& run_folder, RunLog* log, Progress* progress);
+
+  // Peak arithmetic speed of all ranks, FLOP/s, for the percentage in the progress line; 0: not
+  // measured.
+  void set_peak_flops(double flops) { peak_flops_ = flops; }
+
+  // Steps [first_step, recipe.run.num_steps), with validation and checkpoints as the recipe asks.
+  // Collective. Throws RuntimeFault when a loss or gradient norm is not finite, naming the step and
+  // the rows.
+  void run(std::int64_t first_step);
+
+ private:
+  struct StepResult {
+    BatchCounts counts;
+    StepSums sums;
+    StepLosses losses;
+    double grad_norm = 0.0;
+    double seconds = 0.0;
+  };
+
+  StepResult train_step(std::int64_t step);
+  void check_finite(std::int64_t step, const StepResult& result) const;
+  void record(std::int64_t step, const StepResult& result);
+  void validate(std::int64_t step);
+  void save(std::int64_t next_step);
+  std::int64_t first_row() const { return grid_.data_rank() * rows_per_rank_; }
+
+  Network& network_;
+  ProcessGrid& grid_;
+  const Recipe& recipe_;
+  BatchStream& stream_;
+  std::string run_folder_;
+  RunLog* log_;
+  Progress* progress_;
+  GradientReducer reducer_;
+  std::int64_t rows_per_rank_;
+  double peak_flops_ = 0.0;
+  Batch batch_, micro_batch_;
+};
+
+// Rows a rank computes at once under this recipe and grid.
+std::int64_t micro_batch_rows(const Recipe& recipe, const ProcessGrid& grid);
+
+}  // namespace openmoe

@@ -1,0 +1,62 @@
+// Spelling of the recipe's enumerations: the C++ names, in the order of their values.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <string_view>
+
+#include "core/config/recipe.h"
+
+namespace openmoe {
+
+template <typename Enum>
+struct EnumNames;
+
+template <>
+struct EnumNames<FfnKind> {
+  static constexpr std::array<std::string_view, 2> values = {"gated_swiglu", "swiglu"};
+};
+template <>
+struct EnumNames<ResidualFfn> {
+  static constexpr std::array<std::string_view, 2> values = {"sequential", "parallel"};
+};
+template <>
+struct EnumNames<AttentionScale> {
+  static constexpr std::array<std::string_view, 2> values = {"folded", "rsqrt"};
+};
+template <>
+struct EnumNames<CapacityCounts> {
+  static constexpr std::array<std::string_view, 2> values = {"tokens", "assignments"};
+};
+template <>
+struct EnumNames<ObjectiveKind> {
+  static constexpr std::array<std::string_view, 4> values = {"ul2", "causal_lm", "span_corruption",
+                                                          "prefix_lm"};
+};
+template <>
+struct EnumNames<Packing> {
+  static constexpr std::array<std::string_view, 2> values = {"faithful", "packed"};
+};
+template <>
+struct EnumNames<RateUnit> {
+  static constexpr std::array<std::string_view, 2> values = {"rows", "tokens"};
+};
+
+template <typename Enum>
+constexpr std::string_view enum_name(Enum value) {
+  return EnumNames<Enum>::values.at(static_cast<std::size_t>(value));
+}
+
+// False, and `value` untouched, when no enumerator is spelled like `text`.
+template <typename Enum>
+constexpr bool parse_enum(std::string_view text, Enum& value) {
+  constexpr auto& names = EnumNames<Enum>::values;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (names[i] != text) continue;
+    value = static_cast<Enum>(i);
+    return true;
+  }
+  return false;
+}
+
+}  // namespace openmoe

@@ -1,0 +1,179 @@
+// The JSON keys of a recipe, listed once per struct. Parsing, printing, checking and the key
+// reference are visitors of these lists, so a key cannot be read but not printed, or accepted but
+// not documented.
+//
+// A visitor is called as visit(key, member, rule, doc) with a pointer to the member.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "core/config/recipe.h"
+
+namespace openmoe {
+
+// Values that a number may take: [min, max], or (min, max] when `above` is set.
+struct FieldRule {
+  double min = std::numeric_limits<double>::lowest();
+  double max = std::numeric_limits<double>::max();
+  bool above = false;
+  bool required = false;  // must be stated in each element of a list
+};
+
+namespace rules {
+// Integers stay below 2^53 so that JSON numbers, doubles and 64-bit products of the bounded
+// dimensions are all exact.
+inline constexpr double kMaxCount = 9007199254740992.0;
+inline constexpr FieldRule any{};
+inline constexpr FieldRule required{.required = true};
+inline constexpr FieldRule positive{.min = 0.0, .above = true};
+inline constexpr FieldRule not_negative{.min = 0.0};
+inline constexpr FieldRule count{.min = 0.0, .max = kMaxCount};
+constexpr FieldRule between(double min, double max) {
+  return {.min = min, .max = max};
+}
+}  // namespace rules
+
+template <typename Visitor>
+void visit_fields(std::type_identity<ModelConfig>, Visitor&& visit) {
+  using M = ModelConfig;
+  visit("vocab_size", &M::vocab_size, rules::between(2, 2147483647),
+        "rows of the embedding, V; at least the tokenizer's pieces and sentinels");
+  visit("num_layers", &M::num_layers, rules::between(1, 1024), "transformer layers, L");
+  visit("d_model", &M::d_model, rules::between(1, 131072), "width of the residual stream, D");
+  visit("num_heads", &M::num_heads, rules::between(1, 4096), "attention heads, H");
+  visit("head_dim", &M::head_dim, rules::between(2, 4096), "width of a head, Dh, even");
+  visit("ffn_dim", &M::ffn_dim, rules::between(1, 524288),
+        "hidden width of the dense FFN, the residual FFN and each expert, F");
+  visit("ffn", &M::ffn, rules::any,
+        "gated_swiglu: four D*F matrices, as released; swiglu: three, as in the paper's text");
+  visit(
+      "attention_scale", &M::attention_scale, rules::any,
+      "folded: logits are q.k and 1/sqrt(Dh) is in the query's initial value; rsqrt: q.k/sqrt(Dh)");
+  visit("tied_embedding", &M::tied_embedding, rules::any, "the output head is the embedding");
+  visit("norm_eps", &M::norm_eps, rules::positive, "added to the mean square in RMSNorm");
+  visit("rope_base", &M::rope_base, rules::positive, "base of the rotary angles");
+  visit("num_experts", &M::num_experts, rules::between(2, 4096), "experts of a MoE layer, E");
+  visit("moe_interval", &M::moe_interval, rules::between(0, 1024),
+        "layer i, from 0, is MoE when (i + 1) % moe_interval = 0; 0: dense model");
+  visit("residual_ffn", &M::residual_ffn, rules::any,
+        "fixed FFN of a MoE layer; sequential: after the experts with its own norm, as released; "
+        "parallel: beside them on the same input (Eq. 4)");
+  visit("init_scale", &M::init_scale, rules::positive,
+        "a kernel's initial variance is this / fan_in");
+  visit("embedding_init_std", &M::embedding_init_std, rules::positive, "of the embedding");
+  visit("router_init_std", &M::router_init_std, rules::positive, "of the router kernels");
+}
+
+template <typename Visitor>
+void visit_fields(std::type_identity<RoutingConfig>, Visitor&& visit) {
+  using R = RoutingConfig;
+  visit("group_tokens", &R::group_tokens, rules::between(1, 1073741824),
+        "G: routing, capacity and balance loss are per block of G positions of the batch");
+  visit("capacity_factor", &R::capacity_factor, rules::positive,
+        "slots of an expert in training, relative");
+  visit("eval_capacity_factor", &R::eval_capacity_factor, rules::positive,
+        "the same in evaluation");
+  visit("capacity_counts", &R::capacity_counts, rules::any,
+        "tokens: round(cf*G/E) slots; assignments: round(2*cf*G/E)");
+  visit("min_capacity", &R::min_capacity, rules::between(1, 1073741824),
+        "least slots of an expert and group");
+  visit("normalize_gates", &R::normalize_gates, rules::any,
+        "divide a token's two gates by their sum");
+  visit("route_padding", &R::route_padding, rules::any,
+        "send padding through the router as zero vectors, as the original run did");
+}
+
+template <typename Visitor>
+void visit_fields(std::type_identity<LossConfig>, Visitor&& visit) {
+  using C = LossConfig;
+  visit("load_balance_weight", &C::load_balance_weight, rules::not_negative,
+        "of the balance loss (Eq. 5)");
+  visit("router_z_weight", &C::router_z_weight, rules::not_negative,
+        "of the router z-loss (Eq. 7)");
+  visit("logits_z_weight", &C::logits_z_weight, rules::not_negative,
+        "of (log Z)^2 of the output logits");
+}
+
+template <typename Visitor>
+void visit_fields(std::type_identity<OptimizerConfig>, Visitor&& visit) {
+  using O = OptimizerConfig;
+  visit("peak_learning_rate", &O::peak_learning_rate, rules::positive,
+        "relative step of the first warmup_steps steps");
+  visit("warmup_steps", &O::warmup_steps, rules::between(1, 1e12),
+        "lr(t) = peak * sqrt(warmup_steps / max(t, warmup_steps)); flat, no ramp");
+  visit("decay_rate", &O::decay_rate, rules::positive,
+        "second-moment decay at step t: 1 - (t+1)^-decay_rate");
+  visit("clip_threshold", &O::clip_threshold, rules::positive, "on the RMS of a tensor's update");
+  visit("epsilon_square", &O::epsilon_square, rules::positive, "added to squared gradients");
+  visit("epsilon_scale", &O::epsilon_scale, rules::positive,
+        "least RMS of a parameter in its step size");
+  visit("min_dim_to_factor", &O::min_dim_to_factor, rules::between(1, 1073741824),
+        "matrices with both sides at least this keep row and column means only");
+}
+
+template <typename Visitor>
+void visit_fields(std::type_identity<PhaseConfig>, Visitor&& visit) {
+  using P = PhaseConfig;
+  visit("objective", &P::objective, rules::required, "what is trained");
+  visit("packing", &P::packing, rules::any,
+        "faithful: rows as the original built them; packed: rows filled, segments masked from each "
+        "other");
+  visit("mixture", &P::mixture, rules::required,
+        "name of a file in recipes/mixtures, without .json");
+  visit("until_step", &P::until_step, rules::count, "first step after the phase; 0: not stated");
+  visit("until_positions", &P::until_positions, rules::count,
+        "end of the phase in positions (rows * sequence_length), rounded up to a step; 0: not "
+        "stated");
+}
+
+template <typename Visitor>
+void visit_fields(std::type_identity<DataConfig>, Visitor&& visit) {
+  using D = DataConfig;
+  visit("sequence_length", &D::sequence_length, rules::between(2, 16777216),
+        "positions of a row, T");
+  visit("batch_rows", &D::batch_rows, rules::between(1, 16777216), "rows of the global batch, B");
+  visit("phases", &D::phases, rules::any, "objectives and mixtures in order of training");
+}
+
+template <typename Visitor>
+void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
+  using P = ParallelConfig;
+  visit("ep", &P::ep, rules::between(1, 4096),
+        "ranks that share one set of experts; --ep overrides");
+  visit("micro_batch_rows", &P::micro_batch_rows, rules::between(0, 16777216),
+        "rows a rank computes at once; 0: all of its rows");
+}
+
+template <typename Visitor>
+void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
+  using R = RunConfig;
+  visit("seed", &R::seed, rules::count, "of weights, data order and corruption");
+  visit("num_steps", &R::num_steps, rules::between(1, rules::kMaxCount),
+        "optimizer steps of the run");
+  visit("log_every", &R::log_every, rules::between(1, 1e12), "steps between printed rows");
+  visit("validate_every", &R::validate_every, rules::count, "steps between validations; 0: never");
+  visit("validation_rows", &R::validation_rows, rules::between(1, 16777216),
+        "held-out rows per source");
+  visit("checkpoint_every", &R::checkpoint_every, rules::count,
+        "steps between checkpoints; 0: at the end");
+  visit("keep_checkpoints", &R::keep_checkpoints, rules::between(1, 1e6),
+        "newest checkpoints that are kept");
+}
+
+template <typename Visitor>
+void visit_fields(std::type_identity<Recipe>, Visitor&& visit) {
+  visit("name", &Recipe::name, rules::any, "of the run; the file's name when absent");
+  visit("description", &Recipe::description, rules::any, "intent, parameters, tokens, FLOPs");
+  visit("model", &Recipe::model, rules::any, "the network");
+  visit("routing", &Recipe::routing, rules::any, "which expert takes which token");
+  visit("loss", &Recipe::loss, rules::any, "weights of the losses beside cross-entropy");
+  visit("optimizer", &Recipe::optimizer, rules::any, "Adafactor and its schedule");
+  visit("data", &Recipe::data, rules::any, "batch and schedule of the data");
+  visit("parallel", &Recipe::parallel, rules::any,
+        "defaults of the grid; they do not change results");
+  visit("run", &Recipe::run, rules::any, "length and rhythm of the run");
+}
+
+}  // namespace openmoe

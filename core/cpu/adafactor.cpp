@@ -1,0 +1,154 @@
+// Adafactor (Shazeer and Stern 2018) in the fewest passes over memory: statistics from g and w; the
+// size of the update from g; then the update itself. The third needs the result of the second
+// (clipping), the second that of the first (column means).
+#include <algorithm>
+#include <cmath>
+
+#include "core/cpu/cpu_ops.h"
+#include "core/cpu/parallel.h"
+#include "core/cpu/row_kernels.h"
+
+namespace openmoe {
+namespace {
+
+// Row blocks of one matrix, at most; each covers at least kMinRows rows.
+constexpr std::int64_t kMaxBlocks = 64;
+constexpr std::int64_t kMinRows = 16;
+// Rows whose squares are added up per column in f32 before they go into f64.
+constexpr std::int64_t kFloatRows = 32;
+
+// With decay 0, the first step, the old state is not read: it may hold anything.
+float running_mean(float old_value, double fresh, float decay) {
+  if (decay == 0.0f) return static_cast<float>(fresh);
+  const double keep = static_cast<double>(decay);
+  return static_cast<float>(keep * static_cast<double>(old_value) + (1.0 - keep) * fresh);
+}
+
+// The factor of u in w -= factor * u: learning rate, size of the parameter, clipping by the RMS of
+// the update.
+double update_factor(const AdafactorScalars& scalars, double w_square, double u_square,
+                     double size) {
+  const double rms_w =
+      std::max(std::sqrt(w_square / size), static_cast<double>(scalars.epsilon_scale));
+  const double clip =
+      std::max(1.0, std::sqrt(u_square / size) / static_cast<double>(scalars.clip_threshold));
+  return static_cast<double>(scalars.learning_rate) * rms_w / clip;
+}
+
+double sum_in_order(const double* values, std::int64_t count) {
+  double total = 0.0;
+  for (std::int64_t i = 0; i < count; ++i) total += values[i];
+  return total;
+}
+
+}  // namespace
+
+void CpuOps::adafactor_matrix(float* w, float* row, float* col, const float* g, std::int64_t R,
+                              std::int64_t C, const AdafactorScalars& scalars) {
+  const auto& kernels = cpu::row_kernels(cpu::cpu_isa());
+  const std::int64_t block_rows = std::max(kMinRows, cpu::num_chunks(R, kMaxBlocks));
+  const std::int64_t blocks = cpu::num_chunks(R, block_rows);
+  const double epsilon = static_cast<double>(scalars.epsilon_square);
+  // Per block: column sums in f64, then two totals; after these, per block, column sums in f32;
+  // last 1 / sqrt(col).
+  double* const column_sums = scratch_.get<double>(blocks * (C + 2) + (blocks + 1) * ((C + 1) / 2));
+  double* const w_squares = column_sums + blocks * C;
+  double* const u_squares = w_squares + blocks;
+  float* const float_sums = reinterpret_cast<float*>(u_squares + blocks);
+  float* const col_factor = float_sums + blocks * C;
+
+  cpu::for_chunks(R, block_rows, [&](std::int64_t begin, std::int64_t end, std::int64_t block) {
+    double* const total = column_sums + block * C;
+    float* const part = float_sums + block * C;
+    std::fill_n(total, C, 0.0);
+    std::fill_n(part, C, 0.0f);
+    double w_square = 0.0;
+    for (std::int64_t r = begin; r < end; ++r) {
+      double g_square = 0.0;
+      kernels.adafactor_sums(part, g + r * C, w + r * C, C, &g_square, &w_square);
+      row[r] = running_mean(row[r], g_square / static_cast<double>(C) + epsilon, scalars.decay);
+      if ((r - begin) % kFloatRows == kFloatRows - 1 || r == end - 1)
+        for (std::int64_t c = 0; c < C; ++c) {
+          total[c] += static_cast<double>(part[c]);
+          part[c] = 0.0f;
+        }
+    }
+    w_squares[block] = w_square;
+  });
+
+  cpu::for_chunks(
+      C, cpu::chunk_rows(blocks), [&](std::int64_t begin, std::int64_t end, std::int64_t) {
+        for (std::int64_t c = begin; c < end; ++c) {
+          double sum = 0.0;
+          for (std::int64_t block = 0; block < blocks; ++block) sum += column_sums[block * C + c];
+          col[c] = running_mean(col[c], sum / static_cast<double>(R) + epsilon, scalars.decay);
+          col_factor[c] = static_cast<float>(1.0 / std::sqrt(static_cast<double>(col[c])));
+        }
+      });
+
+  double row_mean = 0.0;
+  for (std::int64_t r = 0; r < R; ++r) row_mean += static_cast<double>(row[r]);
+  row_mean /= static_cast<double>(R);
+
+  // u = g * sqrt(row_mean / row) / sqrt(col)
+  cpu::for_chunks(R, block_rows, [&](std::int64_t begin, std::int64_t end, std::int64_t block) {
+    double u_square = 0.0;
+    for (std::int64_t r = begin; r < end; ++r)
+      u_square += row_mean / static_cast<double>(row[r]) *
+                  kernels.product_square_sum(g + r * C, col_factor, C);
+    u_squares[block] = u_square;
+  });
+  const double factor =
+      update_factor(scalars, sum_in_order(w_squares, blocks), sum_in_order(u_squares, blocks),
+                    static_cast<double>(R) * static_cast<double>(C));
+  cpu::for_chunks(R, block_rows, [&](std::int64_t begin, std::int64_t end, std::int64_t) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      const double row_factor = factor * std::sqrt(row_mean / static_cast<double>(row[r]));
+      kernels.subtract_scaled_product(w + r * C, static_cast<float>(row_factor), g + r * C,
+                                      col_factor, C);
+    }
+  });
+}
+
+void CpuOps::do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
+                                   const AdafactorScalars& scalars) {
+  const std::int64_t stack = w.size(0), R = w.size(1), C = w.size(2);
+  if (R == 0 || C == 0) return;
+  for (std::int64_t s = 0; s < stack; ++s)
+    adafactor_matrix(w.as<float>() + s * R * C, row.as<float>() + s * R, col.as<float>() + s * C,
+                     g.as<float>() + s * R * C, R, C, scalars);
+}
+
+void CpuOps::do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars) {
+  const std::int64_t size = w.num_elements();
+  const std::int64_t chunks = cpu::num_chunks(size, cpu::kChunkElements);
+  double* const w_squares = scratch_.get<double>(2 * chunks);
+  double* const u_squares = w_squares + chunks;
+  float* const value = w.as<float>();
+  float* const second = v.as<float>();
+  const float* const grad = g.as<float>();
+  const double epsilon = static_cast<double>(scalars.epsilon_square);
+  cpu::for_chunks(
+      size, cpu::kChunkElements, [&](std::int64_t begin, std::int64_t end, std::int64_t chunk) {
+        double w_square = 0.0, u_square = 0.0;
+        for (std::int64_t i = begin; i < end; ++i) {
+          const double square = static_cast<double>(grad[i]) * static_cast<double>(grad[i]);
+          second[i] = running_mean(second[i], square + epsilon, scalars.decay);
+          w_square += static_cast<double>(value[i]) * static_cast<double>(value[i]);
+          u_square += square / static_cast<double>(second[i]);
+        }
+        w_squares[chunk] = w_square;
+        u_squares[chunk] = u_square;
+      });
+  const double factor = update_factor(scalars, sum_in_order(w_squares, chunks),
+                                      sum_in_order(u_squares, chunks), static_cast<double>(size));
+  cpu::for_chunks(
+      size, cpu::kChunkElements, [&](std::int64_t begin, std::int64_t end, std::int64_t) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          const double u = static_cast<double>(grad[i]) / std::sqrt(static_cast<double>(second[i]));
+          value[i] = static_cast<float>(static_cast<double>(value[i]) - factor * u);
+        }
+      });
+}
+
+}  // namespace openmoe

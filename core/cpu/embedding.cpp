@@ -1,0 +1,59 @@
+#include <omp.h>
+
+#include <cstring>
+
+#include "core/cpu/cpu_ops.h"
+#include "core/cpu/parallel.h"
+#include "core/cpu/row_kernels.h"
+
+namespace openmoe {
+namespace {
+
+// Columns of one task of the backward.
+constexpr std::int64_t kStripe = 64;
+
+// An id outside the table would read or write foreign memory. Cheap beside the D values that each
+// id moves.
+void check_ids(const char* op, const std::int32_t* ids, std::int64_t N, std::int64_t V) {
+  for (std::int64_t n = 0; n < N; ++n)
+    OPENMOE_CHECK(ids[n] >= 0 && ids[n] < V, op, ": ids[", n, "] is ", ids[n], ", the table has ",
+                  V, " rows");
+}
+
+}  // namespace
+
+void CpuOps::do_embedding_forward(Tensor x, Tensor table, Tensor ids) {
+  const std::int64_t N = x.size(0), D = x.size(1);
+  const std::int32_t* const id = ids.as<std::int32_t>();
+  const float* const from = table.as<float>();
+  float* const to = x.as<float>();
+  check_ids("embedding_forward", id, N, table.size(0));
+  cpu::for_chunks(N, cpu::chunk_rows(D), [=](std::int64_t begin, std::int64_t end, std::int64_t) {
+    for (std::int64_t n = begin; n < end; ++n)
+      std::memcpy(to + n * D, from + id[n] * D, static_cast<std::size_t>(D) * sizeof(float));
+  });
+}
+
+// Tokens share table rows, so the threads split the columns; each element of the table sees its
+// tokens in rising order.
+void CpuOps::do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids) {
+  const auto& kernels = cpu::row_kernels(cpu::cpu_isa());
+  const std::int64_t N = dx.size(0), D = dx.size(1);
+  const std::int32_t* const id = ids.as<std::int32_t>();
+  const float* const from = dx.as<float>();
+  float* const to = dtable.as<float>();
+  check_ids("embedding_backward", id, N, dtable.size(0));
+#pragma omp parallel
+  {
+    // The widest stripes that keep all threads busy: each touches every token's row once.
+    const std::int64_t stripes = cpu::num_chunks(D, kStripe);
+    const std::int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    const std::int64_t begin = std::min(D, stripes * thread / threads * kStripe);
+    const std::int64_t end = std::min(D, stripes * (thread + 1) / threads * kStripe);
+    if (begin < end)
+      for (std::int64_t n = 0; n < N; ++n)
+        kernels.add(to + id[n] * D + begin, from + n * D + begin, end - begin);
+  }
+}
+
+}  // namespace openmoe

@@ -1,0 +1,65 @@
+// Row kernels: the inner loops of the element-wise and row-wise ops, each on one stretch of f32 in
+// one thread. One source (row_kernels_impl.h), compiled once per instruction set and chosen at run
+// time; every choice gives the same bits. Loops over rows, threads and chunks are in the op files.
+#pragma once
+
+#include <cstdint>
+
+#include "core/cpu/cpu_features.h"
+
+namespace openmoe::cpu {
+
+struct RowKernels {
+  // y += x
+  void (*add)(float* y, const float* x, std::int64_t n);
+  // y += a x
+  void (*add_scaled)(float* y, float a, const float* x, std::int64_t n);
+  // y = a x; y may be x
+  void (*scale)(float* y, float a, const float* x, std::int64_t n);
+  float (*dot)(const float* a, const float* b, std::int64_t n);
+  // Short stretches in f32, their sums in f64.
+  double (*sum_of_squares)(const float* x, std::int64_t n);
+
+  // y = x * rstd * w; returns rstd = 1 / sqrt(mean(x^2) + eps)
+  float (*rms_norm)(float* y, const float* x, const float* w, float eps, std::int64_t n);
+  // dx += rstd * (dy w - x^ mean(dy w x^)), dw += dy x^, with x^ = x rstd
+  void (*rms_norm_backward)(float* dx, float* dw, const float* dy, const float* x, const float* w,
+                            float rstd, std::int64_t n);
+
+  // h = swish(gate) up
+  void (*swiglu)(float* h, const float* gate, const float* up, std::int64_t n);
+  // h = a swish(b) up
+  void (*gated_swiglu)(float* h, const float* a, const float* b, const float* up, std::int64_t n);
+  // The gradients may overwrite what they are the gradients of.
+  void (*swiglu_backward)(float* dgate, float* dup, const float* dh, const float* gate,
+                          const float* up, std::int64_t n);
+  void (*gated_swiglu_backward)(float* da, float* db, float* dup, const float* dh, const float* a,
+                                const float* b, const float* up, std::int64_t n);
+
+  // (x1, x2) = (x1 cos - x2 sin, x2 cos + x1 sin)
+  void (*rotate)(float* x1, float* x2, const float* cos, const float* sin, std::int64_t n);
+
+  // *largest = max(x), *sum = sum of e^(x - max), in one pass over memory.
+  void (*exp_sum)(const float* x, std::int64_t n, float* largest, double* sum);
+  // y = factor * e^(x - shift); y may be x
+  void (*exp_scaled)(float* y, const float* x, float shift, float factor, std::int64_t n);
+
+  // column_sums += g^2; *g_square += sum of g^2, *w_square += sum of w^2
+  void (*adafactor_sums)(float* column_sums, const float* g, const float* w, std::int64_t n,
+                         double* g_square, double* w_square);
+  // sum of (g f)^2
+  double (*product_square_sum)(const float* g, const float* f, std::int64_t n);
+  // w -= a g f
+  void (*subtract_scaled_product)(float* w, float a, const float* g, const float* f,
+                                  std::int64_t n);
+};
+
+// The kernels for an instruction set that this machine has.
+const RowKernels& row_kernels(CpuIsa isa);
+
+// One per translation unit with its own compiler flags (core/CMakeLists.txt).
+extern const RowKernels kRowKernelsGeneric;
+extern const RowKernels kRowKernelsAvx2;
+extern const RowKernels kRowKernelsAvx512;
+
+}  // namespace openmoe::cpu

@@ -1,0 +1,41 @@
+// The output head and the loss, a chunk of tokens at a time: the logits of a whole batch never
+// exist (a 256K vocabulary would need gigabytes). In training the gradients of the head's input and
+// weight come out of the same pass.
+#include <algorithm>
+
+#include "core/model/model.h"
+
+namespace openmoe {
+
+void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
+  const bool training = gradient_scale > 0.0f;
+  Param& weight =
+      params_.find(config_.tied_embedding ? "model.embed_tokens.weight" : "lm_head.weight");
+  Param& norm = params_.find("model.norm.weight");
+  ops_.rms_norm_forward(final_y_, final_rstd_, x_final_, norm.value, batch_.segment_ids,
+                        static_cast<float>(config_.norm_eps));
+  for (std::int64_t begin = 0; begin < num_tokens(); begin += loss_chunk_rows_) {
+    const std::int64_t end = std::min(num_tokens(), begin + loss_chunk_rows_);
+    const Tensor logits = scratch_.logits.rows(0, end - begin);
+    const Tensor y = final_y_.rows(begin, end);
+    ops_.linear_forward(logits, y, weight.value);
+    if (logits_observer_) logits_observer_(begin, logits);
+    const Tensor losses =
+        token_loss ? token_loss.reshaped({num_tokens()}).rows(begin, end) : Tensor{};
+    const LossSums chunk = ops_.softmax_cross_entropy(
+        logits, batch_.targets.rows(begin, end), batch_.loss_weights.rows(begin, end), losses,
+        static_cast<float>(loss_.logits_z_weight), gradient_scale);
+    sums.cross_entropy += chunk.cross_entropy;
+    sums.log_z_square += chunk.log_z_square;
+    sums.correct += chunk.correct;
+    if (!training) continue;
+    ops_.linear_backward_weight(weight.grad, logits, y);
+    ops_.linear_backward_input(scratch_.dy.rows(begin, end), logits, weight.value);
+  }
+  if (!training) return;
+  ops_.zero(scratch_.dx);
+  ops_.rms_norm_backward_accumulate(scratch_.dx, norm.grad, scratch_.dy, x_final_, norm.value,
+                                    batch_.segment_ids, final_rstd_);
+}
+
+}  // namespace openmoe

@@ -1,0 +1,245 @@
+// Construction, allocation and the order of sublayers. The sublayers themselves:
+// attention_block.cpp, ffn_block.cpp, moe_block.cpp, head.cpp.
+#include "core/model/model.h"
+
+#include <algorithm>
+
+namespace openmoe {
+namespace {
+
+// The logits of one loss chunk take at most this much memory (or 64 rows of it).
+constexpr std::int64_t kLogitsBytes = 128LL << 20;
+
+LayerParams find_layer(ParamTable& params, const ModelConfig& config, std::int64_t index) {
+  const std::string prefix = "model.layers." + std::to_string(index) + ".";
+  const auto get = [&](const std::string& name) { return &params.find(prefix + name); };
+  LayerParams layer;
+  layer.is_moe = config.is_moe_layer(index);
+  layer.attention = {get("input_layernorm.weight"), get("self_attn.q_proj.weight"),
+                     get("self_attn.k_proj.weight"), get("self_attn.v_proj.weight"),
+                     get("self_attn.o_proj.weight")};
+  Param* norm = get("post_attention_layernorm.weight");
+  std::string ffn = "mlp.";
+  if (layer.is_moe) {
+    layer.moe = {norm, get("mlp.gate_weight"), get("mlp.experts.wi_gate"), get("mlp.experts.wi_up"),
+                 get("mlp.experts.wo")};
+    ffn = "extra_mlp.";
+    norm = config.residual_ffn == ResidualFfn::sequential ? get("pre_extra_mlp_layernorm.weight")
+                                                          : nullptr;
+  }
+  layer.ffn = {norm, get(ffn + "gate_proj.weight"), get(ffn + "up_proj.weight"),
+               get(ffn + "down_proj.weight")};
+  return layer;
+}
+
+}  // namespace
+
+Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& exchange,
+             std::int64_t rows)
+    : ops_(ops),
+      config_(recipe.model),
+      routing_(recipe.routing),
+      loss_(recipe.loss),
+      params_(params),
+      exchange_(exchange),
+      rows_(rows),
+      length_(recipe.data.sequence_length) {
+  const std::int64_t fitting = kLogitsBytes / (config_.vocab_size * size_of(DType::f32));
+  loss_chunk_rows_ = std::min(num_tokens(), std::max<std::int64_t>(64, fitting));
+  for (std::int64_t i = 0; i < config_.num_layers; ++i)
+    layers_.push_back(find_layer(params, config_, i));
+}
+
+ExchangeShape Model::exchange_shape(const Recipe& recipe, std::int64_t rows) {
+  const std::int64_t experts = recipe.model.num_experts;
+  return {.num_tokens = rows * recipe.data.sequence_length,
+          .num_experts = experts,
+          .group_tokens = recipe.routing.group_tokens,
+          .capacity = std::max(recipe.routing.capacity(experts, true),
+                               recipe.routing.capacity(experts, false)),
+          .d_model = recipe.model.d_model};
+}
+
+void Model::allocate(Arena& arena, bool training) {
+  const ModelConfig& c = config_;
+  const std::int64_t N = num_tokens(), D = c.d_model, A = c.attention_dim(), F = c.ffn_dim,
+                     Fg = c.gate_dim(), E = c.num_experts;
+  const auto make = [&](const char* name, const Shape& shape, DType dtype = DType::f32,
+                        MemoryCategory category = MemoryCategory::activations) {
+    return arena.allocate(name, category, dtype, shape);
+  };
+  const auto batch = [&](const char* name, const Shape& shape, DType dtype) {
+    return make(name, shape, dtype, MemoryCategory::batch);
+  };
+  batch_ = {batch("inputs", {N}, DType::i32), batch("targets", {N}, DType::i32),
+            batch("loss_weights", {N}, DType::f32), batch("segment_ids", {N}, DType::i32),
+            batch("routed", {N}, DType::i32)};
+
+  const bool has_moe = c.num_moe_layers() > 0;
+  const std::int64_t sent_rows = has_moe ? exchange_.max_sent() : 0;
+  const std::int64_t received_rows = has_moe ? exchange_.max_received() : 0;
+  activations_.assign(layers_.size(), {});
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    LayerActivations& layer = activations_[i];
+    layer.x_attention = make("x_attention", {N, D});
+    layer.attention = {make("attention.rstd", {N}),
+                       make("attention.y", {N, D}),
+                       make("attention.q", {N, A}),
+                       make("attention.k", {N, A}),
+                       make("attention.v", {N, A}),
+                       make("attention.o", {N, A}),
+                       make("attention.log_z", {rows_, c.num_heads, length_})};
+    if (layers_[i].is_moe) {
+      const std::int64_t groups = N / routing_.group_tokens;
+      MoeActivations& moe = layer.moe;
+      layer.x_moe = make("x_moe", {N, D});
+      moe.rstd = make("moe.rstd", {N});
+      moe.y = make("moe.y", {N, D});
+      moe.router = {make("router.prob", {N, E}),
+                    make("router.log_z", {N}),
+                    make("router.choice", {N, 2}, DType::i32),
+                    make("router.gate", {N, 2}),
+                    make("router.slot", {N, 2}, DType::i32),
+                    make("router.group_picks", {groups, E}),
+                    make("router.group_prob", {groups, E}),
+                    make("router.group_routed", {groups}),
+                    make("router.group_z", {groups})};
+      exchange_.allocate_routing(arena, moe.routing);
+      moe.received = make("moe.received", {received_rows, D});
+      moe.expert_gate = make("moe.expert_gate", {received_rows, Fg});
+      moe.expert_up = make("moe.expert_up", {received_rows, F});
+      moe.expert_h = make("moe.expert_h", {received_rows, F});
+      moe.returned = make("moe.returned", {sent_rows, D});
+    }
+    if (layers_[i].ffn.norm != nullptr) {
+      layer.x_ffn = make("x_ffn", {N, D});
+      layer.ffn.rstd = make("ffn.rstd", {N});
+      layer.ffn.y = make("ffn.y", {N, D});
+    }
+    layer.ffn.gate = make("ffn.gate", {N, Fg});
+    layer.ffn.up = make("ffn.up", {N, F});
+    layer.ffn.h = make("ffn.h", {N, F});
+  }
+  x_final_ = make("x_final", {N, D});
+  final_rstd_ = make("final.rstd", {N});
+  final_y_ = make("final.y", {N, D});
+
+  scratch_.logits =
+      make("logits", {loss_chunk_rows_, c.vocab_size}, DType::f32, MemoryCategory::loss);
+  if (has_moe) {
+    exchange_.allocate_buffers(arena);
+    const auto exchanged = [&](const char* name, const Shape& shape) {
+      return make(name, shape, DType::f32, MemoryCategory::exchange);
+    };
+    scratch_.router_logits = make("router_logits", {N, E});
+    scratch_.sent = exchanged("sent", {sent_rows, D});
+    scratch_.exchanged = exchanged("exchanged", {received_rows, D});
+  }
+  if (!training) return;
+  scratch_.dx = make("dx", {N, D});
+  scratch_.dy = make("dy", {N, D});
+  scratch_.dh = make("dh", {N, F});
+  scratch_.dq = make("dq", {N, A});
+  scratch_.dk = make("dk", {N, A});
+  scratch_.dv = make("dv", {N, A});
+  scratch_.d_o = make("d_o", {N, A});
+  if (has_moe) {
+    scratch_.dgate = make("dgate", {N, 2});
+    scratch_.expert_dh = make("expert_dh", {received_rows, F});
+  }
+}
+
+void Model::load_batch(const Batch& batch) {
+  OPENMOE_CHECK(batch.num_rows == rows_ && batch.sequence_length == length_, "batch of ",
+                batch.num_rows, " x ", batch.sequence_length, " for a model of ", rows_, " x ",
+                length_);
+  const auto load = [&](Tensor dst, const auto& values) {
+    using T = typename std::decay_t<decltype(values)>::value_type;
+    ops_.copy(dst, host_view(const_cast<T*>(values.data()), dst.shape));
+  };
+  load(batch_.inputs, batch.inputs);
+  load(batch_.targets, batch.targets);
+  load(batch_.loss_weights, batch.loss_weights);
+  load(batch_.segment_ids, batch.segment_ids);
+  if (routing_.route_padding)
+    load(batch_.routed, std::vector<std::int32_t>(batch.inputs.size(), 1));
+  else
+    load(batch_.routed, batch.segment_ids);
+}
+
+void Model::train(const Batch& batch, const BatchCounts& counts, StepSums& sums) {
+  load_batch(batch);
+  forward(true, sums);
+  // Without a single loss token every weight is 0 and the scale has no effect; it must only not be
+  // 0, which means evaluation.
+  const float scale =
+      counts.loss_weight > 0.0 ? static_cast<float>(1.0 / counts.loss_weight) : 1.0f;
+  head(scale, sums, {});
+  backward(counts);
+}
+
+void Model::evaluate(const Batch& batch, StepSums& sums, Tensor token_loss) {
+  load_batch(batch);
+  forward(false, sums);
+  head(0.0f, sums, token_loss);
+}
+
+void Model::forward(bool training, StepSums& sums) {
+  ops_.embedding_forward(activations_.empty() ? x_final_ : activations_[0].x_attention,
+                         params_.find("model.embed_tokens.weight").value, batch_.inputs);
+  std::size_t moe_index = 0;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const LayerParams& params = layers_[i];
+    LayerActivations& act = activations_[i];
+    Tensor x_next = i + 1 < layers_.size() ? activations_[i + 1].x_attention : x_final_;
+    attention_forward(params.attention, act.attention, params.is_moe ? act.x_moe : act.x_ffn,
+                      act.x_attention);
+    if (params.is_moe) {
+      const bool parallel = params.ffn.norm == nullptr;
+      moe_forward(params.moe, act.moe, parallel ? x_next : act.x_ffn, act.x_moe, training);
+      collect(act.moe, sums.moe[moe_index++]);
+      if (parallel) {  // x_next already holds x + moe(y); add ffn of the same y
+        ffn_forward(params.ffn, act.ffn, x_next, act.moe.y);
+        continue;
+      }
+    }
+    ops_.rms_norm_forward(act.ffn.y, act.ffn.rstd, act.x_ffn, params.ffn.norm->value,
+                          batch_.segment_ids, static_cast<float>(config_.norm_eps));
+    ops_.copy(x_next, act.x_ffn);
+    ffn_forward(params.ffn, act.ffn, x_next, act.ffn.y);
+  }
+}
+
+void Model::backward(const BatchCounts& counts) {
+  // scratch_.dx holds d total / d x of the layer's output and becomes that of its input.
+  for (std::size_t i = layers_.size(); i-- > 0;) {
+    const LayerParams& params = layers_[i];
+    LayerActivations& act = activations_[i];
+    const bool parallel = params.is_moe && params.ffn.norm == nullptr;
+    const auto norm_backward = [&](Param* norm, Tensor x, Tensor rstd) {
+      ops_.rms_norm_backward_accumulate(scratch_.dx, norm->grad, scratch_.dy, x, norm->value,
+                                        batch_.segment_ids, rstd);
+    };
+    if (!parallel) {
+      ffn_backward(params.ffn, act.ffn, act.ffn.y, false);
+      norm_backward(params.ffn.norm, act.x_ffn, act.ffn.rstd);
+    }
+    if (params.is_moe) {
+      moe_backward(params.moe, act.moe, counts);
+      if (parallel) ffn_backward(params.ffn, act.ffn, act.moe.y, true);
+      norm_backward(params.moe.norm, act.x_moe, act.moe.rstd);
+    }
+    attention_backward(params.attention, act.attention, act.x_attention);
+  }
+  ops_.embedding_backward(params_.find("model.embed_tokens.weight").grad, scratch_.dx,
+                          batch_.inputs);
+}
+
+std::vector<const MoeActivations*> Model::moe_activations() const {
+  std::vector<const MoeActivations*> found;
+  for (std::size_t i = 0; i < layers_.size(); ++i)
+    if (layers_[i].is_moe) found.push_back(&activations_[i].moe);
+  return found;
+}
+
+}  // namespace openmoe

@@ -1,0 +1,92 @@
+// Model: the decoder-only transformer with mixture-of-experts layers (OpenMoE, Xue et al. 2024;
+// ST-MoE, Zoph et al. 2022), forward and backward by hand, over one micro-batch. It knows Ops and
+// TokenExchange; no MPI, no CUDA.
+//
+//   x = embedding(inputs)
+//   each layer:  x += attention(rms_norm(x))
+//                dense layer: x += ffn(rms_norm(x))
+//                MoE layer:   sequential (released): x += moe(rms_norm(x)); x += ffn(rms_norm'(x))
+//                             parallel (paper Eq. 4): y = rms_norm(x); x += moe(y) + ffn(y)
+//   loss = cross_entropy(head(rms_norm(x))) + logits z-loss + load-balance + router z-loss
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/batch.h"
+#include "core/config/recipe.h"
+#include "core/model/activations.h"
+#include "core/model/layer_params.h"
+#include "core/model/step_stats.h"
+#include "core/moe/token_exchange.h"
+#include "core/ops.h"
+#include "core/param_table.h"
+
+namespace openmoe {
+
+class Model {
+ public:
+  // `rows` of a micro-batch: whole routing groups. `exchange` is not used by a dense model. All
+  // references must outlive this.
+  Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& exchange,
+        std::int64_t rows);
+
+  // Every activation. `training` false leaves out what only the backward needs.
+  void allocate(Arena& arena, bool training);
+
+  // Forward and backward of one micro-batch: adds to every Param::grad and to `sums`. `counts` are
+  // those of the whole global batch.
+  void train(const Batch& batch, const BatchCounts& counts, StepSums& sums);
+  // Forward alone, with the evaluation capacity. token_loss (B, T) f32 on the host receives the
+  // weighted cross-entropy of each position unless it is empty.
+  void evaluate(const Batch& batch, StepSums& sums, Tensor token_loss = {});
+
+  // Called with (first token, logits (n, V)) for each loss chunk, before the loss overwrites the
+  // logits.
+  using LogitsObserver = std::function<void(std::int64_t, Tensor)>;
+  void observe_logits(LogitsObserver observer) { logits_observer_ = std::move(observer); }
+  // Routing of the last forward pass, one per MoE layer.
+  std::vector<const MoeActivations*> moe_activations() const;
+
+  std::int64_t rows() const { return rows_; }
+  std::int64_t num_tokens() const { return rows_ * length_; }
+  // What an exchange for this model and micro-batch must hold.
+  static ExchangeShape exchange_shape(const Recipe& recipe, std::int64_t rows);
+
+ private:
+  void load_batch(const Batch& batch);
+  void forward(bool training, StepSums& sums);
+  void backward(const BatchCounts& counts);
+  void attention_forward(const AttentionParams& params, AttentionActivations& act, Tensor x_next,
+                         Tensor x);
+  void attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor x);
+  void ffn_forward(const FfnParams& params, FfnActivations& act, Tensor x_next, Tensor y);
+  void ffn_backward(const FfnParams& params, FfnActivations& act, Tensor y, bool accumulate_dy);
+  void moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
+                   bool training);
+  void experts_forward(const MoeParams& params, MoeActivations& act, Tensor out);
+  void moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts);
+  void experts_backward(const MoeParams& params, MoeActivations& act);
+  void head(float gradient_scale, StepSums& sums, Tensor token_loss);
+  void collect(const MoeActivations& act, MoeLayerSums& sums) const;
+  RouterOptions router_options(bool training) const;
+  bool is_local() const;
+
+  Ops& ops_;
+  ModelConfig config_;
+  RoutingConfig routing_;
+  LossConfig loss_;
+  ParamTable& params_;
+  TokenExchange& exchange_;
+  std::int64_t rows_, length_, loss_chunk_rows_;
+  std::vector<LayerParams> layers_;
+  std::vector<LayerActivations> activations_;
+  Tensor x_final_, final_rstd_, final_y_;  // (N, D), (N), (N, D)
+  Scratch scratch_;
+  BatchTensors batch_;
+  LogitsObserver logits_observer_;
+};
+
+}  // namespace openmoe

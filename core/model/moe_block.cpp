@@ -1,0 +1,124 @@
+// The mixture-of-experts sublayer: x' = x + sum over kept choices k of gate_k * expert_k(y), y =
+// rms_norm(x). Router in f32; rows travel to their experts and back through TokenExchange
+// (architecture: one handle per layer, the backward of dispatch is combine and the reverse).
+#include <algorithm>
+
+#include "core/model/model.h"
+
+namespace openmoe {
+
+bool Model::is_local() const {
+  return exchange_.num_local_experts() == config_.num_experts;
+}
+
+RouterOptions Model::router_options(bool training) const {
+  return {.group_tokens = routing_.group_tokens,
+          .capacity = routing_.capacity(config_.num_experts, training),
+          .normalize_gates = routing_.normalize_gates};
+}
+
+void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
+                        bool training) {
+  Scratch& s = scratch_;
+  ops_.rms_norm_forward(act.y, act.rstd, x, params.norm->value, batch_.segment_ids,
+                        static_cast<float>(config_.norm_eps));
+  ops_.linear_forward(s.router_logits, act.y, params.router->value);
+  ops_.router_forward(act.router, s.router_logits, batch_.routed, router_options(training));
+
+  // Where all experts are here, rows are written at once where they are wanted and the exchange
+  // moves nothing.
+  const Tensor sent = is_local() ? act.received : s.sent;
+  const Tensor expert_out = is_local() ? act.returned : s.exchanged;
+  exchange_.plan(act.routing, act.router.choice, act.router.slot);
+  ops_.gather_rows(sent, act.y, act.routing.row_token, act.routing.num_sent);
+  exchange_.dispatch(sent, act.received, act.routing);
+  experts_forward(params, act, expert_out);
+  exchange_.combine(expert_out, act.returned, act.routing);
+  ops_.copy(x_next, x);
+  ops_.combine_rows_forward_accumulate(x_next, act.returned, act.router.gate,
+                                       act.routing.assignment_row);
+}
+
+// out = Wo act(received Wg, received Wu), by expert
+void Model::experts_forward(const MoeParams& params, MoeActivations& act, Tensor out) {
+  const Tensor offsets = act.routing.expert_offsets;
+  ops_.grouped_matmul_forward(act.expert_gate, act.received, params.gate->value, offsets);
+  ops_.grouped_matmul_forward(act.expert_up, act.received, params.up->value, offsets);
+  ops_.ffn_activation_forward(act.expert_h, act.expert_gate, act.expert_up, config_.ffn,
+                              act.routing.num_received);
+  ops_.grouped_matmul_forward(out, act.expert_h, params.down->value, offsets);
+}
+
+// scratch dy = the gradient of y, from scratch dx, the gradient of x_next.
+void Model::moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts) {
+  Scratch& s = scratch_;
+  // x' = x + combine(returned, gate)
+  const Tensor d_returned = is_local() ? s.exchanged : s.sent;
+  ops_.combine_rows_backward(d_returned, s.dgate, s.dx, act.returned, act.router.gate,
+                             act.routing.assignment_row);
+  exchange_.dispatch(d_returned, s.exchanged, act.routing);
+  experts_backward(params, act);
+  const Tensor d_sent = exchange_.combine(s.exchanged, s.sent, act.routing);
+
+  const double layers = static_cast<double>(config_.num_moe_layers());
+  const RouterLossScale scale{.balance = static_cast<float>(loss_.load_balance_weight / layers /
+                                                            std::max(1.0, counts.routed_groups)),
+                              .z = static_cast<float>(loss_.router_z_weight / layers /
+                                                      std::max(1.0, counts.routed_tokens))};
+  ops_.router_backward(s.router_logits, s.dgate, batch_.routed, act.router, scale,
+                       router_options(true));
+  ops_.linear_backward_weight(params.router->grad, s.router_logits, act.y);
+  ops_.linear_backward_input(s.dy, s.router_logits, params.router->value);
+  ops_.gather_rows_backward_accumulate(s.dy, d_sent, act.routing.assignment_row);
+}
+
+// exchanged: in, the gradient of the experts' outputs; out, that of their inputs.
+void Model::experts_backward(const MoeParams& params, MoeActivations& act) {
+  Scratch& s = scratch_;
+  const Tensor offsets = act.routing.expert_offsets;
+  ops_.grouped_matmul_backward_input(s.expert_dh, s.exchanged, params.down->value, offsets);
+  ops_.grouped_matmul_backward_weight(params.down->grad, s.exchanged, act.expert_h, offsets);
+  ops_.ffn_activation_backward(act.expert_gate, act.expert_up, s.expert_dh, act.expert_gate,
+                               act.expert_up, config_.ffn, act.routing.num_received);
+  ops_.grouped_matmul_backward_weight(params.gate->grad, act.expert_gate, act.received, offsets);
+  ops_.grouped_matmul_backward_weight(params.up->grad, act.expert_up, act.received, offsets);
+  ops_.grouped_matmul_backward_input(s.exchanged, act.expert_gate, params.gate->value, offsets);
+  ops_.grouped_matmul_backward_input_accumulate(s.exchanged, act.expert_up, params.up->value,
+                                                offsets);
+}
+
+// Adds what the router of this micro-batch decided to the layer's sums.
+void Model::collect(const MoeActivations& act, MoeLayerSums& sums) const {
+  const std::int64_t N = num_tokens(), E = config_.num_experts, groups = N / routing_.group_tokens;
+  std::vector<float> picks(static_cast<std::size_t>(groups * E)), prob(picks.size());
+  std::vector<float> routed(static_cast<std::size_t>(groups)), z(routed.size());
+  std::vector<std::int32_t> slot(static_cast<std::size_t>(2 * N)), wanted(slot.size() / 2);
+  ops_.copy(host_view(picks.data(), {groups, E}), act.router.group_picks);
+  ops_.copy(host_view(prob.data(), {groups, E}), act.router.group_prob);
+  ops_.copy(host_view(routed.data(), {groups}), act.router.group_routed);
+  ops_.copy(host_view(z.data(), {groups}), act.router.group_z);
+  ops_.copy(host_view(slot.data(), {N, 2}), act.router.slot);
+  ops_.copy(host_view(wanted.data(), {N}), batch_.routed);
+
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const auto group = static_cast<std::size_t>(g);
+    const double count = static_cast<double>(routed[group]);
+    sums.z += static_cast<double>(z[group]);
+    double overlap = 0.0;  // sum_e picks_e * prob_e
+    for (std::int64_t e = 0; e < E; ++e) {
+      const auto at = static_cast<std::size_t>(g * E + e);
+      sums.chosen[static_cast<std::size_t>(e)] += static_cast<double>(picks[at]);
+      overlap += static_cast<double>(picks[at]) * static_cast<double>(prob[at]);
+    }
+    if (count > 0.0) sums.balance += static_cast<double>(E) * overlap / (count * count);
+  }
+  for (std::size_t n = 0; n < wanted.size(); ++n) {
+    if (wanted[n] == 0) continue;
+    sums.dropped_first += slot[2 * n] < 0 ? 1.0 : 0.0;
+    sums.dropped_second += slot[2 * n + 1] < 0 ? 1.0 : 0.0;
+  }
+  for (std::size_t e = 0; e < sums.kept.size(); ++e)
+    sums.kept[e] += static_cast<double>(act.routing.sent_per_expert[e]);
+}
+
+}  // namespace openmoe

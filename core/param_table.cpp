@@ -1,0 +1,215 @@
+#include "core/param_table.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "core/base/rng.h"
+#include "core/ops.h"
+
+namespace openmoe {
+namespace {
+
+// Standard deviation of a standard normal truncated to [-2, 2].
+constexpr double kTruncatedStd = 0.87962566103423978;
+
+struct TableBuilder {
+  const ModelConfig& model;
+  const OptimizerConfig& optimizer;
+  std::int64_t ep;
+  std::int64_t ep_rank;
+  std::vector<Param>& params;
+
+  Param& add(const std::string& name, const Shape& shape, InitKind init, double std) {
+    Param param;
+    param.name = name;
+    param.global_shape = shape;
+    param.local_shape = shape;
+    param.init = init;
+    param.init_std = std;
+    param.factored = shape.rank == 3 || (shape.rank == 2 && std::min(shape[0], shape[1]) >=
+                                                                optimizer.min_dim_to_factor);
+    params.push_back(param);
+    return params.back();
+  }
+  void add_norm(const std::string& name) { add(name, {model.d_model}, InitKind::ones, 0.0); }
+  void add_kernel(const std::string& name, std::int64_t out, std::int64_t in, InitKind init) {
+    add(name, {out, in}, init, std::sqrt(model.init_scale / static_cast<double>(in)));
+  }
+  void add_experts(const std::string& name, std::int64_t in, std::int64_t out) {
+    Param& param = add(name, {model.num_experts, in, out}, InitKind::normal,
+                       std::sqrt(model.init_scale / static_cast<double>(in)));
+    param.sharding = Sharding::expert;
+    param.local_shape.sizes[0] = model.num_experts / ep;
+    param.local_begin = ep_rank * param.local_shape[0];
+  }
+
+  void add_attention(const std::string& prefix) {
+    const std::int64_t width = model.attention_dim();
+    add_kernel(prefix + "q_proj.weight", width, model.d_model, InitKind::normal);
+    // With folded scaling the 1/sqrt(Dh) of the attention logits lives in the initial value of the
+    // query kernel.
+    if (model.attention_scale == AttentionScale::folded)
+      params.back().init_std /= std::sqrt(static_cast<double>(model.head_dim));
+    add_kernel(prefix + "k_proj.weight", width, model.d_model, InitKind::normal);
+    add_kernel(prefix + "v_proj.weight", width, model.d_model, InitKind::normal);
+    add_kernel(prefix + "o_proj.weight", model.d_model, width, InitKind::normal);
+  }
+  void add_ffn(const std::string& prefix) {
+    add_kernel(prefix + "gate_proj.weight", model.gate_dim(), model.d_model,
+               InitKind::truncated_normal);
+    add_kernel(prefix + "up_proj.weight", model.ffn_dim, model.d_model, InitKind::truncated_normal);
+    add_kernel(prefix + "down_proj.weight", model.d_model, model.ffn_dim,
+               InitKind::truncated_normal);
+  }
+  void add_moe(const std::string& layer) {
+    add(layer + "mlp.gate_weight", {model.num_experts, model.d_model}, InitKind::normal,
+        model.router_init_std);
+    add_experts(layer + "mlp.experts.wi_gate", model.d_model, model.gate_dim());
+    add_experts(layer + "mlp.experts.wi_up", model.d_model, model.ffn_dim);
+    add_experts(layer + "mlp.experts.wo", model.ffn_dim, model.d_model);
+    if (model.residual_ffn == ResidualFfn::sequential)
+      add_norm(layer + "pre_extra_mlp_layernorm.weight");
+  }
+};
+
+double init_value(const Param& param, const Rng& rng, std::uint64_t index) {
+  switch (param.init) {
+    case InitKind::ones:
+      return 1.0;
+    case InitKind::normal:
+      return param.init_std * rng.normal_at(index);
+    case InitKind::truncated_normal:
+      return param.init_std / kTruncatedStd * rng.truncated_normal_at(index);
+  }
+  return 0.0;
+}
+
+}  // namespace
+
+Shape Param::as_matrices() const {
+  if (local_shape.rank == 3) return local_shape;
+  if (local_shape.rank == 2) return {1, local_shape[0], local_shape[1]};
+  return {1, 1, local_shape[0]};
+}
+
+ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer, std::int64_t ep,
+                       std::int64_t ep_rank) {
+  OPENMOE_CHECK(ep >= 1 && ep_rank >= 0 && ep_rank < ep, "ep rank ", ep_rank, " of ", ep);
+  OPENMOE_CHECK(model.num_moe_layers() == 0 || model.num_experts % ep == 0, model.num_experts,
+                " experts over ", ep, " ranks");
+  TableBuilder build{model, optimizer, ep, ep_rank, params_};
+  build.add("model.embed_tokens.weight", {model.vocab_size, model.d_model}, InitKind::normal,
+            model.embedding_init_std);
+  for (std::int64_t i = 0; i < model.num_layers; ++i) {
+    const std::string layer = "model.layers." + std::to_string(i) + ".";
+    build.add_norm(layer + "input_layernorm.weight");
+    build.add_attention(layer + "self_attn.");
+    build.add_norm(layer + "post_attention_layernorm.weight");
+    if (model.is_moe_layer(i)) build.add_moe(layer);
+    build.add_ffn(layer + (model.is_moe_layer(i) ? "extra_mlp." : "mlp."));
+  }
+  build.add_norm("model.norm.weight");
+  if (!model.tied_embedding)
+    build.add_kernel("lm_head.weight", model.vocab_size, model.d_model, InitKind::truncated_normal);
+}
+
+void ParamTable::allocate(Arena& arena, bool training) {
+  for (Param& param : params_)
+    param.value =
+        arena.allocate(param.name, MemoryCategory::parameters, DType::f32, param.local_shape);
+  if (!training) return;
+  for (const Sharding sharding : {Sharding::replicated, Sharding::expert}) {
+    const std::int64_t begin_bytes = arena.used_bytes();
+    Tensor all{nullptr, DType::f32, Device::host, {0}};
+    for (Param& param : params_) {
+      if (param.sharding != sharding) continue;
+      param.grad = arena.allocate(param.name + ".grad", MemoryCategory::gradients, DType::f32,
+                                  param.local_shape);
+      if (all.data == nullptr) all = param.grad;
+    }
+    all.shape = Shape{(arena.used_bytes() - begin_bytes) / size_of(DType::f32)};
+    (sharding == Sharding::replicated ? dense_grads_ : expert_grads_) = all;
+  }
+  for (Param& param : params_) {
+    const Shape matrices = param.as_matrices();
+    const auto state = [&](const char* suffix, const Shape& shape) {
+      return arena.allocate(param.name + suffix, MemoryCategory::optimizer, DType::f32, shape);
+    };
+    param.stat_row = param.factored ? state(".row", {matrices[0], matrices[1]})
+                                    : state(".second_moment", param.local_shape);
+    if (param.factored) param.stat_col = state(".col", {matrices[0], matrices[2]});
+  }
+}
+
+void ParamTable::initialize(Ops& ops, std::uint64_t seed) {
+  std::vector<float> host;
+  for (Param& param : params_) {
+    const Rng rng(seed, stream_id(param.name));
+    const std::int64_t count = param.value.num_elements();
+    const std::int64_t first =
+        param.local_shape[0] == 0 ? 0 : count / param.local_shape[0] * param.local_begin;
+    host.resize(static_cast<std::size_t>(count));
+#pragma omp parallel for schedule(static)
+    for (std::int64_t i = 0; i < count; ++i)
+      host[static_cast<std::size_t>(i)] =
+          static_cast<float>(init_value(param, rng, static_cast<std::uint64_t>(first + i)));
+    ops.copy(param.value, host_view(host.data(), param.local_shape));
+  }
+}
+
+Param& ParamTable::find(const std::string& name) {
+  const auto found =
+      std::find_if(params_.begin(), params_.end(), [&](const Param& p) { return p.name == name; });
+  OPENMOE_CHECK(found != params_.end(), "no parameter ", name);
+  return *found;
+}
+
+bool ParamTable::contains(const std::string& name) const {
+  return std::any_of(params_.begin(), params_.end(),
+                     [&](const Param& p) { return p.name == name; });
+}
+
+std::int64_t ParamTable::num_parameters() const {
+  std::int64_t total = 0;
+  for (const Param& param : params_) total += param.global_shape.num_elements();
+  return total;
+}
+
+ParameterCounts count_parameters(const ModelConfig& model) {
+  ParameterCounts counts;
+  std::int64_t embedding = 0;
+  const ParamTable table(model, OptimizerConfig{}, 1, 0);
+  for (const Param& param : table.params()) {
+    const std::int64_t size = param.global_shape.num_elements();
+    counts.total += size;
+    if (param.name == "model.embed_tokens.weight" || param.name == "lm_head.weight")
+      embedding += size;
+    else if (param.sharding == Sharding::expert)
+      counts.active += size / model.num_experts * std::min<std::int64_t>(2, model.num_experts);
+    else
+      counts.active += size;
+  }
+  counts.active_with_embedding = counts.active + embedding;
+  return counts;
+}
+
+double flops_per_token(const Recipe& recipe) {
+  const ModelConfig& model = recipe.model;
+  const auto real = [](std::int64_t count) { return static_cast<double>(count); };
+  const double width = real(model.attention_dim());
+  const double ffn = 2.0 * real(model.d_model) * real(model.gate_dim() + 2 * model.ffn_dim);
+  const double attention =
+      8.0 * real(model.d_model) * width + 2.0 * width * (real(recipe.data.sequence_length) + 1.0);
+  double forward = real(model.num_layers) * (attention + ffn) +
+                   2.0 * real(model.d_model) * real(model.vocab_size);
+  if (model.num_moe_layers() > 0) {
+    const double slots = real(recipe.routing.capacity(model.num_experts, true)) *
+                         real(model.num_experts) / real(recipe.routing.group_tokens);
+    forward += real(model.num_moe_layers()) *
+               (std::min(2.0, slots) * ffn + 2.0 * real(model.d_model * model.num_experts));
+  }
+  return 3.0 * forward;
+}
+
+}  // namespace openmoe

@@ -1,0 +1,34 @@
+#include "core/train/adafactor.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace openmoe {
+
+double learning_rate_at(const OptimizerConfig& config, std::int64_t step) {
+  const auto warmup = static_cast<double>(config.warmup_steps);
+  return config.peak_learning_rate * std::sqrt(warmup) /
+         std::sqrt(std::max(static_cast<double>(step), warmup));
+}
+
+void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
+                    std::int64_t step) {
+  AdafactorScalars scalars;
+  scalars.learning_rate = static_cast<float>(learning_rate_at(config, step));
+  scalars.decay =
+      static_cast<float>(1.0 - std::pow(static_cast<double>(step) + 1.0, -config.decay_rate));
+  scalars.clip_threshold = static_cast<float>(config.clip_threshold);
+  scalars.epsilon_square = static_cast<float>(config.epsilon_square);
+  scalars.epsilon_scale = static_cast<float>(config.epsilon_scale);
+  for (Param& param : params.params()) {
+    if (param.factored) {
+      const Shape matrices = param.as_matrices();
+      ops.adafactor_factored(param.value.reshaped(matrices), param.stat_row, param.stat_col,
+                             param.grad.reshaped(matrices), scalars);
+    } else {
+      ops.adafactor_full(param.value, param.stat_row, param.grad, scalars);
+    }
+  }
+}
+
+}  // namespace openmoe
