@@ -125,9 +125,6 @@ TEST_CASE("fields that contradict each other are named with a way out", "[config
              "a multiple of routing.group_tokens (100)", "64 or 128"});
   check_has(load_error(recipe_text(), {"parallel.micro_batch_rows=3", "routing.group_tokens=128"}),
             {"parallel.micro_batch_rows: found 3 rows = 192 positions"});
-  check_has(load_error(recipe_text(), {"run.validate_every=5", "run.validation_rows=3",
-                                       "routing.group_tokens=128"}),
-            {"run.validation_rows: found 3 rows"});
   check_has(
       load_error(recipe_text(), {"parallel.ep=3"}),
       {"parallel.ep: found 3, allowed: a divisor of model.num_experts (16); nearest: 2 or 4"});
