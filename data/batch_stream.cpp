@@ -9,6 +9,7 @@
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/base/rng.h"
+#include "core/config/recipe_io.h"
 #include "data/document_stream.h"
 #include "data/hash.h"
 #include "data/objective.h"
@@ -132,21 +133,12 @@ void BatchStream::Impl::make_phases() {
   const DataConfig& data = recipe.data;
   OPENMOE_CHECK(data.phases.size() == mixtures.size() && !mixtures.empty(), data.phases.size(),
                 " phases, ", mixtures.size(), " mixtures");
-  const std::int64_t step_positions = data.batch_rows * data.sequence_length;
-  std::int64_t begin = 0;
   for (std::size_t p = 0; p < data.phases.size(); ++p) {
     const PhaseConfig& config = data.phases[p];
     Phase phase;
-    phase.begin_step = begin;
-    if (config.until_step > 0) phase.end_step = config.until_step;
-    if (config.until_positions > 0)
-      phase.end_step = (config.until_positions + step_positions - 1) / step_positions;
-    const bool is_last = p + 1 == data.phases.size();
-    if (is_last) phase.end_step = std::numeric_limits<std::int64_t>::max();
-    if (phase.end_step <= begin)
-      throw UserError(concat("data.phases[", p, "] ends at step ", phase.end_step,
-                             ", but begins at step ", begin));
-    begin = phase.end_step;
+    phase.begin_step = first_step_of_phase(recipe, static_cast<std::int64_t>(p));
+    if (p + 1 < data.phases.size())
+      phase.end_step = first_step_of_phase(recipe, static_cast<std::int64_t>(p) + 1);
     objectives.emplace_back(config.objective, config.packing, data.sequence_length, *tokenizer);
     phase.objective = &objectives.back();
     std::vector<double> weights;
@@ -331,7 +323,8 @@ void BatchStream::read_validation(std::int64_t step, const std::string& source, 
 std::string BatchStream::fingerprint() const {
   Sha256 hash;
   hash.update(impl_->tokenizer->hash());
-  for (const Source& source : impl_->sources) hash.update(concat("\n", source.train->content_identity()));
+  for (const Source& source : impl_->sources)
+    hash.update(concat("\n", source.train->content_identity()));
   for (const Mixture& mixture : impl_->mixtures) {
     hash.update(concat("\n", mixture.name, mixture.unit == RateUnit::rows ? " rows" : " tokens"));
     for (const MixtureSource& entry : mixture.sources)
