@@ -127,9 +127,9 @@ TEST_CASE("wrong input ends every rank with one clear error", "[errors]") {
     CHECK(result.exit_code == 2);
     CHECK(result.output.find(phrase) != std::string::npos);
     // Said once, not once per rank.
-    const auto first = result.output.find("error:");
+    const auto first = result.output.find("openmoe: error");
     CHECK(first != std::string::npos);
-    CHECK(result.output.find("error:", first + 1) == std::string::npos);
+    CHECK(result.output.find("openmoe: error", first + 1) == std::string::npos);
   };
   const std::string run = folder / "run";
   refuse(2, train_arguments("tiny-released.json", run, "--set model.num_heds=3"), "num_heads");
