@@ -8,9 +8,9 @@ file(GLOB sources CONFIGURE_DEPENDS apps/*_test.cpp)
 add_executable(test_apps ${sources})
 target_link_libraries(test_apps PRIVATE openmoe_test_support openmoe_apps)
 add_dependencies(test_apps openmoe)
-catch_discover_tests(test_apps TEST_PREFIX "apps: "
-                     PROPERTIES TIMEOUT 300 LABELS "apps;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2
-                     ENVIRONMENT "${OPENMOE_TEST_ENVIRONMENT};OPENMOE_SAMPLE_SHARDS=${OPENMOE_SAMPLE_SHARDS}")
+string(REPLACE ";" "\\;" environment "${OPENMOE_TEST_ENVIRONMENT};OPENMOE_SAMPLE_SHARDS=${OPENMOE_SAMPLE_SHARDS}")
+openmoe_discover_tests(test_apps apps TIMEOUT 300 LABELS "apps\\;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2
+                       ENVIRONMENT "${environment}")
 
 foreach(ranks 1 2 4)
   foreach(ep 1 2)
