@@ -8,8 +8,8 @@
 
 namespace openmoe {
 
-// Runs `action` on rank 0 of the group. If it throws a UserError or RuntimeFault there, every rank throws the same one, so
-// that no rank is left waiting in a later collective. Collective.
+// Runs `action` on rank 0 of the group. If it throws a UserError or RuntimeFault there, every rank
+// throws the same one, so that no rank is left waiting in a later collective. Collective.
 template <typename Action>
 void on_root(Communicator& group, Action&& action) {
   std::string verdict = "ok";

@@ -1,14 +1,17 @@
 #include "apps/network.h"
 
+#include "core/cpu/cpu_ops.h"
 #include "core/moe/local_exchange.h"
 #include "parallel/expert_exchange.h"
+#include "parallel/planned_group.h"
 
 namespace openmoe {
 namespace {
 
-std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape, ProcessGrid& grid) {
-  if (grid.ep() == 1) return std::make_unique<LocalExchange>(shape);
-  return std::make_unique<ExpertExchange>(shape, grid.expert());
+std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape,
+                                             Communicator& expert_group) {
+  if (expert_group.size() == 1) return std::make_unique<LocalExchange>(shape);
+  return std::make_unique<ExpertExchange>(shape, expert_group);
 }
 
 // The one function that both sizes and allocates.
@@ -19,15 +22,26 @@ void allocate(Arena& arena, ParamTable& params, Model& model, bool training) {
 
 }  // namespace
 
-Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows, bool training)
+Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
+                 bool training)
     : ops_(ops),
       params_(recipe.model, recipe.optimizer, grid.ep(), grid.ep_rank()),
-      exchange_(make_exchange(Model::exchange_shape(recipe, rows), grid)),
+      exchange_(make_exchange(Model::exchange_shape(recipe, rows), grid.expert())),
       model_(ops, recipe, params_, *exchange_, rows) {
   Arena dry;
   allocate(dry, params_, model_, training);
   arena_ = std::make_unique<Arena>(ops, dry.used_bytes());
   allocate(*arena_, params_, model_, training);
+}
+
+void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t rows,
+                  bool training) {
+  const auto ops = make_cpu_ops();
+  const auto expert_group = make_planned_group(static_cast<int>(ep));
+  ParamTable params(recipe.model, recipe.optimizer, ep, 0);
+  const auto exchange = make_exchange(Model::exchange_shape(recipe, rows), *expert_group);
+  Model model(*ops, recipe, params, *exchange, rows);
+  allocate(dry, params, model, training);
 }
 
 }  // namespace openmoe

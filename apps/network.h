@@ -1,5 +1,5 @@
-// Network: a model on this rank with everything it needs: parameters, token exchange, memory. Shared by train, evaluate and
-// selftest.
+// Network: a model on this rank with everything it needs: parameters, token exchange, memory.
+// Shared by train, evaluate and selftest.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,9 @@ namespace openmoe {
 
 class Network {
  public:
-  // `rows` of one micro-batch on this rank: whole routing groups. All memory is allocated here; parameters are zero until
-  // initialised or loaded. `ops` and `grid` must outlive this. Throws RuntimeFault when the memory cannot be had.
+  // `rows` of one micro-batch on this rank: whole routing groups. All memory is allocated here;
+  // parameters are zero until initialised or loaded. `ops` and `grid` must outlive this. Throws
+  // RuntimeFault when the memory cannot be had.
   Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows, bool training);
 
   ParamTable& params() { return params_; }
@@ -34,7 +35,9 @@ class Network {
   std::unique_ptr<Arena> arena_;
 };
 
-// Memory of one rank of an ep-way run, by a dry run of the same allocation; needs neither ranks nor devices.
-Arena size_network(const Recipe& recipe, std::int64_t ep, std::int64_t rows, bool training);
+// Memory of one rank of an ep-way run, by a dry run of the same allocation into `dry`; needs
+// neither ranks nor devices.
+void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t rows,
+                  bool training);
 
 }  // namespace openmoe

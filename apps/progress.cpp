@@ -28,31 +28,39 @@ std::string duration(double seconds) {
 }  // namespace
 
 Progress::Progress(std::int64_t num_steps, std::int64_t first_step)
-    : num_steps_(num_steps), first_step_(first_step), terminal_(isatty(STDOUT_FILENO) != 0), start_(Clock::now()) {}
+    : num_steps_(num_steps),
+      first_step_(first_step),
+      terminal_(isatty(STDOUT_FILENO) != 0),
+      start_(Clock::now()) {}
 
 void Progress::show(const Row& row) {
   const auto now = Clock::now();
   const bool is_last = row.step + 1 == num_steps_;
   const std::chrono::duration<double> quiet = now - last_shown_;
-  if (!is_last && row.step > first_step_ && quiet.count() < (terminal_ ? 0.1 : kPlainLineSeconds)) return;
+  if (!is_last && row.step > first_step_ && quiet.count() < (terminal_ ? 0.1 : kPlainLineSeconds))
+    return;
   last_shown_ = now;
 
   const std::chrono::duration<double> elapsed = now - start_;
   const auto done = static_cast<double>(row.step + 1 - first_step_);
   const double left = elapsed.count() / done * static_cast<double>(num_steps_ - row.step - 1);
   char peak[24] = "";
-  if (row.percent_of_peak > 0.0) std::snprintf(peak, sizeof peak, "  %4.1f%% peak", row.percent_of_peak);
+  if (row.percent_of_peak > 0.0)
+    std::snprintf(peak, sizeof peak, "  %4.1f%% peak", row.percent_of_peak);
   char text[256];
   std::snprintf(text, sizeof text,
-                "step %lld/%lld  loss %.4f  balance %.4f  grad %.3f  lr %.5f  %.0f tok/s%s  load %.2f  left %s",
-                static_cast<long long>(row.step + 1), static_cast<long long>(num_steps_), row.loss, row.load_balance_loss,
-                row.grad_norm, row.learning_rate, row.tokens_per_s, peak, row.max_load, duration(left).c_str());
+                "step %lld/%lld  loss %.4f  balance %.4f  grad %.3f  lr %.5f  %.0f tok/s%s  load "
+                "%.2f  left %s",
+                static_cast<long long>(row.step + 1), static_cast<long long>(num_steps_), row.loss,
+                row.load_balance_loss, row.grad_norm, row.learning_rate, row.tokens_per_s, peak,
+                row.max_load, duration(left).c_str());
   if (!terminal_) {
     std::printf("%s\n", text);
     std::fflush(stdout);
     return;
   }
-  const int filled = static_cast<int>(kBarWidth * (row.step + 1) / std::max<std::int64_t>(1, num_steps_));
+  const int filled =
+      static_cast<int>(kBarWidth * (row.step + 1) / std::max<std::int64_t>(1, num_steps_));
   const std::string bar = std::string(static_cast<std::size_t>(filled), '#') +
                           std::string(static_cast<std::size_t>(kBarWidth - filled), '.');
   std::printf("\r\033[K[%s] %s", bar.c_str(), text);

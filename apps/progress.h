@@ -1,5 +1,6 @@
-// Progress: what a person sees of a run on standard output. On a terminal one line that is rewritten in place; otherwise plain
-// lines, at most one every few seconds. (Debian packages no progress bar library for C++.)
+// Progress: what a person sees of a run on standard output. On a terminal one line that is
+// rewritten in place; otherwise plain lines, at most one every few seconds. (Debian packages no
+// progress bar library for C++.)
 #pragma once
 
 #include <chrono>
@@ -18,7 +19,7 @@ class Progress {
     double learning_rate = 0.0;
     double tokens_per_s = 0.0;
     double percent_of_peak = 0.0;  // of the machine's measured arithmetic peak; 0: not measured
-    double max_load = 0.0;  // largest expert load over the mean load, worst layer
+    double max_load = 0.0;         // largest expert load over the mean load, worst layer
   };
 
   Progress(std::int64_t num_steps, std::int64_t first_step);

@@ -30,7 +30,8 @@ void cut_rows(const std::string& path, std::int64_t first_step) {
   std::ofstream out(temporary, std::ios::trunc);
   for (const std::string& line : kept) out << line << '\n';
   out.close();
-  if (!out) throw UserError(concat("cannot write ", temporary, ": ", reason(), "; choose another --out"));
+  if (!out)
+    throw UserError(concat("cannot write ", temporary, ": ", reason(), "; choose another --out"));
   std::filesystem::rename(temporary, path);
 }
 
@@ -38,7 +39,8 @@ std::ofstream open_for_append(const std::string& path, std::int64_t first_step) 
   if (std::filesystem::exists(path)) cut_rows(path, first_step);
   errno = 0;
   std::ofstream out(path, std::ios::app);
-  if (!out) throw UserError(concat("cannot write ", path, ": ", reason(), "; choose another --out"));
+  if (!out)
+    throw UserError(concat("cannot write ", path, ": ", reason(), "; choose another --out"));
   return out;
 }
 

@@ -1,5 +1,5 @@
-// RunLog: the run folder's records, written by rank 0: recipe.json, metrics.jsonl (one object per step) and validation.jsonl
-// (one object per validation and source).
+// RunLog: the run folder's records, written by rank 0: recipe.json, metrics.jsonl (one object per
+// step) and validation.jsonl (one object per validation and source).
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,9 @@ namespace openmoe {
 
 class RunLog {
  public:
-  // Opens the records of `folder`, which must exist. Rows of `first_step` and later, which a stopped run wrote after its last
-  // checkpoint, are removed, so that each step stands in the file once. Throws UserError when the folder cannot be written.
+  // Opens the records of `folder`, which must exist. Rows of `first_step` and later, which a
+  // stopped run wrote after its last checkpoint, are removed, so that each step stands in the file
+  // once. Throws UserError when the folder cannot be written.
   RunLog(const std::string& folder, std::int64_t first_step);
 
   // Throws RuntimeFault when the disk is full.

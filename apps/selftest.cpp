@@ -1,4 +1,5 @@
-// `openmoe selftest --golden DIR`: runs the steps of golden files on this machine, backend and grid, and compares everything.
+// `openmoe selftest --golden DIR`: runs the steps of golden files on this machine, backend and
+// grid, and compares everything.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -22,8 +23,9 @@
 namespace openmoe {
 namespace {
 
-constexpr double kTensorTolerance = 2e-4;  // logits, gradients, updated parameters: of the tensor's largest magnitude
-constexpr double kLossTolerance = 1e-5;    // relative
+constexpr double kTensorTolerance =
+    2e-4;  // logits, gradients, updated parameters: of the tensor's largest magnitude
+constexpr double kLossTolerance = 1e-5;  // relative
 
 struct SelftestOptions {
   std::string golden_folder;
@@ -49,7 +51,8 @@ struct CaseResult {
   Worst tensor, loss;
   std::int64_t routing_mismatches = 0;
   bool passed() const {
-    return tensor.error <= kTensorTolerance && loss.error <= kLossTolerance && routing_mismatches == 0;
+    return tensor.error <= kTensorTolerance && loss.error <= kLossTolerance &&
+           routing_mismatches == 0;
   }
 };
 
@@ -76,11 +79,14 @@ Recipe recipe_of(const H5File& file, std::int64_t rows, std::int64_t length) {
   get("tied_embedding", m.tied_embedding);
   get("norm_eps", m.norm_eps);
   get("rope_base", m.rope_base);
-  m.ffn = choose<FfnKind>(config.at("ffn"), {{"gated_swiglu", FfnKind::gated_swiglu}, {"swiglu", FfnKind::swiglu}});
+  m.ffn = choose<FfnKind>(config.at("ffn"),
+                          {{"gated_swiglu", FfnKind::gated_swiglu}, {"swiglu", FfnKind::swiglu}});
   m.residual_ffn = choose<ResidualFfn>(
-      config.at("residual_ffn"), {{"sequential", ResidualFfn::sequential}, {"parallel", ResidualFfn::parallel}});
+      config.at("residual_ffn"),
+      {{"sequential", ResidualFfn::sequential}, {"parallel", ResidualFfn::parallel}});
   m.attention_scale = choose<AttentionScale>(
-      config.at("attention_scale"), {{"folded", AttentionScale::folded}, {"rsqrt", AttentionScale::rsqrt}});
+      config.at("attention_scale"),
+      {{"folded", AttentionScale::folded}, {"rsqrt", AttentionScale::rsqrt}});
   RoutingConfig& r = recipe.routing;
   get("group_tokens", r.group_tokens);
   get("capacity_factor", r.capacity_factor);
@@ -127,7 +133,8 @@ class GoldenCase {
       result.tensor.update("expert_capacity", std::numeric_limits<double>::infinity());
     Network network(ops_, grid_, recipe_, rows_per_rank_, true);
     load("initial/", network.params());
-    for (std::int64_t step = 0; file_.exists(group_of(step)); ++step) run_step(network, step, result);
+    for (std::int64_t step = 0; file_.exists(group_of(step)); ++step)
+      run_step(network, step, result);
     agree(result);
     return result;
   }
@@ -148,15 +155,19 @@ class GoldenCase {
     const std::int64_t blocks = total_rows_ / unit;
     if (has_moe && tokens / group < ranks)
       return concat(tokens / group, " routing groups for ", ranks, " ranks");
-    if (blocks < ranks) return concat(blocks, " blocks of whole rows and groups for ", ranks, " ranks");
+    if (blocks < ranks)
+      return concat(blocks, " blocks of whole rows and groups for ", ranks, " ranks");
     const std::int64_t blocks_per_rank = (blocks + ranks - 1) / ranks;
     if (blocks % ranks != 0 && recipe_.routing.route_padding)
-      return concat(blocks, " blocks of rows over ", ranks, " ranks would add padding, which this case routes");
+      return concat(blocks, " blocks of rows over ", ranks,
+                    " ranks would add padding, which this case routes");
     rows_per_rank_ = blocks_per_rank * unit;
     return "";
   }
 
-  std::int64_t first_row() const { return std::min(total_rows_, grid_.data_rank() * rows_per_rank_); }
+  std::int64_t first_row() const {
+    return std::min(total_rows_, grid_.data_rank() * rows_per_rank_);
+  }
   std::int64_t num_rows() const { return std::min(total_rows_ - first_row(), rows_per_rank_); }
 
   // This rank's slice of a parameter-shaped dataset.
@@ -178,7 +189,8 @@ class GoldenCase {
     batch.resize(rows_per_rank_, length_);
     if (num_rows() == 0) return batch;
     const auto read = [&](const char* name, auto& values) {
-      file_.read_rows(group + "/" + name, first_row(), host_view(values.data(), {num_rows(), length_}));
+      file_.read_rows(group + "/" + name, first_row(),
+                      host_view(values.data(), {num_rows(), length_}));
     };
     read("inputs", batch.inputs);
     read("targets", batch.targets);
@@ -190,15 +202,18 @@ class GoldenCase {
   void compare(Worst& worst, const std::string& name, const std::vector<float>& ours,
                const std::vector<float>& golden) const {
     double largest = 0.0, difference = 0.0;
-    for (const float value : golden) largest = std::max(largest, std::abs(static_cast<double>(value)));
+    for (const float value : golden)
+      largest = std::max(largest, std::abs(static_cast<double>(value)));
     for (std::size_t i = 0; i < golden.size(); ++i) {
       const double d = std::abs(static_cast<double>(ours[i]) - static_cast<double>(golden[i]));
-      difference = std::isnan(d) ? std::numeric_limits<double>::infinity() : std::max(difference, d);
+      difference =
+          std::isnan(d) ? std::numeric_limits<double>::infinity() : std::max(difference, d);
     }
     worst.update(name, largest > 0.0 ? difference / largest : difference);
   }
 
-  void compare_params(CaseResult& result, const std::string& prefix, ParamTable& params, Tensor Param::*member) {
+  void compare_params(CaseResult& result, const std::string& prefix, ParamTable& params,
+                      Tensor Param::*member) {
     for (Param& param : params.params()) {
       const std::string name = prefix + param.name;
       std::vector<float> ours(static_cast<std::size_t>(param.local_shape.num_elements()));
@@ -214,7 +229,8 @@ class GoldenCase {
     BatchCounts counts = count_batch(batch, recipe_.routing, config.num_moe_layers() > 0);
     grid_.data().all_reduce_sum(counts.values());
 
-    std::vector<float> logits(static_cast<std::size_t>(rows_per_rank_ * length_ * config.vocab_size));
+    std::vector<float> logits(
+        static_cast<std::size_t>(rows_per_rank_ * length_ * config.vocab_size));
     network.model().observe_logits([&](std::int64_t first, Tensor chunk) {
       ops_.copy(host_view(logits.data() + first * config.vocab_size, chunk.shape), chunk);
     });
@@ -239,11 +255,15 @@ class GoldenCase {
       compare_params(result, group + "/updated/", network.params(), &Param::value);
   }
 
-  void compare_losses(CaseResult& result, const std::string& group, const StepLosses& losses, std::int64_t step) {
+  void compare_losses(CaseResult& result, const std::string& group, const StepLosses& losses,
+                      std::int64_t step) {
     const std::pair<const char*, double> ours[] = {
-        {"cross_entropy", losses.cross_entropy}, {"logits_z_loss", losses.logits_z},
-        {"load_balance_loss", losses.load_balance}, {"router_z_loss", losses.router_z},
-        {"total_loss", losses.total}, {"accuracy", losses.accuracy},
+        {"cross_entropy", losses.cross_entropy},
+        {"logits_z_loss", losses.logits_z},
+        {"load_balance_loss", losses.load_balance},
+        {"router_z_loss", losses.router_z},
+        {"total_loss", losses.total},
+        {"accuracy", losses.accuracy},
         {"learning_rate", learning_rate_at(recipe_.optimizer, step)}};
     for (const auto& [name, value] : ours) {
       const double golden = file_.double_attribute(group, name);
@@ -252,7 +272,8 @@ class GoldenCase {
     }
   }
 
-  void compare_logits(CaseResult& result, const std::string& group, const std::vector<float>& ours) {
+  void compare_logits(CaseResult& result, const std::string& group,
+                      const std::vector<float>& ours) {
     if (num_rows() == 0) return;
     std::vector<float> golden(ours.size());
     file_.read_rows(group + "/logits", first_row(),
@@ -275,8 +296,10 @@ class GoldenCase {
         for (std::size_t i = 0; i < ours.size(); ++i) count += ours[i] != golden[i];
         return count;
       };
-      result.routing_mismatches += mismatches("choice", router.choice) + mismatches("slot", router.slot);
-      std::vector<float> prob(static_cast<std::size_t>(tokens * recipe_.model.num_experts)), golden(prob.size());
+      result.routing_mismatches +=
+          mismatches("choice", router.choice) + mismatches("slot", router.slot);
+      std::vector<float> prob(static_cast<std::size_t>(tokens * recipe_.model.num_experts)),
+          golden(prob.size());
       const Shape shape{tokens, recipe_.model.num_experts};
       ops_.copy(host_view(prob.data(), shape), router.prob.rows(0, tokens));
       file_.read_rows(prefix + "prob", first, host_view(golden.data(), shape));
@@ -328,10 +351,12 @@ int run_selftest(const SelftestOptions& options, MpiEnvironment& mpi) {
     if (!result.skipped.empty())
       std::printf("SKIP  %s: %s\n", name.c_str(), result.skipped.c_str());
     else
-      std::printf("%s  %s: worst tensor %s %.2e (limit %.0e), worst loss %s %.2e (limit %.0e), routing mismatches %lld\n",
-                  result.passed() ? "PASS" : "FAIL", name.c_str(), result.tensor.name.c_str(), result.tensor.error,
-                  kTensorTolerance, result.loss.name.c_str(), result.loss.error, kLossTolerance,
-                  static_cast<long long>(result.routing_mismatches));
+      std::printf(
+          "%s  %s: worst tensor %s %.2e (limit %.0e), worst loss %s %.2e (limit %.0e), routing "
+          "mismatches %lld\n",
+          result.passed() ? "PASS" : "FAIL", name.c_str(), result.tensor.name.c_str(),
+          result.tensor.error, kTensorTolerance, result.loss.name.c_str(), result.loss.error,
+          kLossTolerance, static_cast<long long>(result.routing_mismatches));
     std::fflush(stdout);
   }
   if (grid.is_root())
@@ -344,8 +369,10 @@ int run_selftest(const SelftestOptions& options, MpiEnvironment& mpi) {
 
 void register_selftest(CLI::App& app, CommandContext& context) {
   const auto options = std::make_shared<SelftestOptions>();
-  CLI::App* command = app.add_subcommand("selftest", "prove this binary, backend and grid against golden files");
-  command->add_option("--golden", options->golden_folder, "folder of golden *.h5 files")->required();
+  CLI::App* command =
+      app.add_subcommand("selftest", "prove this binary, backend and grid against golden files");
+  command->add_option("--golden", options->golden_folder, "folder of golden *.h5 files")
+      ->required();
   command->add_option("--ep", options->ep, "expert-parallel degree")->check(CLI::PositiveNumber);
   command->callback([&context, options] {
     context.run = [&context, options] { return run_selftest(*options, context.mpi); };

@@ -25,8 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct TrainOptions {
-  std::string recipe_path;
-  std::vector<std::string> overrides;
+  RecipeOptions recipe;
   std::string data_folder;
   std::string run_folder;
   std::int64_t ep = 0;  // 0: as the recipe says
@@ -40,7 +39,8 @@ std::string open_run_folder(const TrainOptions& options, Communicator& world) {
     std::error_code error;
     fs::create_directories(options.run_folder, error);
     if (error)
-      throw UserError("--out " + options.run_folder + ": cannot create the folder: " + error.message());
+      throw UserError("--out " + options.run_folder +
+                      ": cannot create the folder: " + error.message());
     checkpoint = options.resume ? latest_checkpoint(options.run_folder) : "";
     const bool has_run = fs::exists(options.run_folder + "/metrics.jsonl");
     if (!options.resume && has_run)
@@ -54,8 +54,8 @@ std::string open_run_folder(const TrainOptions& options, Communicator& world) {
 }
 
 // A checkpoint continues only the same model on the same data; other keys may change and are named.
-void check_resumable(const Recipe& recipe, const CheckpointMeta& meta, const std::string& fingerprint,
-                     const std::string& checkpoint, bool is_root) {
+void check_resumable(const Recipe& recipe, const CheckpointMeta& meta,
+                     const std::string& fingerprint, const std::string& checkpoint, bool is_root) {
   const auto saved = nlohmann::json::parse(meta.recipe_json);
   const auto current = nlohmann::json::parse(to_json(recipe));
   if (saved.at("model") != current.at("model"))
@@ -63,22 +63,28 @@ void check_resumable(const Recipe& recipe, const CheckpointMeta& meta, const std
                     nlohmann::json::diff(saved.at("model"), current.at("model")).dump() +
                     "; resume with the recipe it was trained with (recipe.json in the run folder)");
   if (meta.data_fingerprint != fingerprint)
-    throw UserError(checkpoint + ": it was trained on other data (tokenizer, shards or mixtures differ: " +
-                    meta.data_fingerprint + " then, " + fingerprint + " now); give --data the folder of that run");
+    throw UserError(checkpoint +
+                    ": it was trained on other data (tokenizer, shards or mixtures differ: " +
+                    meta.data_fingerprint + " then, " + fingerprint +
+                    " now); give --data the folder of that run");
   if (!is_root) return;
   for (const auto& change : nlohmann::json::diff(saved, current))
     std::printf("changed since the checkpoint: %s\n", change.at("path").get<std::string>().c_str());
 }
 
-void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& network, int num_threads) {
+void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& network,
+                  int num_threads) {
   const ParameterCounts counts = count_parameters(recipe.model);
   std::printf("%s\n", to_json(recipe).c_str());
-  std::printf("grid        %lld data ranks = dp %lld x ep %lld, tp %lld; %d threads per rank; backend %s\n",
-              static_cast<long long>(grid.num_data_ranks()), static_cast<long long>(grid.dp()),
-              static_cast<long long>(grid.ep()), static_cast<long long>(grid.tp()), num_threads, network.ops().name());
-  std::printf("parameters  %lld total, %lld active per token, %lld active with embedding and head\n",
-              static_cast<long long>(counts.total), static_cast<long long>(counts.active),
-              static_cast<long long>(counts.active_with_embedding));
+  std::printf(
+      "grid        %lld data ranks = dp %lld x ep %lld, tp %lld; %d threads per rank; backend %s\n",
+      static_cast<long long>(grid.num_data_ranks()), static_cast<long long>(grid.dp()),
+      static_cast<long long>(grid.ep()), static_cast<long long>(grid.tp()), num_threads,
+      network.ops().name());
+  std::printf(
+      "parameters  %lld total, %lld active per token, %lld active with embedding and head\n",
+      static_cast<long long>(counts.total), static_cast<long long>(counts.active),
+      static_cast<long long>(counts.active_with_embedding));
   std::printf("FLOPs       %.4g per token (training, useful)\n", flops_per_token(recipe));
   std::printf("capacity    %lld slots per expert and group of %lld tokens\n",
               static_cast<long long>(recipe.routing.capacity(recipe.model.num_experts, true)),
@@ -89,10 +95,10 @@ void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& networ
 
 int run_train(const TrainOptions& options, CommandContext& context) {
   MpiEnvironment& mpi = context.mpi;
-  const Recipe recipe = load_recipe(options.recipe_path, options.overrides);
+  const Recipe recipe = load_recipe(options.recipe.path, options.recipe.overrides);
   ProcessGrid grid(mpi.world(), options.ep > 0 ? options.ep : recipe.parallel.ep, 1);
   grid.check(recipe);
-  BatchStream stream(recipe, options.data_folder, load_mixtures(recipe, options.recipe_path));
+  BatchStream stream(recipe, options.data_folder, load_mixtures(recipe, options.recipe.path));
   const std::string checkpoint = open_run_folder(options, mpi.world());
 
   const auto ops = make_cpu_ops();
@@ -113,7 +119,8 @@ int run_train(const TrainOptions& options, CommandContext& context) {
     log->write_recipe(to_json(recipe));
     print_header(recipe, grid, network, context.num_threads);
     if (!checkpoint.empty())
-      std::printf("resuming from %s at step %lld\n", checkpoint.c_str(), static_cast<long long>(first_step));
+      std::printf("resuming from %s at step %lld\n", checkpoint.c_str(),
+                  static_cast<long long>(first_step));
     progress.emplace(recipe.run.num_steps, first_step);
   });
   Trainer trainer(network, grid, recipe, stream, options.run_folder, log ? &*log : nullptr,
@@ -127,14 +134,20 @@ int run_train(const TrainOptions& options, CommandContext& context) {
 void register_train(CLI::App& app, CommandContext& context) {
   const auto options = std::make_shared<TrainOptions>();
   CLI::App* command = app.add_subcommand("train", "pretrain a model, or continue a run");
-  command->add_option("recipe", options->recipe_path, "recipe JSON")->required();
-  command->add_option("--data", options->data_folder, "folder of token shards, from `openmoe prepare`")->required();
-  command->add_option("--out", options->run_folder, "run folder: metrics, recipe, checkpoints")->required();
-  command->add_option("--set", options->overrides, "override a recipe key: path.to.key=value")->take_all();
-  command->add_option("--ep", options->ep, "expert-parallel degree (default: the recipe's parallel.ep)")
+  add_recipe_options(*command, options->recipe);
+  command
+      ->add_option("--data", options->data_folder, "folder of token shards, from `openmoe prepare`")
+      ->required();
+  command->add_option("--out", options->run_folder, "run folder: metrics, recipe, checkpoints")
+      ->required();
+  command
+      ->add_option("--ep", options->ep,
+                   "expert-parallel degree (default: the recipe's parallel.ep)")
       ->check(CLI::PositiveNumber);
   command->add_flag("--resume", options->resume, "continue from the last checkpoint in --out");
-  command->callback([&context, options] { context.run = [&context, options] { return run_train(*options, context); }; });
+  command->callback([&context, options] {
+    context.run = [&context, options] { return run_train(*options, context); };
+  });
 }
 
 }  // namespace openmoe

@@ -132,7 +132,8 @@ void Trainer::check_finite(std::int64_t step, const StepResult& result) const {
   throw RuntimeFault(concat(
       "step ", step, ": loss ", result.losses.total, ", gradient norm ", result.grad_norm,
       "; the update was not applied. Look at the rows with: openmoe data show RECIPE --step ", step,
-      ". The last checkpoint is intact: resume from it with a lower optimizer.peak_learning_rate or a higher "
+      ". The last checkpoint is intact: resume from it with a lower optimizer.peak_learning_rate "
+      "or a higher "
       "loss.router_z_weight / loss.logits_z_weight"));
 }
 
@@ -176,8 +177,9 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
                    .max_load = max_load(result.sums)});
 }
 
-// Held-out loss and token accuracy of each source (the paper's Figure 1). Blocks of micro-batch size go round the data ranks;
-// short blocks are filled with padding, so that every rank takes part in every exchange and groups are the same on any grid.
+// Held-out loss and token accuracy of each source (the paper's Figure 1). Blocks of micro-batch
+// size go round the data ranks; short blocks are filled with padding, so that every rank takes part
+// in every exchange and groups are the same on any grid.
 void Trainer::validate(std::int64_t step) {
   const ModelConfig& model = recipe_.model;
   const std::int64_t rows = recipe_.run.validation_rows, block = network_.model().rows();

@@ -1,5 +1,5 @@
-// Trainer: the step loop. It composes the data stream, the network, the gradient reduction, the optimizer, the records of the
-// run and its checkpoints.
+// Trainer: the step loop. It composes the data stream, the network, the gradient reduction, the
+// optimizer, the records of the run and its checkpoints.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +20,16 @@ namespace openmoe {
 class Trainer {
  public:
   // `log` and `progress` are null on every rank but the root. All references must outlive this.
-  Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, BatchStream& stream, const std::string& run_folder,
-          RunLog* log, Progress* progress);
+  Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, BatchStream& stream,
+          const std::string& run_folder, RunLog* log, Progress* progress);
 
-  // Peak arithmetic speed of all ranks, FLOP/s, for the percentage in the progress line; 0: not measured.
+  // Peak arithmetic speed of all ranks, FLOP/s, for the percentage in the progress line; 0: not
+  // measured.
   void set_peak_flops(double flops) { peak_flops_ = flops; }
 
-  // Steps [first_step, recipe.run.num_steps), with validation and checkpoints as the recipe asks. Collective.
-  // Throws RuntimeFault when a loss or gradient norm is not finite, naming the step and the rows.
+  // Steps [first_step, recipe.run.num_steps), with validation and checkpoints as the recipe asks.
+  // Collective. Throws RuntimeFault when a loss or gradient norm is not finite, naming the step and
+  // the rows.
   void run(std::int64_t first_step);
 
  private:

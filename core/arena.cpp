@@ -40,12 +40,13 @@ Arena::~Arena() {
   if (block_ != nullptr) ops_->free_bytes(block_, capacity_bytes_);
 }
 
-Tensor Arena::allocate(const std::string& name, MemoryCategory category, DType dtype, const Shape& shape) {
+Tensor Arena::allocate(const std::string& name, MemoryCategory category, DType dtype,
+                       const Shape& shape) {
   Tensor tensor{nullptr, dtype, is_dry() ? Device::host : ops_->device(), shape};
   const std::int64_t bytes = (tensor.size_bytes() + kAlignment - 1) / kAlignment * kAlignment;
   if (!is_dry()) {
-    OPENMOE_CHECK(used_bytes_ + bytes <= capacity_bytes_, name, " ", shape.to_string(), " does not fit: ", used_bytes_,
-                  " of ", capacity_bytes_, " bytes are used");
+    OPENMOE_CHECK(used_bytes_ + bytes <= capacity_bytes_, name, " ", shape.to_string(),
+                  " does not fit: ", used_bytes_, " of ", capacity_bytes_, " bytes are used");
     tensor.data = static_cast<char*>(block_) + used_bytes_;
   }
   used_bytes_ += bytes;
@@ -66,7 +67,8 @@ std::string Arena::table() const {
                   static_cast<double>(used_bytes(category)) / (1 << 20));
     text += line;
   }
-  std::snprintf(line, sizeof line, "  %-12s %12.1f MiB\n", "total", static_cast<double>(used_bytes_) / (1 << 20));
+  std::snprintf(line, sizeof line, "  %-12s %12.1f MiB\n", "total",
+                static_cast<double>(used_bytes_) / (1 << 20));
   return text + line;
 }
 

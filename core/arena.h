@@ -1,5 +1,6 @@
-// Arena: owns the memory of one device and hands out named tensors by category. All bytes of a run are known before step 0:
-// the function that allocates is run twice, once dry (which only counts; `plan` prints that) and once for real.
+// Arena: owns the memory of one device and hands out named tensors by category. All bytes of a run
+// are known before step 0: the function that allocates is run twice, once dry (which only counts;
+// `plan` prints that) and once for real.
 #pragma once
 
 #include <array>
@@ -21,15 +22,17 @@ class Arena {
  public:
   // Dry: tensors have shapes and null pointers. Nothing is allocated.
   Arena() = default;
-  // Real: one block of `capacity_bytes` from `ops`, freed at destruction. Throws RuntimeFault when it cannot be had.
+  // Real: one block of `capacity_bytes` from `ops`, freed at destruction. Throws RuntimeFault when
+  // it cannot be had.
   Arena(Ops& ops, std::int64_t capacity_bytes);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // The next tensor, 64-byte aligned, zero-filled at construction of the arena. Exceeding the capacity is a programmer error
-  // (the dry run of the same function gave the capacity).
-  Tensor allocate(const std::string& name, MemoryCategory category, DType dtype, const Shape& shape);
+  // The next tensor, 64-byte aligned, zero-filled at construction of the arena. Exceeding the
+  // capacity is a programmer error (the dry run of the same function gave the capacity).
+  Tensor allocate(const std::string& name, MemoryCategory category, DType dtype,
+                  const Shape& shape);
 
   bool is_dry() const { return ops_ == nullptr; }
   std::int64_t used_bytes() const { return used_bytes_; }

@@ -1,12 +1,17 @@
 // Ops: the contract of every operation a backend must compute, forward and backward.
 //
 // Conventions
-//   - Argument order: outputs, inputs in forward order, saved statistics, scalars. In a backward: gradients of activations,
-//     gradients of parameters, the incoming gradient, then what the forward read. dx has the shape of x.
-//   - Gradients of parameters ACCUMULATE (+=). Gradients of activations are overwritten, unless the op's name ends in
+//   - Argument order: outputs, inputs in forward order, saved statistics, scalars. In a backward:
+//   gradients of activations,
+//     gradients of parameters, the incoming gradient, then what the forward read. dx has the shape
+//     of x.
+//   - Gradients of parameters ACCUMULATE (+=). Gradients of activations are overwritten, unless the
+//   op's name ends in
 //     _accumulate.
-//   - The public calls check shapes, types and devices once and then call the private do_ functions, which trust them.
-//   - Activations and parameters share one "compute" dtype, f32 here; statistics, router and losses are always f32.
+//   - The public calls check shapes, types and devices once and then call the private do_
+//   functions, which trust them.
+//   - Activations and parameters share one "compute" dtype, f32 here; statistics, router and losses
+//   are always f32.
 //   - Results do not depend on the number of threads.
 // Dimension letters: see tensor.h. Reference definitions: core/ref.
 #pragma once
@@ -14,6 +19,7 @@
 #include <cstdint>
 
 #include "core/config/recipe.h"
+#include "core/op_profile.h"
 #include "core/tensor.h"
 
 namespace openmoe {
@@ -27,25 +33,28 @@ struct RouterOptions {
 
 // What the router writes, forward. N tokens, E experts, N/G groups.
 struct RouterOutput {
-  Tensor prob;           // (N, E) f32: softmax of the logits
-  Tensor log_z;          // (N) f32: logsumexp of the logits
-  Tensor choice;         // (N, 2) i32: experts by falling probability, ties to the lower index
-  Tensor gate;           // (N, 2) f32: combine weights, before any drop
-  Tensor slot;           // (N, 2) i32: place in the (group, expert) queue, or -1: dropped or not routed
-  Tensor group_picks;    // (N/G, E) f32: routed tokens of the group that chose the expert, before drops
-  Tensor group_prob;     // (N/G, E) f32: sum of prob over the routed tokens of the group
-  Tensor group_routed;   // (N/G) f32: routed tokens of the group
-  Tensor group_z;        // (N/G) f32: sum of log_z^2 over the routed tokens of the group
+  Tensor prob;    // (N, E) f32: softmax of the logits
+  Tensor log_z;   // (N) f32: logsumexp of the logits
+  Tensor choice;  // (N, 2) i32: experts by falling probability, ties to the lower index
+  Tensor gate;    // (N, 2) f32: combine weights, before any drop
+  Tensor slot;    // (N, 2) i32: place in the (group, expert) queue, or -1: dropped or not routed
+  Tensor
+      group_picks;  // (N/G, E) f32: routed tokens of the group that chose the expert, before drops
+  Tensor group_prob;    // (N/G, E) f32: sum of prob over the routed tokens of the group
+  Tensor group_routed;  // (N/G) f32: routed tokens of the group
+  Tensor group_z;       // (N/G) f32: sum of log_z^2 over the routed tokens of the group
 };
 
-// Factors of the auxiliary losses in the router's backward; both already contain the loss weight, the mean over MoE layers
-// and the global counts, so that gradients of all ranks simply add up.
+// Factors of the auxiliary losses in the router's backward; both already contain the loss weight,
+// the mean over MoE layers and the global counts, so that gradients of all ranks simply add up.
 struct RouterLossScale {
-  float balance = 0.0f;  // d total / d (sum over groups of E * sum_e f_e P_e), f_e = picks/routed, P_e = group_prob/routed
+  float balance = 0.0f;  // d total / d (sum over groups of E * sum_e f_e P_e), f_e = picks/routed,
+                         // P_e = group_prob/routed
   float z = 0.0f;        // d total / d (sum over routed tokens of log_z^2)
 };
 
-// Sums over the tokens of one loss chunk, as f64 on the host, so that chunking never changes a rounding that matters.
+// Sums over the tokens of one loss chunk, as f64 on the host, so that chunking never changes a
+// rounding that matters.
 struct LossSums {
   double cross_entropy = 0.0;  // sum of w * (log Z - logit[target])
   double log_z_square = 0.0;   // sum of w * (log Z)^2
@@ -65,16 +74,19 @@ class Ops {
  public:
   virtual ~Ops() = default;
 
+  // Every op adds its time to `profile` from now on; null stops. The profile must outlive its use.
+  void set_profile(OpProfile* profile) { profile_ = profile; }
+
   // ---- memory of the device ----
   virtual const char* name() const = 0;
   virtual Device device() const = 0;
   virtual void* allocate_bytes(std::int64_t bytes) = 0;  // 64-byte aligned; throws RuntimeFault
   virtual void free_bytes(void* data, std::int64_t bytes) = 0;
   void zero(Tensor x);
-  void copy(Tensor dst, Tensor src);                     // same dtype and size; either may be on the host
-  void add_accumulate(Tensor y, Tensor x);               // y += x, f32
-  void multiply(Tensor x, float factor);                 // x *= factor, f32
-  double sum_of_squares(Tensor x);                       // f64 sum on the host, f32 input
+  void copy(Tensor dst, Tensor src);        // same dtype and size; either may be on the host
+  void add_accumulate(Tensor y, Tensor x);  // y += x, f32
+  void multiply(Tensor x, float factor);    // x *= factor, f32
+  double sum_of_squares(Tensor x);          // f64 sum on the host, f32 input
 
   // ---- embedding ----
   // x[n] = table[ids[n]]. x (N, D), table (V, D), ids (N) i32 in [0, V).
@@ -83,74 +95,92 @@ class Ops {
   void embedding_backward(Tensor dtable, Tensor dx, Tensor ids);
 
   // ---- RMSNorm (Zhang and Sennrich 2019) ----
-  // y = x * rstd * w * real, rstd = 1 / sqrt(mean(x^2) + eps), real[n] = segment_ids[n] > 0: padded rows give 0.
-  // y, x (N, D), rstd (N) f32 saved for backward, w (D), segment_ids (N) i32.
+  // y = x * rstd * w * real, rstd = 1 / sqrt(mean(x^2) + eps), real[n] = segment_ids[n] > 0: padded
+  // rows give 0. y, x (N, D), rstd (N) f32 saved for backward, w (D), segment_ids (N) i32.
   void rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor segment_ids, float eps);
   // dx += ..., dw += ...: dx is the gradient of the residual stream.
-  void rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor segment_ids, Tensor rstd);
+  void rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
+                                    Tensor segment_ids, Tensor rstd);
 
   // ---- linear: weights are (out, in), as the Hugging Face layout stores them ----
-  void linear_forward(Tensor y, Tensor x, Tensor w);             // y = x w^T. y (N, out), x (N, in), w (out, in)
+  void linear_forward(Tensor y, Tensor x,
+                      Tensor w);  // y = x w^T. y (N, out), x (N, in), w (out, in)
   void linear_forward_accumulate(Tensor y, Tensor x, Tensor w);  // y += x w^T
   void linear_backward_input(Tensor dx, Tensor dy, Tensor w);    // dx = dy w
   void linear_backward_input_accumulate(Tensor dx, Tensor dy, Tensor w);
-  void linear_backward_weight(Tensor dw, Tensor dy, Tensor x);   // dw += dy^T x
+  void linear_backward_weight(Tensor dw, Tensor dy, Tensor x);  // dw += dy^T x
 
-  // ---- grouped products: group g has rows [offsets[g], offsets[g+1]) of x and y; weights are (El, in, out) ----
-  // expert_offsets (El+1) i64 on the host; rows at and beyond the last offset are not touched.
-  void grouped_matmul_forward(Tensor y, Tensor x, Tensor w, Tensor expert_offsets);             // y = x w[g]
-  void grouped_matmul_backward_input(Tensor dx, Tensor dy, Tensor w, Tensor expert_offsets);    // dx = dy w[g]^T
-  void grouped_matmul_backward_input_accumulate(Tensor dx, Tensor dy, Tensor w, Tensor expert_offsets);
-  void grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x, Tensor expert_offsets);   // dw[g] += x^T dy
+  // ---- grouped products: group g has rows [offsets[g], offsets[g+1]) of x and y; weights are (El,
+  // in, out) ---- expert_offsets (El+1) i64 on the host; rows at and beyond the last offset are not
+  // touched.
+  void grouped_matmul_forward(Tensor y, Tensor x, Tensor w, Tensor expert_offsets);  // y = x w[g]
+  void grouped_matmul_backward_input(Tensor dx, Tensor dy, Tensor w,
+                                     Tensor expert_offsets);  // dx = dy w[g]^T
+  void grouped_matmul_backward_input_accumulate(Tensor dx, Tensor dy, Tensor w,
+                                                Tensor expert_offsets);
+  void grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x,
+                                      Tensor expert_offsets);  // dw[g] += x^T dy
 
-  // ---- rotary position embedding (Su et al. 2021), pairs (j, j + Dh/2), angle = t * base^(-2j/Dh) ----
-  // In place on x (B, T, H, Dh); the position is the index t in the row.
+  // ---- rotary position embedding (Su et al. 2021), pairs (j, j + Dh/2), angle = t * base^(-2j/Dh)
+  // ---- In place on x (B, T, H, Dh); the position is the index t in the row.
   void rope_forward(Tensor x, float base);
   void rope_backward(Tensor dx, float base);  // the inverse rotation, in place
 
   // ---- causal attention within a segment ----
-  // o = softmax(scale * q k^T) v over positions s <= t with segment_ids[s] == segment_ids[t] > 0; padded rows give 0.
-  // o, q, k, v (B, T, H, Dh); log_z (B, H, T) f32 saved for backward; segment_ids (B, T). Never a T x T matrix in memory.
-  void attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v, Tensor segment_ids, float scale);
-  void attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k, Tensor v, Tensor o,
-                          Tensor segment_ids, Tensor log_z, float scale);
+  // o = softmax(scale * q k^T) v over positions s <= t with segment_ids[s] == segment_ids[t] > 0;
+  // padded rows give 0. o, q, k, v (B, T, H, Dh); log_z (B, H, T) f32 saved for backward;
+  // segment_ids (B, T). Never a T x T matrix in memory.
+  void attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v, Tensor segment_ids,
+                         float scale);
+  void attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k, Tensor v,
+                          Tensor o, Tensor segment_ids, Tensor log_z, float scale);
 
   // ---- FFN activation (Shazeer 2020) ----
   // swiglu: h = swish(gate) * up. gated_swiglu: gate = [a | b] by columns, h = a * swish(b) * up.
   // h, up (N, F), gate (N, Fg). Only the first num_rows rows are computed.
-  void ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind, std::int64_t num_rows);
+  void ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind,
+                              std::int64_t num_rows);
   // dgate and dup may alias gate and up.
-  void ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor gate, Tensor up, FfnKind kind,
-                               std::int64_t num_rows);
+  void ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor gate, Tensor up,
+                               FfnKind kind, std::int64_t num_rows);
 
-  // ---- router: softmax, top-2, queue slots (spec: first choices of all tokens of a group before second choices) ----
-  // logits (N, E) f32. routed (N) i32: tokens with 0 get slot -1 and count nowhere. A dropped assignment still advances the
-  // queue.
-  void router_forward(const RouterOutput& out, Tensor logits, Tensor routed, const RouterOptions& options);
-  // dlogits (N, E) from dgate (N, 2) and the two auxiliary losses. choice is a constant of the differentiation.
-  void router_backward(Tensor dlogits, Tensor dgate, Tensor routed, const RouterOutput& saved, const RouterLossScale& scale,
-                       const RouterOptions& options);
+  // ---- router: softmax, top-2, queue slots (spec: first choices of all tokens of a group before
+  // second choices) ---- logits (N, E) f32. routed (N) i32: tokens with 0 get slot -1 and count
+  // nowhere. A dropped assignment still advances the queue.
+  void router_forward(const RouterOutput& out, Tensor logits, Tensor routed,
+                      const RouterOptions& options);
+  // dlogits (N, E) from dgate (N, 2) and the two auxiliary losses. choice is a constant of the
+  // differentiation.
+  void router_backward(Tensor dlogits, Tensor dgate, Tensor routed, const RouterOutput& saved,
+                       const RouterLossScale& scale, const RouterOptions& options);
 
   // ---- tokens to expert rows and back ----
   // rows[s] = x[row_token[s]], s < num_rows. rows (S_max, D), row_token (S_max) i32.
   void gather_rows(Tensor rows, Tensor x, Tensor row_token, std::int64_t num_rows);
-  // dx[n] += sum over k with assignment_row[n, k] >= 0 of drows[assignment_row[n, k]]. assignment_row (N, 2) i32.
+  // dx[n] += sum over k with assignment_row[n, k] >= 0 of drows[assignment_row[n, k]].
+  // assignment_row (N, 2) i32.
   void gather_rows_backward_accumulate(Tensor dx, Tensor drows, Tensor assignment_row);
   // y[n] += sum over k with assignment_row[n, k] >= 0 of gate[n, k] * rows[assignment_row[n, k]].
   void combine_rows_forward_accumulate(Tensor y, Tensor rows, Tensor gate, Tensor assignment_row);
-  // drows[assignment_row[n, k]] = gate[n, k] * dy[n]; dgate[n, k] = <dy[n], rows[...]> or 0 where there is no row.
-  void combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor rows, Tensor gate, Tensor assignment_row);
+  // drows[assignment_row[n, k]] = gate[n, k] * dy[n]; dgate[n, k] = <dy[n], rows[...]> or 0 where
+  // there is no row.
+  void combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor rows, Tensor gate,
+                             Tensor assignment_row);
 
   // ---- cross-entropy with z-loss over a chunk of tokens ----
-  // logits (n, V) f32 become d total / d logits in place when scale > 0; untouched when scale == 0 (evaluation). The loss of a
-  // token is w * (log Z - logit[target] + z_weight * (log Z)^2); scale multiplies the gradient (1 / global sum of w).
-  // targets (n) i32, weights (n) f32. token_loss (n) f32: w * (log Z - logit[target]), or an empty tensor.
-  LossSums softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights, Tensor token_loss, float z_weight, float scale);
+  // logits (n, V) f32 become d total / d logits in place when scale > 0; untouched when scale == 0
+  // (evaluation). The loss of a token is w * (log Z - logit[target] + z_weight * (log Z)^2); scale
+  // multiplies the gradient (1 / global sum of w). targets (n) i32, weights (n) f32. token_loss (n)
+  // f32: w * (log Z - logit[target]), or an empty tensor.
+  LossSums softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights, Tensor token_loss,
+                                 float z_weight, float scale);
 
   // ---- Adafactor ----
-  // Factored update of `stack` independent matrices: w, g (stack, R, C); row (stack, R) f32 and col (stack, C) f32 hold the
-  // running means of g^2 over columns and rows. RMS of w and of the update, and clipping, are per matrix.
-  void adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g, const AdafactorScalars& scalars);
+  // Factored update of `stack` independent matrices: w, g (stack, R, C); row (stack, R) f32 and col
+  // (stack, C) f32 hold the running means of g^2 over columns and rows. RMS of w and of the update,
+  // and clipping, are per matrix.
+  void adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
+                          const AdafactorScalars& scalars);
   // Unfactored: v, w, g of one shape.
   void adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars);
 
@@ -162,36 +192,47 @@ class Ops {
   virtual double do_sum_of_squares(Tensor x) = 0;
   virtual void do_embedding_forward(Tensor x, Tensor table, Tensor ids) = 0;
   virtual void do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids) = 0;
-  virtual void do_rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor segment_ids, float eps) = 0;
-  virtual void do_rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor segment_ids,
-                                               Tensor rstd) = 0;
+  virtual void do_rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor segment_ids,
+                                   float eps) = 0;
+  virtual void do_rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
+                                               Tensor segment_ids, Tensor rstd) = 0;
   virtual void do_linear_forward(Tensor y, Tensor x, Tensor w, bool accumulate) = 0;
   virtual void do_linear_backward_input(Tensor dx, Tensor dy, Tensor w, bool accumulate) = 0;
   virtual void do_linear_backward_weight(Tensor dw, Tensor dy, Tensor x) = 0;
   virtual void do_grouped_matmul_forward(Tensor y, Tensor x, Tensor w, Tensor expert_offsets) = 0;
-  virtual void do_grouped_matmul_backward_input(Tensor dx, Tensor dy, Tensor w, Tensor expert_offsets,
-                                                bool accumulate) = 0;
-  virtual void do_grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x, Tensor expert_offsets) = 0;
+  virtual void do_grouped_matmul_backward_input(Tensor dx, Tensor dy, Tensor w,
+                                                Tensor expert_offsets, bool accumulate) = 0;
+  virtual void do_grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x,
+                                                 Tensor expert_offsets) = 0;
   virtual void do_rope(Tensor x, float base, bool inverse) = 0;
-  virtual void do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v, Tensor segment_ids,
-                                    float scale) = 0;
-  virtual void do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k, Tensor v, Tensor o,
-                                     Tensor segment_ids, Tensor log_z, float scale) = 0;
-  virtual void do_ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind, std::int64_t num_rows) = 0;
-  virtual void do_ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor gate, Tensor up, FfnKind kind,
-                                          std::int64_t num_rows) = 0;
-  virtual void do_router_forward(const RouterOutput& out, Tensor logits, Tensor routed, const RouterOptions& options) = 0;
-  virtual void do_router_backward(Tensor dlogits, Tensor dgate, Tensor routed, const RouterOutput& saved,
-                                  const RouterLossScale& scale, const RouterOptions& options) = 0;
+  virtual void do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,
+                                    Tensor segment_ids, float scale) = 0;
+  virtual void do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q,
+                                     Tensor k, Tensor v, Tensor o, Tensor segment_ids, Tensor log_z,
+                                     float scale) = 0;
+  virtual void do_ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind,
+                                         std::int64_t num_rows) = 0;
+  virtual void do_ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor gate,
+                                          Tensor up, FfnKind kind, std::int64_t num_rows) = 0;
+  virtual void do_router_forward(const RouterOutput& out, Tensor logits, Tensor routed,
+                                 const RouterOptions& options) = 0;
+  virtual void do_router_backward(Tensor dlogits, Tensor dgate, Tensor routed,
+                                  const RouterOutput& saved, const RouterLossScale& scale,
+                                  const RouterOptions& options) = 0;
   virtual void do_gather_rows(Tensor rows, Tensor x, Tensor row_token, std::int64_t num_rows) = 0;
-  virtual void do_gather_rows_backward_accumulate(Tensor dx, Tensor drows, Tensor assignment_row) = 0;
-  virtual void do_combine_rows_forward_accumulate(Tensor y, Tensor rows, Tensor gate, Tensor assignment_row) = 0;
-  virtual void do_combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor rows, Tensor gate,
-                                        Tensor assignment_row) = 0;
-  virtual LossSums do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights, Tensor token_loss, float z_weight,
-                                            float scale) = 0;
-  virtual void do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g, const AdafactorScalars& scalars) = 0;
+  virtual void do_gather_rows_backward_accumulate(Tensor dx, Tensor drows,
+                                                  Tensor assignment_row) = 0;
+  virtual void do_combine_rows_forward_accumulate(Tensor y, Tensor rows, Tensor gate,
+                                                  Tensor assignment_row) = 0;
+  virtual void do_combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor rows,
+                                        Tensor gate, Tensor assignment_row) = 0;
+  virtual LossSums do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights,
+                                            Tensor token_loss, float z_weight, float scale) = 0;
+  virtual void do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
+                                     const AdafactorScalars& scalars) = 0;
   virtual void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars) = 0;
+
+  OpProfile* profile_ = nullptr;
 };
 
 }  // namespace openmoe

@@ -27,9 +27,8 @@ struct TableBuilder {
     param.local_shape = shape;
     param.init = init;
     param.init_std = std;
-    param.factored =
-        shape.rank == 3 ||
-        (shape.rank == 2 && std::min(shape[0], shape[1]) >= optimizer.min_dim_to_factor);
+    param.factored = shape.rank == 3 || (shape.rank == 2 && std::min(shape[0], shape[1]) >=
+                                                                optimizer.min_dim_to_factor);
     params.push_back(param);
     return params.back();
   }
@@ -48,7 +47,8 @@ struct TableBuilder {
   void add_attention(const std::string& prefix) {
     const std::int64_t width = model.attention_dim();
     add_kernel(prefix + "q_proj.weight", width, model.d_model, InitKind::normal);
-    // With folded scaling the 1/sqrt(Dh) of the attention logits lives in the initial value of the query kernel.
+    // With folded scaling the 1/sqrt(Dh) of the attention logits lives in the initial value of the
+    // query kernel.
     if (model.attention_scale == AttentionScale::folded)
       params.back().init_std /= std::sqrt(static_cast<double>(model.head_dim));
     add_kernel(prefix + "k_proj.weight", width, model.d_model, InitKind::normal);
@@ -199,8 +199,8 @@ double flops_per_token(const Recipe& recipe) {
   const auto real = [](std::int64_t count) { return static_cast<double>(count); };
   const double width = real(model.attention_dim());
   const double ffn = 2.0 * real(model.d_model) * real(model.gate_dim() + 2 * model.ffn_dim);
-  const double attention = 8.0 * real(model.d_model) * width +
-                           2.0 * width * (real(recipe.data.sequence_length) + 1.0);
+  const double attention =
+      8.0 * real(model.d_model) * width + 2.0 * width * (real(recipe.data.sequence_length) + 1.0);
   double forward = real(model.num_layers) * (attention + ffn) +
                    2.0 * real(model.d_model) * real(model.vocab_size);
   if (model.num_moe_layers() > 0) {

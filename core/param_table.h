@@ -1,6 +1,7 @@
-// ParamTable: the ordered list of every trainable tensor of a model. It drives initialisation, gradients, the optimizer,
-// reduction over ranks, checkpoints, export and tests. Names and shapes are those of the Hugging Face port of OpenMoE:
-// linear weights are (out, in), expert stacks (E, in, out).
+// ParamTable: the ordered list of every trainable tensor of a model. It drives initialisation,
+// gradients, the optimizer, reduction over ranks, checkpoints, export and tests. Names and shapes
+// are those of the Hugging Face port of OpenMoE: linear weights are (out, in), expert stacks (E,
+// in, out).
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,8 @@ namespace openmoe {
 
 enum class InitKind { ones, normal, truncated_normal };
 
-// How a parameter is spread over the ranks of a process grid. Tensor-parallel kinds (row, column, vocabulary) join here.
+// How a parameter is spread over the ranks of a process grid. Tensor-parallel kinds (row, column,
+// vocabulary) join here.
 enum class Sharding { replicated, expert };
 
 struct Param {
@@ -30,7 +32,8 @@ struct Param {
 
   Tensor value;
   Tensor grad;
-  Tensor stat_row;  // factored: (stack, R), R the second-to-last dimension; else the full second moment
+  Tensor stat_row;  // factored: (stack, R), R the second-to-last dimension; else the full second
+                    // moment
   Tensor stat_col;  // factored: (stack, C)
 
   std::int64_t stack() const { return local_shape.rank == 3 ? local_shape[0] : 1; }
@@ -41,10 +44,11 @@ struct Param {
 class ParamTable {
  public:
   // All parameters of the model, with the experts of ep_rank out of ep (ep divides num_experts).
-  ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer, std::int64_t ep, std::int64_t ep_rank);
+  ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer, std::int64_t ep,
+             std::int64_t ep_rank);
 
-  // Values; gradients and optimizer state only when training. Dense gradients come first and are contiguous, then those of
-  // the experts, so that each can be reduced as one stretch.
+  // Values; gradients and optimizer state only when training. Dense gradients come first and are
+  // contiguous, then those of the experts, so that each can be reduced as one stretch.
   void allocate(Arena& arena, bool training);
   // Fills values from (seed, name, global element index): the same on every grid.
   void initialize(Ops& ops, std::uint64_t seed);
@@ -53,8 +57,12 @@ class ParamTable {
   const std::vector<Param>& params() const { return params_; }
   Param& find(const std::string& name);  // programmer error when absent
   bool contains(const std::string& name) const;
-  Tensor dense_grads() const { return dense_grads_; }    // (n) f32 over all replicated parameters, 64-byte gaps are zero
-  Tensor expert_grads() const { return expert_grads_; }  // (n) f32 over all expert parameters; n may be 0
+  Tensor dense_grads() const {
+    return dense_grads_;
+  }  // (n) f32 over all replicated parameters, 64-byte gaps are zero
+  Tensor expert_grads() const {
+    return expert_grads_;
+  }  // (n) f32 over all expert parameters; n may be 0
 
   std::int64_t num_parameters() const;  // global, of the whole model
 
@@ -67,13 +75,14 @@ class ParamTable {
 // Counts that `plan` and the start-up log print.
 struct ParameterCounts {
   std::int64_t total = 0;
-  std::int64_t active = 0;  // used per token without embedding and head: attention, one FFN per layer, 2 experts per MoE layer
+  std::int64_t active = 0;  // used per token without embedding and head: attention, one FFN per
+                            // layer, 2 experts per MoE layer
   std::int64_t active_with_embedding = 0;  // active plus embedding and head (once if tied)
 };
 ParameterCounts count_parameters(const ModelConfig& model);
 
-// Useful training FLOPs per token: 3 x forward; causal attention counted at T/2; kept expert slots only where drops are
-// certain (capacity), see README "Results".
+// Useful training FLOPs per token: 3 x forward; causal attention counted at T/2; kept expert slots
+// only where drops are certain (capacity), see README "Results".
 double flops_per_token(const Recipe& recipe);
 
 }  // namespace openmoe

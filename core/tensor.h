@@ -1,11 +1,12 @@
-// Tensor: a non-owning view of a dense row-major array. It has no arithmetic and allocates nothing; an Arena owns the memory
-// and Ops do the work.
+// Tensor: a non-owning view of a dense row-major array. It has no arithmetic and allocates nothing;
+// an Arena owns the memory and Ops do the work.
 //
 // Dimension glossary, used in code, tests, logs and recipes:
-//   B rows of a batch, T positions of a row (sequence length), N = B*T tokens, D model width (hidden size), H heads,
-//   Dh head width, A = H*Dh, F hidden width of an FFN or expert, Fg width of the gate projection (F, or 2F for gated SwiGLU),
-//   E experts, El experts held by this rank, K = 2 choices per token, G tokens per routing group, C slots per (group, expert),
-//   S rows sent by this rank to experts, M rows received for this rank's experts, V vocabulary rows, L layers.
+//   B rows of a batch, T positions of a row (sequence length), N = B*T tokens, D model width
+//   (hidden size), H heads, Dh head width, A = H*Dh, F hidden width of an FFN or expert, Fg width
+//   of the gate projection (F, or 2F for gated SwiGLU), E experts, El experts held by this rank, K
+//   = 2 choices per token, G tokens per routing group, C slots per (group, expert), S rows sent by
+//   this rank to experts, M rows received for this rank's experts, V vocabulary rows, L layers.
 #pragma once
 
 #include <array>

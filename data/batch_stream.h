@@ -1,5 +1,6 @@
-// BatchStream: the global batch of a step as a pure function of (recipe, data folder, seed, step). A rank asks for the rows it
-// computes; nothing depends on ranks, prefetching or restarts, and any step can be had without the steps before it.
+// BatchStream: the global batch of a step as a pure function of (recipe, data folder, seed, step).
+// A rank asks for the rows it computes; nothing depends on ranks, prefetching or restarts, and any
+// step can be had without the steps before it.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +16,11 @@ namespace openmoe {
 
 class BatchStream {
  public:
-  // Opens every source that any phase needs. `mixtures` in phase order. Throws UserError: missing source or shard, shard of
-  // another tokenizer, truncated shard, ids beyond the model's vocabulary, empty source.
-  BatchStream(const Recipe& recipe, const std::string& data_folder, const std::vector<Mixture>& mixtures);
+  // Opens every source that any phase needs. `mixtures` in phase order. Throws UserError: missing
+  // source or shard, shard of another tokenizer, truncated shard, ids beyond the model's
+  // vocabulary, empty source.
+  BatchStream(const Recipe& recipe, const std::string& data_folder,
+              const std::vector<Mixture>& mixtures);
   ~BatchStream();
   BatchStream(const BatchStream&) = delete;
   BatchStream& operator=(const BatchStream&) = delete;
@@ -25,14 +28,18 @@ class BatchStream {
   // Rows [begin, end) of the global batch of `step`.
   void read(std::int64_t step, std::int64_t begin, std::int64_t end, Batch& batch);
 
-  // Held-out rows of one source under the objective of `step`'s phase: rows [begin, end) of `validation_rows`.
+  // Held-out rows of one source under the objective of `step`'s phase: rows [begin, end) of
+  // `validation_rows`.
   std::vector<std::string> validation_sources(std::int64_t step) const;
-  void read_validation(std::int64_t step, const std::string& source, std::int64_t begin, std::int64_t end, Batch& batch);
+  void read_validation(std::int64_t step, const std::string& source, std::int64_t begin,
+                       std::int64_t end, Batch& batch);
 
-  // Starts fetching (step, begin, end) on the prefetch thread; the next read of the same rows waits for it.
+  // Starts fetching (step, begin, end) on the prefetch thread; the next read of the same rows waits
+  // for it.
   void prefetch(std::int64_t step, std::int64_t begin, std::int64_t end);
 
-  // Identity of the data: hash over tokenizer, shards and mixtures, stored in checkpoints; a resumed run must match.
+  // Identity of the data: hash over tokenizer, shards and mixtures, stored in checkpoints; a
+  // resumed run must match.
   std::string fingerprint() const;
   const std::vector<std::string>& source_names() const;  // index = Batch::row_sources
 

@@ -82,9 +82,6 @@ void check_groups(const Checker& check) {
     check_whole_groups(check, "data.batch_rows", recipe.data.batch_rows);
   if (check.errors.clean({"parallel.micro_batch_rows"}) && recipe.parallel.micro_batch_rows > 0)
     check_whole_groups(check, "parallel.micro_batch_rows", recipe.parallel.micro_batch_rows);
-  if (check.errors.clean({"run.validation_rows", "run.validate_every"}) &&
-      recipe.run.validate_every > 0)
-    check_whole_groups(check, "run.validation_rows", recipe.run.validation_rows);
 }
 
 std::string phase_path(std::size_t index) {

@@ -1,18 +1,24 @@
-// Causal attention within segments, f32, without a T x T matrix in memory. Shapes and meaning:
-// core/ops.h. Uses all OpenMP threads; results do not depend on their number.
+// Causal attention within segments: o = softmax(scale q k^T) v over positions s <= t with
+// segment_ids[s] == segment_ids[t] > 0. Blocked with an online softmax, so that no T x T matrix
+// exists (Dao et al. 2022, "FlashAttention", algorithms 1 and 4); pairs of blocks that cannot
+// attend to each other are skipped. Segments need not be contiguous.
+//
+// q, k, v, o and their gradients (B, T, H, Dh); segment_ids (B, T); log_z (B, H, T): logsumexp of
+// the scaled scores, saved for the backward. Rows with segment_ids <= 0 give o = 0 and log_z = 0,
+// and their gradients are exactly 0. Threads share out (row, head) pairs; results do not depend on
+// their number.
 #pragma once
 
 #include <cstdint>
 
 namespace openmoe::cpu {
 
-// o, q, k, v (B, T, H, Dh), log_z (B, H, T) for the backward, segment_ids (B, T); o is 0 at padded
-// positions.
 void attention_forward(float* o, float* log_z, const float* q, const float* k, const float* v,
                        const std::int32_t* segment_ids, std::int64_t B, std::int64_t T,
                        std::int64_t H, std::int64_t Dh, float scale);
 
-// dq, dk and dv are overwritten.
+// dq, dk and dv are overwritten. With p the recomputed weights, D = sum over Dh of d_o o and dp =
+// d_o v^T: dv = p^T d_o, ds = p (dp - D), dq = scale ds k, dk = scale ds^T q.
 void attention_backward(float* dq, float* dk, float* dv, const float* d_o, const float* q,
                         const float* k, const float* v, const float* o,
                         const std::int32_t* segment_ids, const float* log_z, std::int64_t B,

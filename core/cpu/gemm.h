@@ -1,5 +1,6 @@
-// Matrix products of the CPU backend: own packed kernels, chosen at run time by CPU features (see cpu_features.h).
-// Row-major throughout. Results do not depend on the number of threads: only rows and columns of C are split, never K.
+// Matrix products of the CPU backend: own packed kernels, chosen at run time by CPU features (see
+// cpu_features.h). Row-major throughout. Results do not depend on the number of threads: only rows
+// and columns of C are split, never K.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +15,11 @@ struct GemmOperand {
 };
 
 // C (m, n) = op(A) (m, k) * op(B) (k, n), added to C when `accumulate`. Uses all OpenMP threads.
-void gemm(std::int64_t m, std::int64_t n, std::int64_t k, GemmOperand a, GemmOperand b, float* c, std::int64_t ldc,
-          bool accumulate);
+void gemm(std::int64_t m, std::int64_t n, std::int64_t k, GemmOperand a, GemmOperand b, float* c,
+          std::int64_t ldc, bool accumulate);
 
-// One product of a group; sizes may differ and m, n or k may be 0 (k == 0 without accumulate zeroes C).
+// One product of a group; sizes may differ and m, n or k may be 0 (k == 0 without accumulate zeroes
+// C).
 struct GemmJob {
   std::int64_t m, n, k;
   GemmOperand a, b;

@@ -35,8 +35,27 @@ struct GemmKernels {
 // Values that pack_a may write beyond the end of its block.
 inline constexpr std::int64_t kPackSlack = 64;
 
+// One (row, head) of attention: pointers stand at position 0, position t is t * stride further.
+struct AttentionHead {
+  std::int64_t T, Dh, stride;
+  const std::int32_t* segment_ids;  // (T)
+  float scale;
+};
+
+// See attention.h. `scratch` is 64-byte aligned and as large as the _scratch function says.
+struct AttentionKernels {
+  std::int64_t (*forward_scratch)(std::int64_t T, std::int64_t Dh);
+  std::int64_t (*backward_scratch)(std::int64_t T, std::int64_t Dh);
+  void (*forward)(const AttentionHead& head, float* o, float* log_z, const float* q, const float* k,
+                  const float* v, float* scratch);
+  void (*backward)(const AttentionHead& head, float* dq, float* dk, float* dv, const float* d_o,
+                   const float* q, const float* k, const float* v, const float* o,
+                   const float* log_z, float* scratch);
+};
+
 struct CpuKernels {
   GemmKernels f32;
+  AttentionKernels attention;
 };
 
 const CpuKernels& kernels_generic();

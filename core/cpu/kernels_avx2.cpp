@@ -1,4 +1,5 @@
 // Kernels for AVX2 with FMA. Compiled with that instruction set's flags (core/CMakeLists.txt).
+#include "core/cpu/attention_body.h"
 #include "core/cpu/kernels_body.h"
 
 namespace openmoe::cpu {
@@ -16,7 +17,8 @@ struct Avx2Traits {
   }
 };
 
-constexpr CpuKernels kTable{body::gemm_kernels<Avx2Traits>()};
+constexpr CpuKernels kTable{body::gemm_kernels<Avx2Traits>(),
+                            body::attention_kernels<Avx2Traits>()};
 
 }  // namespace
 

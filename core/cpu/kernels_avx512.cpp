@@ -1,5 +1,6 @@
 // Kernels for AVX-512 (F, BW, DQ, VL). Compiled with that instruction set's flags
 // (core/CMakeLists.txt).
+#include "core/cpu/attention_body.h"
 #include "core/cpu/kernels_body.h"
 
 namespace openmoe::cpu {
@@ -17,7 +18,8 @@ struct Avx512Traits {
   }
 };
 
-constexpr CpuKernels kTable{body::gemm_kernels<Avx512Traits>()};
+constexpr CpuKernels kTable{body::gemm_kernels<Avx512Traits>(),
+                            body::attention_kernels<Avx512Traits>()};
 
 }  // namespace
 

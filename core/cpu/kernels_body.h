@@ -18,12 +18,15 @@ template <int kLanes>
 struct VectorOf {
   typedef float Float __attribute__((vector_size(kLanes * 4)));
   typedef std::int32_t Int __attribute__((vector_size(kLanes * 4)));
+  typedef std::uint32_t Unsigned __attribute__((vector_size(kLanes * 4)));
 };
 
 template <class T>
 using Vec = typename VectorOf<T::kLanes>::Float;
 template <class T>
 using IntVec = typename VectorOf<T::kLanes>::Int;
+template <class T>
+using UnsignedVec = typename VectorOf<T::kLanes>::Unsigned;
 
 template <class V>
 [[gnu::always_inline]] inline void load(V& v, const void* from) {
@@ -40,12 +43,42 @@ template <class V>
 
 // ---- register tile ----
 
-// c (kRows, kVecs * kLanes) = or += a b over `depth` values. a is [depth][a_step] with kRows used,
-// b is [depth][b_step]. A sum over k is one chain of multiply-adds in rising k, whatever the tile:
-// results do not depend on the tiling.
-template <class T, int kRows, int kVecs>
-void micro_tile(const float* a, const float* b, std::int64_t b_step, float* c, std::int64_t ldc,
-                std::int64_t depth, bool accumulate) {
+// Where the rows of a tile of A lie. Packed: [depth][rows of the tile], tiles one after the other.
+struct PackedTiles {
+  static constexpr std::int64_t row_stride() { return 1; }
+  template <int kRows>
+  static constexpr std::int64_t step() {
+    return kRows;
+  }
+  static std::int64_t tile_offset(std::int64_t row, std::int64_t depth) { return row * depth; }
+};
+// Inside a dense block [depth][kWidth], rows of A along the width.
+template <std::int64_t kWidth>
+struct DepthMajor {
+  static constexpr std::int64_t row_stride() { return 1; }
+  template <int kRows>
+  static constexpr std::int64_t step() {
+    return kWidth;
+  }
+  static std::int64_t tile_offset(std::int64_t row, std::int64_t) { return row; }
+};
+// Inside a dense block [rows][kWidth], depth along the width.
+template <std::int64_t kWidth>
+struct RowMajor {
+  static constexpr std::int64_t row_stride() { return kWidth; }
+  template <int kRows>
+  static constexpr std::int64_t step() {
+    return 1;
+  }
+  static std::int64_t tile_offset(std::int64_t row, std::int64_t) { return row * kWidth; }
+};
+
+// c (kRows, kVecs * kLanes) = or += a b over `depth` values; b is [depth][panel].
+// A sum over k is one chain of multiply-adds in rising k, whatever the tile: results do not depend
+// on the tiling.
+template <class T, class Layout, int kRows, int kVecs>
+void micro_tile(const float* a, const float* b, float* c, std::int64_t ldc, std::int64_t depth,
+                bool accumulate) {
   constexpr int kLanes = T::kLanes;
   Vec<T> acc[kRows][kVecs] = {};
 #pragma GCC unroll 1
@@ -55,12 +88,12 @@ void micro_tile(const float* a, const float* b, std::int64_t b_step, float* c, s
     for (int j = 0; j < kVecs; ++j) load(bv[j], b + j * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const Vec<T> av = a[i] - Vec<T>{};
+      const Vec<T> av = a[i * Layout::row_stride()] - Vec<T>{};
 #pragma GCC unroll 8
       for (int j = 0; j < kVecs; ++j) acc[i][j] = T::multiply_add(acc[i][j], av, bv[j]);
     }
-    a += kRows;
-    b += b_step;
+    a += Layout::template step<kRows>();
+    b += T::kPanelVecs * kLanes;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
@@ -78,18 +111,17 @@ void micro_tile(const float* a, const float* b, std::int64_t b_step, float* c, s
   }
 }
 
-template <class T>
-using MicroTile = void (*)(const float* a, const float* b, std::int64_t b_step, float* c,
-                           std::int64_t ldc, std::int64_t depth, bool accumulate);
+using MicroTile = void (*)(const float* a, const float* b, float* c, std::int64_t ldc,
+                           std::int64_t depth, bool accumulate);
 
 // The variants for 1 to kTileRows rows and 1 to kPanelVecs vectors, by [vecs - 1][rows - 1].
-template <class T>
+template <class T, class Layout>
 struct MicroTiles {
-  MicroTile<T> at[T::kPanelVecs][T::kTileRows];
+  MicroTile at[T::kPanelVecs][T::kTileRows];
 
   template <int kVecs, int kRows>
   constexpr void fill() {
-    at[kVecs - 1][kRows - 1] = &micro_tile<T, kRows, kVecs>;
+    at[kVecs - 1][kRows - 1] = &micro_tile<T, Layout, kRows, kVecs>;
     if constexpr (kRows > 1)
       fill<kVecs, kRows - 1>();
     else if constexpr (kVecs > 1)
@@ -109,10 +141,11 @@ struct TileHeights {
   return {num_tiles, rows / num_tiles, rows % num_tiles};
 }
 
-template <class T>
+// c (rows, cols) = or += a b; a in the given layout, b in panels.
+template <class T, class Layout>
 void multiply(const float* a, const float* b, float* c, std::int64_t ldc, std::int64_t rows,
               std::int64_t cols, std::int64_t depth, bool accumulate) {
-  static constexpr MicroTiles<T> kTiles;
+  static constexpr MicroTiles<T, Layout> kTiles;
   constexpr std::int64_t kPanel = T::kPanelVecs * T::kLanes;
   const TileHeights tiles = tile_heights(rows, T::kTileRows);
   for (std::int64_t j = 0; j < cols; j += kPanel) {
@@ -123,13 +156,14 @@ void multiply(const float* a, const float* b, float* c, std::int64_t ldc, std::i
     std::int64_t i = 0;
     for (std::int64_t t = 0; t < tiles.num_tiles; ++t) {
       const std::int64_t height = tiles.height + (t < tiles.num_taller ? 1 : 0);
-      const MicroTile<T> tile = kTiles.at[vecs - 1][height - 1];
+      const MicroTile tile = kTiles.at[vecs - 1][height - 1];
+      const float* from = a + Layout::tile_offset(i, depth);
       float* to = c + i * ldc + j;
       if (!ragged) {
-        tile(a + i * depth, panel, kPanel, to, ldc, depth, accumulate);
+        tile(from, panel, to, ldc, depth, accumulate);
       } else {
         alignas(64) float part[T::kTileRows * kPanel];
-        tile(a + i * depth, panel, kPanel, part, kPanel, depth, false);
+        tile(from, panel, part, kPanel, depth, false);
         for (std::int64_t r = 0; r < height; ++r) {
           for (std::int64_t s = 0; s < width; ++s)
             to[r * ldc + s] =
@@ -264,8 +298,8 @@ void pack_b(float* packed, const void* source, std::int64_t ld, bool transposed,
 
 template <class T>
 constexpr GemmKernels gemm_kernels() {
-  return {T::kTileRows, T::kPanelVecs * T::kLanes, T::kPerValue, &pack_a<T>, &pack_b<T>,
-          &multiply<T>};
+  return {T::kTileRows, T::kPanelVecs * T::kLanes, T::kPerValue, &pack_a<T>,
+          &pack_b<T>,   &multiply<T, PackedTiles>};
 }
 
 }  // namespace openmoe::cpu::body

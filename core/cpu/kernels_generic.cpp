@@ -1,5 +1,6 @@
 // Kernels for any machine: vectors of four floats. Compiled with that instruction set's flags
 // (core/CMakeLists.txt).
+#include "core/cpu/attention_body.h"
 #include "core/cpu/kernels_body.h"
 
 namespace openmoe::cpu {
@@ -17,7 +18,8 @@ struct GenericTraits {
   }
 };
 
-constexpr CpuKernels kTable{body::gemm_kernels<GenericTraits>()};
+constexpr CpuKernels kTable{body::gemm_kernels<GenericTraits>(),
+                            body::attention_kernels<GenericTraits>()};
 
 }  // namespace
 

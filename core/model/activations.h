@@ -1,5 +1,6 @@
-// Every activation of the network as a named member, with its shape. The network can be read off these structs. Tensors of a
-// sublayer are saved from its forward for its backward; Scratch is shared by all sublayers.
+// Every activation of the network as a named member, with its shape. The network can be read off
+// these structs. Tensors of a sublayer are saved from its forward for its backward; Scratch is
+// shared by all sublayers.
 #pragma once
 
 #include <vector>
@@ -45,7 +46,8 @@ struct LayerActivations {
   AttentionActivations attention;
   MoeActivations moe;  // MoE layers only
   FfnActivations ffn;
-  // The residual stream (N, D) as each sublayer reads it. The MoE sublayer's input is `x_ffn` in a dense layer.
+  // The residual stream (N, D) as each sublayer reads it. The MoE sublayer's input is `x_ffn` in a
+  // dense layer.
   Tensor x_attention, x_moe, x_ffn;
 };
 

@@ -32,8 +32,7 @@ void Model::attention_forward(const AttentionParams& params, AttentionActivation
   ops_.linear_forward_accumulate(x_next, act.o, params.o->value);
 }
 
-void Model::attention_backward(const AttentionParams& params, AttentionActivations& act,
-                               Tensor x) {
+void Model::attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor x) {
   const Shape by_head{rows_, length_, config_.num_heads, config_.head_dim};
   const auto base = static_cast<float>(config_.rope_base);
   const auto heads = [&](Tensor t) { return t.reshaped(by_head); };
@@ -41,9 +40,9 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   // x' = x + o Wo^T
   ops_.linear_backward_input(s.d_o, s.dx, params.o->value);
   ops_.linear_backward_weight(params.o->grad, s.dx, act.o);
-  ops_.attention_backward(heads(s.dq), heads(s.dk), heads(s.dv), heads(s.d_o), heads(act.q),
-                          heads(act.k), heads(act.v), heads(act.o),
-                          batch_.segment_ids.reshaped({rows_, length_}), act.log_z, logit_scale(config_));
+  ops_.attention_backward(
+      heads(s.dq), heads(s.dk), heads(s.dv), heads(s.d_o), heads(act.q), heads(act.k), heads(act.v),
+      heads(act.o), batch_.segment_ids.reshaped({rows_, length_}), act.log_z, logit_scale(config_));
   ops_.rope_backward(heads(s.dq), base);
   ops_.rope_backward(heads(s.dk), base);
   // q = y Wq^T, k = y Wk^T, v = y Wv^T

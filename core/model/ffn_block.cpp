@@ -1,5 +1,5 @@
-// The dense FFN, alone in a dense layer and beside the experts in an MoE layer. Its norm belongs to the caller, since the
-// parallel residual FFN shares the MoE sublayer's.
+// The dense FFN, alone in a dense layer and beside the experts in an MoE layer. Its norm belongs to
+// the caller, since the parallel residual FFN shares the MoE sublayer's.
 #include "core/model/model.h"
 
 namespace openmoe {
@@ -18,8 +18,7 @@ void Model::ffn_backward(const FfnParams& params, FfnActivations& act, Tensor y,
   Scratch& s = scratch_;
   ops_.linear_backward_input(s.dh, s.dx, params.down->value);
   ops_.linear_backward_weight(params.down->grad, s.dx, act.h);
-  ops_.ffn_activation_backward(act.gate, act.up, s.dh, act.gate, act.up, config_.ffn,
-                               num_tokens());
+  ops_.ffn_activation_backward(act.gate, act.up, s.dh, act.gate, act.up, config_.ffn, num_tokens());
   ops_.linear_backward_weight(params.gate->grad, act.gate, y);
   ops_.linear_backward_weight(params.up->grad, act.up, y);
   if (accumulate_dy)

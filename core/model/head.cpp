@@ -1,5 +1,6 @@
-// The output head and the loss, a chunk of tokens at a time: the logits of a whole batch never exist (a 256K vocabulary would
-// need gigabytes). In training the gradients of the head's input and weight come out of the same pass.
+// The output head and the loss, a chunk of tokens at a time: the logits of a whole batch never
+// exist (a 256K vocabulary would need gigabytes). In training the gradients of the head's input and
+// weight come out of the same pass.
 #include <algorithm>
 
 #include "core/model/model.h"

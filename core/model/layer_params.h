@@ -6,13 +6,14 @@
 namespace openmoe {
 
 struct AttentionParams {
-  Param* norm;        // (D)
-  Param *q, *k, *v;   // (A, D)
-  Param* o;           // (D, A)
+  Param* norm;       // (D)
+  Param *q, *k, *v;  // (A, D)
+  Param* o;          // (D, A)
 };
 
 struct FfnParams {
-  Param* norm;  // (D); null in the parallel residual FFN, which reads the MoE sublayer's normalised input
+  Param* norm;  // (D); null in the parallel residual FFN, which reads the MoE sublayer's normalised
+                // input
   Param* gate;  // (Fg, D)
   Param* up;    // (F, D)
   Param* down;  // (D, F)

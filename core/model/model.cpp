@@ -1,5 +1,5 @@
-// Construction, allocation and the order of sublayers. The sublayers themselves: attention_block.cpp, ffn_block.cpp,
-// moe_block.cpp, head.cpp.
+// Construction, allocation and the order of sublayers. The sublayers themselves:
+// attention_block.cpp, ffn_block.cpp, moe_block.cpp, head.cpp.
 #include "core/model/model.h"
 
 #include <algorithm>
@@ -21,12 +21,11 @@ LayerParams find_layer(ParamTable& params, const ModelConfig& config, std::int64
   Param* norm = get("post_attention_layernorm.weight");
   std::string ffn = "mlp.";
   if (layer.is_moe) {
-    layer.moe = {norm, get("mlp.gate_weight"), get("mlp.experts.wi_gate"),
-                 get("mlp.experts.wi_up"), get("mlp.experts.wo")};
+    layer.moe = {norm, get("mlp.gate_weight"), get("mlp.experts.wi_gate"), get("mlp.experts.wi_up"),
+                 get("mlp.experts.wo")};
     ffn = "extra_mlp.";
-    norm = config.residual_ffn == ResidualFfn::sequential
-               ? get("pre_extra_mlp_layernorm.weight")
-               : nullptr;
+    norm = config.residual_ffn == ResidualFfn::sequential ? get("pre_extra_mlp_layernorm.weight")
+                                                          : nullptr;
   }
   layer.ffn = {norm, get(ffn + "gate_proj.weight"), get(ffn + "up_proj.weight"),
                get(ffn + "down_proj.weight")};
@@ -73,8 +72,7 @@ void Model::allocate(Arena& arena, bool training) {
     return make(name, shape, dtype, MemoryCategory::batch);
   };
   batch_ = {batch("inputs", {N}, DType::i32), batch("targets", {N}, DType::i32),
-            batch("loss_weights", {N}, DType::f32),
-            batch("segment_ids", {N}, DType::i32),
+            batch("loss_weights", {N}, DType::f32), batch("segment_ids", {N}, DType::i32),
             batch("routed", {N}, DType::i32)};
 
   const bool has_moe = c.num_moe_layers() > 0;
@@ -84,9 +82,12 @@ void Model::allocate(Arena& arena, bool training) {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     LayerActivations& layer = activations_[i];
     layer.x_attention = make("x_attention", {N, D});
-    layer.attention = {make("attention.rstd", {N}),  make("attention.y", {N, D}),
-                       make("attention.q", {N, A}),  make("attention.k", {N, A}),
-                       make("attention.v", {N, A}),  make("attention.o", {N, A}),
+    layer.attention = {make("attention.rstd", {N}),
+                       make("attention.y", {N, D}),
+                       make("attention.q", {N, A}),
+                       make("attention.k", {N, A}),
+                       make("attention.v", {N, A}),
+                       make("attention.o", {N, A}),
                        make("attention.log_z", {rows_, c.num_heads, length_})};
     if (layers_[i].is_moe) {
       const std::int64_t groups = N / routing_.group_tokens;
@@ -169,7 +170,8 @@ void Model::load_batch(const Batch& batch) {
 void Model::train(const Batch& batch, const BatchCounts& counts, StepSums& sums) {
   load_batch(batch);
   forward(true, sums);
-  // Without a single loss token every weight is 0 and the scale has no effect; it must only not be 0, which means evaluation.
+  // Without a single loss token every weight is 0 and the scale has no effect; it must only not be
+  // 0, which means evaluation.
   const float scale =
       counts.loss_weight > 0.0 ? static_cast<float>(1.0 / counts.loss_weight) : 1.0f;
   head(scale, sums, {});

@@ -1,5 +1,6 @@
-// Model: the decoder-only transformer with mixture-of-experts layers (OpenMoE, Xue et al. 2024; ST-MoE, Zoph et al. 2022),
-// forward and backward by hand, over one micro-batch. It knows Ops and TokenExchange; no MPI, no CUDA.
+// Model: the decoder-only transformer with mixture-of-experts layers (OpenMoE, Xue et al. 2024;
+// ST-MoE, Zoph et al. 2022), forward and backward by hand, over one micro-batch. It knows Ops and
+// TokenExchange; no MPI, no CUDA.
 //
 //   x = embedding(inputs)
 //   each layer:  x += attention(rms_norm(x))
@@ -27,20 +28,23 @@ namespace openmoe {
 
 class Model {
  public:
-  // `rows` of a micro-batch: whole routing groups. `exchange` is not used by a dense model. All references must outlive this.
-  Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& exchange, std::int64_t rows);
+  // `rows` of a micro-batch: whole routing groups. `exchange` is not used by a dense model. All
+  // references must outlive this.
+  Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& exchange,
+        std::int64_t rows);
 
   // Every activation. `training` false leaves out what only the backward needs.
   void allocate(Arena& arena, bool training);
 
-  // Forward and backward of one micro-batch: adds to every Param::grad and to `sums`. `counts` are those of the whole
-  // global batch.
+  // Forward and backward of one micro-batch: adds to every Param::grad and to `sums`. `counts` are
+  // those of the whole global batch.
   void train(const Batch& batch, const BatchCounts& counts, StepSums& sums);
-  // Forward alone, with the evaluation capacity. token_loss (B, T) f32 on the host receives the weighted cross-entropy of each
-  // position unless it is empty.
+  // Forward alone, with the evaluation capacity. token_loss (B, T) f32 on the host receives the
+  // weighted cross-entropy of each position unless it is empty.
   void evaluate(const Batch& batch, StepSums& sums, Tensor token_loss = {});
 
-  // Called with (first token, logits (n, V)) for each loss chunk, before the loss overwrites the logits.
+  // Called with (first token, logits (n, V)) for each loss chunk, before the loss overwrites the
+  // logits.
   using LogitsObserver = std::function<void(std::int64_t, Tensor)>;
   void observe_logits(LogitsObserver observer) { logits_observer_ = std::move(observer); }
   // Routing of the last forward pass, one per MoE layer.
@@ -55,11 +59,13 @@ class Model {
   void load_batch(const Batch& batch);
   void forward(bool training, StepSums& sums);
   void backward(const BatchCounts& counts);
-  void attention_forward(const AttentionParams& params, AttentionActivations& act, Tensor x_next, Tensor x);
+  void attention_forward(const AttentionParams& params, AttentionActivations& act, Tensor x_next,
+                         Tensor x);
   void attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor x);
   void ffn_forward(const FfnParams& params, FfnActivations& act, Tensor x_next, Tensor y);
   void ffn_backward(const FfnParams& params, FfnActivations& act, Tensor y, bool accumulate_dy);
-  void moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x, bool training);
+  void moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
+                   bool training);
   void experts_forward(const MoeParams& params, MoeActivations& act, Tensor out);
   void moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts);
   void experts_backward(const MoeParams& params, MoeActivations& act);

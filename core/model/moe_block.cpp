@@ -1,6 +1,6 @@
-// The mixture-of-experts sublayer: x' = x + sum over kept choices k of gate_k * expert_k(y), y = rms_norm(x).
-// Router in f32; rows travel to their experts and back through TokenExchange (architecture: one handle per layer, the backward
-// of dispatch is combine and the reverse).
+// The mixture-of-experts sublayer: x' = x + sum over kept choices k of gate_k * expert_k(y), y =
+// rms_norm(x). Router in f32; rows travel to their experts and back through TokenExchange
+// (architecture: one handle per layer, the backward of dispatch is combine and the reverse).
 #include <algorithm>
 
 #include "core/model/model.h"
@@ -25,7 +25,8 @@ void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_n
   ops_.linear_forward(s.router_logits, act.y, params.router->value);
   ops_.router_forward(act.router, s.router_logits, batch_.routed, router_options(training));
 
-  // Where all experts are here, rows are written at once where they are wanted and the exchange moves nothing.
+  // Where all experts are here, rows are written at once where they are wanted and the exchange
+  // moves nothing.
   const Tensor sent = is_local() ? act.received : s.sent;
   const Tensor expert_out = is_local() ? act.returned : s.exchanged;
   exchange_.plan(act.routing, act.router.choice, act.router.slot);
@@ -60,11 +61,10 @@ void Model::moe_backward(const MoeParams& params, MoeActivations& act, const Bat
   const Tensor d_sent = exchange_.combine(s.exchanged, s.sent, act.routing);
 
   const double layers = static_cast<double>(config_.num_moe_layers());
-  const RouterLossScale scale{
-      .balance = static_cast<float>(loss_.load_balance_weight / layers /
-                                    std::max(1.0, counts.routed_groups)),
-      .z = static_cast<float>(loss_.router_z_weight / layers /
-                              std::max(1.0, counts.routed_tokens))};
+  const RouterLossScale scale{.balance = static_cast<float>(loss_.load_balance_weight / layers /
+                                                            std::max(1.0, counts.routed_groups)),
+                              .z = static_cast<float>(loss_.router_z_weight / layers /
+                                                      std::max(1.0, counts.routed_tokens))};
   ops_.router_backward(s.router_logits, s.dgate, batch_.routed, act.router, scale,
                        router_options(true));
   ops_.linear_backward_weight(params.router->grad, s.router_logits, act.y);

@@ -87,8 +87,7 @@ StepLosses losses_from(const StepSums& sums, const BatchCounts& counts, const Lo
         config.load_balance_weight / layers * ratio(layer.balance, counts.routed_groups);
     losses.router_z += config.router_z_weight / layers * ratio(layer.z, counts.routed_tokens);
   }
-  losses.total =
-      losses.cross_entropy + losses.logits_z + losses.load_balance + losses.router_z;
+  losses.total = losses.cross_entropy + losses.logits_z + losses.load_balance + losses.router_z;
   return losses;
 }
 

@@ -1,5 +1,6 @@
-// What a step counts before its forward pass and measures during it. All are plain sums over tokens, so that the values of
-// micro-batches and ranks add up; nothing is averaged before the end (a rank's mean would weigh its tokens wrongly).
+// What a step counts before its forward pass and measures during it. All are plain sums over
+// tokens, so that the values of micro-batches and ranks add up; nothing is averaged before the end
+// (a rank's mean would weigh its tokens wrongly).
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,8 @@
 
 namespace openmoe {
 
-// Counts over the whole global batch; every loss is divided by them, so they must be known (and summed over ranks) before
-// the forward pass.
+// Counts over the whole global batch; every loss is divided by them, so they must be known (and
+// summed over ranks) before the forward pass.
 struct BatchCounts {
   double loss_weight = 0.0;    // sum of loss weights
   double positions = 0.0;      // rows * sequence_length
@@ -28,7 +29,8 @@ struct BatchCounts {
 // Counts of the rows of `batch`.
 BatchCounts count_batch(const Batch& batch, const RoutingConfig& routing, bool has_moe);
 
-// Sums of one MoE layer over tokens and groups. Loads are assignments per expert, before and after drops.
+// Sums of one MoE layer over tokens and groups. Loads are assignments per expert, before and after
+// drops.
 struct MoeLayerSums {
   double balance = 0.0;  // sum over groups of E * sum_e f_e P_e
   double z = 0.0;        // sum over routed tokens of (log Z)^2

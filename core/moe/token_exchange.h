@@ -1,11 +1,14 @@
-// TokenExchange: moves rows of activations between the rank that holds the token and the rank that holds the expert.
+// TokenExchange: moves rows of activations between the rank that holds the token and the rank that
+// holds the expert.
 //
-// Two verbs and a handle. plan() turns routing decisions into a Routing handle; dispatch() brings rows in send order to rows
-// in expert order; combine() is its inverse. Both are permutations over ranks, so each is the other's adjoint: the backward of
-// dispatch is combine with the same handle, and the reverse.
+// Two verbs and a handle. plan() turns routing decisions into a Routing handle; dispatch() brings
+// rows in send order to rows in expert order; combine() is its inverse. Both are permutations over
+// ranks, so each is the other's adjoint: the backward of dispatch is combine with the same handle,
+// and the reverse.
 //
-//   send order:   this rank's kept assignments by (expert, position in the queue of this rank's groups); S rows
-//   expert order: rows received for this rank's El experts, by (local expert, source rank, send order);    M rows
+//   send order:   this rank's kept assignments by (expert, position in the queue of this rank's
+//   groups); S rows expert order: rows received for this rank's El experts, by (local expert,
+//   source rank, send order);    M rows
 #pragma once
 
 #include <cstdint>
@@ -20,11 +23,12 @@ namespace openmoe {
 struct Routing {
   std::int64_t num_sent = 0;      // S
   std::int64_t num_received = 0;  // M
-  Tensor row_token;       // (S_max) i32, device: token index of each sent row
-  Tensor assignment_row;  // (N, 2) i32, device: send-order row of each assignment, or -1
+  Tensor row_token;               // (S_max) i32, device: token index of each sent row
+  Tensor assignment_row;          // (N, 2) i32, device: send-order row of each assignment, or -1
   Tensor expert_offsets;  // (El + 1) i64, host: prefix sums of received rows per local expert
-  std::vector<std::int64_t> sent_per_expert;      // (E)
-  std::vector<std::int64_t> received_per_source;  // (ep * El): rows from source rank r for local expert e, at r * El + e
+  std::vector<std::int64_t> sent_per_expert;  // (E)
+  std::vector<std::int64_t>
+      received_per_source;  // (ep * El): rows from source rank r for local expert e, at r * El + e
 };
 
 // Sizes fixed before step 0.
@@ -48,16 +52,18 @@ class TokenExchange {
   virtual std::int64_t num_local_experts() const = 0;  // El
   virtual std::int64_t max_sent() const = 0;           // S_max
   virtual std::int64_t max_received() const = 0;       // M_max
-  // Buffers of one layer's handle (kept for the backward), and of the exchange itself (shared by all layers).
+  // Buffers of one layer's handle (kept for the backward), and of the exchange itself (shared by
+  // all layers).
   virtual void allocate_routing(Arena& arena, Routing& routing) = 0;
   virtual void allocate_buffers(Arena& arena) = 0;
 
   // From choice and slot (N, 2) i32 of the router. Collective over the ep group.
   virtual void plan(Routing& routing, Tensor choice, Tensor slot) = 0;
-  // sent (S_max, D) in send order -> rows in expert order, first M valid. The result is `buffer` (M_max, D) filled, or `sent`
-  // itself where nothing has to move. Collective over the ep group.
+  // sent (S_max, D) in send order -> rows in expert order, first M valid. The result is `buffer`
+  // (M_max, D) filled, or `sent` itself where nothing has to move. Collective over the ep group.
   virtual Tensor dispatch(Tensor sent, Tensor buffer, const Routing& routing) = 0;
-  // rows (M_max, D) in expert order -> send order, first S valid, in `buffer` (S_max, D) or `rows` itself.
+  // rows (M_max, D) in expert order -> send order, first S valid, in `buffer` (S_max, D) or `rows`
+  // itself.
   virtual Tensor combine(Tensor rows, Tensor buffer, const Routing& routing) = 0;
 };
 

@@ -11,7 +11,8 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step) {
          std::sqrt(std::max(static_cast<double>(step), warmup));
 }
 
-void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config, std::int64_t step) {
+void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
+                    std::int64_t step) {
   AdafactorScalars scalars;
   scalars.learning_rate = static_cast<float>(learning_rate_at(config, step));
   scalars.decay =

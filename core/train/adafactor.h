@@ -1,8 +1,10 @@
-// The optimizer step: Adafactor without momentum (Shazeer and Stern 2018) as t5x runs it, and its learning-rate schedule.
+// The optimizer step: Adafactor without momentum (Shazeer and Stern 2018) as t5x runs it, and its
+// learning-rate schedule.
 //   factored:   r = b r + (1-b) mean_cols(g^2 + eps1), c = b c + (1-b) mean_rows(g^2 + eps1)
 //               u = g * (r / mean(r))^(-1/2) * c^(-1/2)
 //   unfactored: v = b v + (1-b)(g^2 + eps1), u = g / sqrt(v)
-//   both:       u = u / max(1, RMS(u) / clip),  w = w - lr * max(RMS(w), eps2) * u,  b = 1 - (t+1)^(-decay_rate)
+//   both:       u = u / max(1, RMS(u) / clip),  w = w - lr * max(RMS(w), eps2) * u,  b = 1 -
+//   (t+1)^(-decay_rate)
 // Expert stacks (E, in, out) are E independent matrices. RMS(w) is of the value before the update.
 #pragma once
 
@@ -13,7 +15,8 @@
 
 namespace openmoe {
 
-// lr(t) = peak * sqrt(warmup) / sqrt(max(t, warmup)), t = step from 0: constant, then inverse square root.
+// lr(t) = peak * sqrt(warmup) / sqrt(max(t, warmup)), t = step from 0: constant, then inverse
+// square root.
 double learning_rate_at(const OptimizerConfig& config, std::int64_t step);
 
 // One update of every parameter from its gradient, which must already be summed over all ranks.

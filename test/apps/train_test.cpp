@@ -1,4 +1,5 @@
-// Whole training runs through the binary: the grid changes nothing, resuming changes nothing, bad input ends every rank.
+// Whole training runs through the binary: the grid changes nothing, resuming changes nothing, bad
+// input ends every rank.
 #include <cmath>
 
 #include "test/support/catch.h"
@@ -10,13 +11,18 @@ namespace {
 using nlohmann::json;
 
 // Shards of the sample corpus, made once by the fixture test "prepare the sample corpus".
-std::string sample_shards() { return environment("OPENMOE_SAMPLE_SHARDS"); }
-
-std::string train_arguments(const std::string& recipe, const std::string& run, const std::string& more = "") {
-  return "train " + source_path("test/recipes/" + recipe) + " --data " + sample_shards() + " --out " + run + " " + more;
+std::string sample_shards() {
+  return environment("OPENMOE_SAMPLE_SHARDS");
 }
 
-std::vector<json> train(int ranks, const std::string& recipe, const std::string& run, const std::string& more = "") {
+std::string train_arguments(const std::string& recipe, const std::string& run,
+                            const std::string& more = "") {
+  return "train " + source_path("test/recipes/" + recipe) + " --data " + sample_shards() +
+         " --out " + run + " " + more;
+}
+
+std::vector<json> train(int ranks, const std::string& recipe, const std::string& run,
+                        const std::string& more = "") {
   const CommandResult result = run_openmoe(ranks, train_arguments(recipe, run, more));
   INFO(result.output);
   REQUIRE(result.exit_code == 0);
@@ -35,19 +41,22 @@ double assignments(const json& row) {
   return total;
 }
 
-// Decision: results do not depend on the grid. Losses agree to rounding; drops exactly at first, later up to near ties.
+// Decision: results do not depend on the grid. Losses agree to rounding; drops exactly at first,
+// later up to near ties.
 void check_same_run(const std::vector<json>& ours, const std::vector<json>& reference) {
   REQUIRE(ours.size() == reference.size());
   for (std::size_t step = 0; step < ours.size(); ++step) {
     INFO("step " << step);
-    for (const char* key : {"loss", "cross_entropy", "logits_z_loss", "load_balance_loss", "router_z_loss"}) {
+    for (const char* key :
+         {"loss", "cross_entropy", "logits_z_loss", "load_balance_loss", "router_z_loss"}) {
       INFO(key);
       CHECK(relative_error(ours[step].at(key), reference[step].at(key)) < 1e-4);
     }
     for (const char* key : {"positions", "real_tokens", "loss_tokens", "learning_rate"})
       CHECK(ours[step].at(key) == reference[step].at(key));
     for (const char* key : {"dropped_first", "dropped_second"}) {
-      const double difference = std::abs(ours[step].at(key).get<double>() - reference[step].at(key).get<double>());
+      const double difference =
+          std::abs(ours[step].at(key).get<double>() - reference[step].at(key).get<double>());
       CHECK(difference <= (step == 0 ? 0.0 : std::max(1.0, 1e-3 * assignments(reference[step]))));
     }
   }
@@ -71,12 +80,20 @@ TEST_CASE("the grid does not change the loss curve", "[grid]") {
     const auto reference = train(1, recipe, folder / (recipe + "-1"));
     REQUIRE(reference.size() == 30);
     CHECK(reference[0].at("dropped_second").get<double>() > 0.0);
-    CHECK(reference[0].at("real_tokens").get<double>() < reference[0].at("positions").get<double>());
-    SECTION(recipe + " ep=2") { check_same_run(train(2, recipe, folder / "ep2", "--ep 2"), reference); }
-    SECTION(recipe + " dp=2") { check_same_run(train(2, recipe, folder / "dp2", "--ep 1"), reference); }
-    SECTION(recipe + " dp=2 x ep=2") { check_same_run(train(4, recipe, folder / "dp2ep2", "--ep 2"), reference); }
+    CHECK(reference[0].at("real_tokens").get<double>() <
+          reference[0].at("positions").get<double>());
+    SECTION(recipe + " ep=2") {
+      check_same_run(train(2, recipe, folder / "ep2", "--ep 2"), reference);
+    }
+    SECTION(recipe + " dp=2") {
+      check_same_run(train(2, recipe, folder / "dp2", "--ep 1"), reference);
+    }
+    SECTION(recipe + " dp=2 x ep=2") {
+      check_same_run(train(4, recipe, folder / "dp2ep2", "--ep 2"), reference);
+    }
     SECTION(recipe + " micro-batches") {
-      check_same_run(train(1, recipe, folder / "micro", "--set parallel.micro_batch_rows=2"), reference);
+      check_same_run(train(1, recipe, folder / "micro", "--set parallel.micro_batch_rows=2"),
+                     reference);
     }
   }
 }
@@ -84,9 +101,11 @@ TEST_CASE("the grid does not change the loss curve", "[grid]") {
 TEST_CASE("ten steps and ten more are twenty", "[resume]") {
   const TemporaryFolder folder;
   const std::string steps = "--ep 2 --set run.checkpoint_every=5 --set run.num_steps=";
-  const auto straight = without_times(train(2, "tiny-released.json", folder / "straight", steps + "20"));
+  const auto straight =
+      without_times(train(2, "tiny-released.json", folder / "straight", steps + "20"));
   train(2, "tiny-released.json", folder / "split", steps + "10");
-  const auto resumed = without_times(train(2, "tiny-released.json", folder / "split", steps + "20 --resume"));
+  const auto resumed =
+      without_times(train(2, "tiny-released.json", folder / "split", steps + "20 --resume"));
   CHECK(resumed == straight);
 }
 
@@ -95,7 +114,8 @@ TEST_CASE("a run continues on another grid", "[resume]") {
   const std::string steps = "--set run.num_steps=";
   const auto straight = train(1, "tiny-released.json", folder / "straight", steps + "20");
   train(2, "tiny-released.json", folder / "split", steps + "10 --ep 2");
-  check_same_run(train(4, "tiny-released.json", folder / "split", steps + "20 --ep 2 --resume"), straight);
+  check_same_run(train(4, "tiny-released.json", folder / "split", steps + "20 --ep 2 --resume"),
+                 straight);
 }
 
 TEST_CASE("wrong input ends every rank with one clear error", "[errors]") {
@@ -113,11 +133,15 @@ TEST_CASE("wrong input ends every rank with one clear error", "[errors]") {
   };
   const std::string run = folder / "run";
   refuse(2, train_arguments("tiny-released.json", run, "--set model.num_heds=3"), "num_heads");
-  refuse(2, train_arguments("tiny-released.json", run, "--set model.num_heads=true"), "model.num_heads");
+  refuse(2, train_arguments("tiny-released.json", run, "--set model.num_heads=true"),
+         "model.num_heads");
   refuse(3, train_arguments("tiny-released.json", run, "--ep 3"), "num_experts");
   refuse(2, train_arguments("tiny-released.json", run, "--ep 4"), "ep");
-  refuse(4, train_arguments("tiny-released.json", run, "--ep 1 --set data.batch_rows=4"), "group_tokens");
-  refuse(2, "train " + source_path("test/recipes/tiny-released.json") + " --data " + (folder / "nowhere") + " --out " + run,
+  refuse(4, train_arguments("tiny-released.json", run, "--ep 1 --set data.batch_rows=4"),
+         "group_tokens");
+  refuse(2,
+         "train " + source_path("test/recipes/tiny-released.json") + " --data " +
+             (folder / "nowhere") + " --out " + run,
          "nowhere");
   refuse(2, train_arguments("tiny-released.json", "/proc/nowhere/run"), "/proc/nowhere/run");
   train(1, "tiny-released.json", run, "--set run.num_steps=1");

@@ -1,4 +1,5 @@
-// One fixed batch must be learned by heart: the whole chain of forward, backward and optimizer works towards one end.
+// One fixed batch must be learned by heart: the whole chain of forward, backward and optimizer
+// works towards one end.
 #include "core/arena.h"
 #include "core/base/rng.h"
 #include "core/cpu/cpu_ops.h"
@@ -39,7 +40,8 @@ Batch random_batch(const Recipe& recipe) {
     batch.loss_weights[i] = 1.0f;
     batch.segment_ids[i] = 1;
   }
-  // The first input of a row is 0 for every row: the first target can only be guessed, so it carries no loss.
+  // The first input of a row is 0 for every row: the first target can only be guessed, so it
+  // carries no loss.
   for (std::size_t i = 0; i < batch.inputs.size(); i += 32) batch.loss_weights[i] = 0.0f;
   return batch;
 }

@@ -1,14 +1,14 @@
 // Runs the openmoe binary as a user does, for tests of whole commands.
 #pragma once
 
+#include <sys/wait.h>
+#include <unistd.h>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
-#include <sys/wait.h>
-#include <unistd.h>
 #include <vector>
 
 #include "test/support/catch.h"
@@ -17,7 +17,8 @@ namespace openmoe::test {
 
 inline std::string environment(const char* name) {
   const char* value = std::getenv(name);
-  if (value == nullptr) throw std::runtime_error(std::string(name) + " is not set: run this test through ctest");
+  if (value == nullptr)
+    throw std::runtime_error(std::string(name) + " is not set: run this test through ctest");
   return value;
 }
 
@@ -35,7 +36,8 @@ inline CommandResult run_command(const std::string& command) {
   FILE* pipe = popen((command + " 2>&1").c_str(), "r");
   if (pipe == nullptr) return result;
   char buffer[4096];
-  for (std::size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;) result.output.append(buffer, n);
+  for (std::size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;)
+    result.output.append(buffer, n);
   const int status = pclose(pipe);
   result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return result;
@@ -45,8 +47,8 @@ inline CommandResult run_command(const std::string& command) {
 inline CommandResult run_openmoe(int ranks, const std::string& arguments) {
   const std::string binary = environment("OPENMOE_BINARY");
   if (ranks == 1) return run_command("OMP_NUM_THREADS=1 " + binary + " " + arguments);
-  return run_command("OMP_NUM_THREADS=1 " + source_path("scripts/mpirun.sh") + " -np " + std::to_string(ranks) + " " +
-                     binary + " " + arguments);
+  return run_command("OMP_NUM_THREADS=1 " + source_path("scripts/mpirun.sh") + " -np " +
+                     std::to_string(ranks) + " " + binary + " " + arguments);
 }
 
 // A folder that is removed with this object.

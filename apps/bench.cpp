@@ -1,0 +1,205 @@
+// `openmoe bench RECIPE`: time, memory and share of the machine's peak of whole training steps on
+// random tokens. No data needed.
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "apps/command.h"
+#include "apps/network.h"
+#include "apps/trainer.h"
+#include "core/base/error.h"
+#include "core/base/rng.h"
+#include "core/config/recipe_io.h"
+#include "core/cpu/cpu_ops.h"
+#include "core/cpu/peak.h"
+#include "core/train/adafactor.h"
+#include "parallel/gradient_reducer.h"
+#include "parallel/process_grid.h"
+
+namespace openmoe {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double kPeakSeconds = 0.05;
+
+struct BenchOptions {
+  RecipeOptions recipe;
+  std::int64_t ep = 0;
+  std::int64_t num_steps = 5;
+  std::int64_t num_warmup_steps = 2;
+  bool json = false;
+};
+
+struct Sample {
+  double seconds = 0.0;
+  double flops = 0.0;  // useful arithmetic of all ranks: experts by kept slots
+  double peak = 0.0;   // FLOP/s of all ranks, mean of just before and just after
+};
+
+// Full rows of uniformly random tokens, loss on all of them.
+Batch random_batch(const Recipe& recipe, std::int64_t rows, std::int64_t data_rank) {
+  Batch batch;
+  batch.resize(rows, recipe.data.sequence_length);
+  const auto vocab = static_cast<std::uint64_t>(recipe.model.vocab_size);
+  Rng rng(1, stream_id("bench", static_cast<std::uint64_t>(data_rank)));
+  for (std::size_t i = 0; i < batch.inputs.size(); ++i) {
+    batch.inputs[i] = static_cast<std::int32_t>(rng.next_below(vocab));
+    batch.targets[i] = static_cast<std::int32_t>(rng.next_below(vocab));
+    batch.loss_weights[i] = 1.0f;
+    batch.segment_ids[i] = 1;
+  }
+  return batch;
+}
+
+// Useful arithmetic of one step: everything but the experts by count, the experts by the slots that
+// were really kept.
+double step_flops(const Recipe& recipe, const BatchCounts& counts, const StepSums& sums) {
+  Recipe without_experts = recipe;
+  without_experts.routing.capacity_factor = 0.0;
+  without_experts.routing.min_capacity = 0;
+  const ModelConfig& model = recipe.model;
+  const double expert =
+      6.0 * static_cast<double>(model.d_model * (model.gate_dim() + 2 * model.ffn_dim));
+  double flops = flops_per_token(without_experts) * counts.positions;
+  for (const MoeLayerSums& layer : sums.moe)
+    for (const double kept : layer.kept) flops += expert * kept;
+  return flops;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+int run_bench(const BenchOptions& options, CommandContext& context) {
+  const Recipe recipe = load_recipe(options.recipe.path, options.recipe.overrides);
+  ProcessGrid grid(context.mpi.world(), options.ep > 0 ? options.ep : recipe.parallel.ep, 1);
+  grid.check(recipe);
+  const std::int64_t rows = recipe.data.batch_rows / grid.num_data_ranks();
+  if (micro_batch_rows(recipe, grid) != rows)
+    throw UserError(
+        "bench measures one micro-batch a step: leave parallel.micro_batch_rows at 0 and lower "
+        "data.batch_rows");
+  const auto ops = make_cpu_ops();
+  Network network(*ops, grid, recipe, rows, true);
+  network.params().initialize(*ops, static_cast<std::uint64_t>(recipe.run.seed));
+  GradientReducer reducer(*ops, network.params(), grid);
+  const Batch batch = random_batch(recipe, rows, grid.data_rank());
+  BatchCounts counts = count_batch(batch, recipe.routing, recipe.model.num_moe_layers() > 0);
+  grid.data().all_reduce_sum(counts.values());
+  const auto measure_peak = [&] {
+    grid.world().barrier();
+    double peak[] = {cpu::measure_peak_flops(kPeakSeconds)};
+    grid.world().all_reduce_sum(std::span<double>(peak));
+    return peak[0];
+  };
+
+  OpProfile profile;
+  std::vector<Sample> samples;
+  for (std::int64_t step = 0; step < options.num_warmup_steps + options.num_steps; ++step) {
+    const bool counted = step >= options.num_warmup_steps;
+    Sample sample;
+    sample.peak = 0.5 * measure_peak();
+    grid.world().barrier();
+    ops->set_profile(counted ? &profile : nullptr);
+    const auto begin = Clock::now();
+    reducer.zero();
+    StepSums sums(recipe.model.num_moe_layers(), recipe.model.num_experts);
+    network.model().train(batch, counts, sums);
+    reducer.reduce();
+    adafactor_step(*ops, network.params(), recipe.optimizer, step);
+    grid.world().barrier();
+    sample.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    ops->set_profile(nullptr);
+    sample.peak += 0.5 * measure_peak();
+    std::vector<double> flat = sums.flatten();
+    grid.data().all_reduce_sum(flat);
+    sums.assign(flat);
+    sample.flops = step_flops(recipe, counts, sums);
+    if (counted) samples.push_back(sample);
+  }
+  if (!grid.is_root()) return kExitSuccess;
+
+  std::vector<double> seconds, shares, peaks, flops;
+  double total_seconds = 0.0;
+  for (const Sample& sample : samples) {
+    seconds.push_back(sample.seconds);
+    shares.push_back(sample.flops / sample.seconds / sample.peak);
+    peaks.push_back(sample.peak);
+    flops.push_back(sample.flops);
+    total_seconds += sample.seconds;
+  }
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const double peak_rss_mb = static_cast<double>(usage.ru_maxrss) / 1024.0;
+  const double arena_mb = static_cast<double>(network.arena().used_bytes()) / (1 << 20);
+  if (options.json) {
+    nlohmann::ordered_json out = {{"tokens_per_s", counts.positions / median(seconds)},
+                                  {"step_ms", 1e3 * median(seconds)},
+                                  {"gflop_per_step", median(flops) / 1e9},
+                                  {"gflops", median(flops) / median(seconds) / 1e9},
+                                  {"peak_gflops", median(peaks) / 1e9},
+                                  {"share_of_peak", median(shares)},
+                                  {"peak_rss_mb", peak_rss_mb},
+                                  {"arena_mb", arena_mb},
+                                  {"parameters", network.params().num_parameters()},
+                                  {"threads", context.num_threads},
+                                  {"ranks", context.mpi.world_size()},
+                                  {"ops", nlohmann::ordered_json::array()}};
+    const auto steps = static_cast<double>(samples.size());
+    for (const OpProfile::Entry& entry : profile.entries())
+      out["ops"].push_back({{"op", entry.op},
+                            {"calls", static_cast<double>(entry.calls) / steps},
+                            {"ms", 1e3 * entry.seconds / steps},
+                            {"share", entry.seconds / total_seconds},
+                            {"gflops", entry.flops / entry.seconds / 1e9}});
+    std::printf("%s\n", out.dump(2).c_str());
+    return kExitSuccess;
+  }
+  const double ranks = context.mpi.world_size();
+  std::printf("%s: %lld ranks x %d threads, %.0f positions a step\n", recipe.name.c_str(),
+              static_cast<long long>(context.mpi.world_size()), context.num_threads,
+              counts.positions);
+  std::printf("%s",
+              profile
+                  .table(options.num_steps, total_seconds / static_cast<double>(samples.size()),
+                         median(peaks) / ranks)
+                  .c_str());
+  std::printf(
+      "%.0f tokens/s, step %.1f ms, %.1f useful GFLOP, %.1f GFLOP/s of %.1f peak = %.3f (medians "
+      "of %zu)\n",
+      counts.positions / median(seconds), 1e3 * median(seconds), median(flops) / 1e9,
+      median(flops) / median(seconds) / 1e9, median(peaks) / 1e9, median(shares), samples.size());
+  std::printf("memory: %.0f MiB resident at most, of it %.0f MiB arena (rank 0)\n", peak_rss_mb,
+              arena_mb);
+  return kExitSuccess;
+}
+
+}  // namespace
+
+void register_bench(CLI::App& app, CommandContext& context) {
+  const auto options = std::make_shared<BenchOptions>();
+  CLI::App* command =
+      app.add_subcommand("bench", "time training steps of a recipe on random tokens, op by op");
+  add_recipe_options(*command, options->recipe);
+  command
+      ->add_option("--ep", options->ep,
+                   "expert-parallel degree (default: the recipe's parallel.ep)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--steps", options->num_steps, "counted steps")->check(CLI::PositiveNumber);
+  command->add_option("--warmup", options->num_warmup_steps, "steps before them")
+      ->check(CLI::NonNegativeNumber);
+  command->add_flag("--json", options->json, "print JSON");
+  command->callback([&context, options] {
+    context.run = [&context, options] { return run_bench(*options, context); };
+  });
+}
+
+}  // namespace openmoe

@@ -1,0 +1,39 @@
+// What main and the subcommands share. Each subcommand is one file of this folder with one
+// register_ function: it adds its options to the command line, and its callback stores what is to
+// run in the context. main runs it, so that every failure of every subcommand ends the job in one
+// way.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "parallel/mpi_environment.h"
+
+namespace openmoe {
+
+struct CommandContext {
+  MpiEnvironment& mpi;
+  std::function<int()> run;  // returns the exit code; throws UserError or RuntimeFault
+  int num_threads = 1;       // of this rank; set before run is called
+};
+
+// A recipe as the command line names it; see load_recipe.
+struct RecipeOptions {
+  std::string path;
+  std::vector<std::string> overrides;
+};
+
+// RECIPE and --set, spelled alike in every subcommand that takes a recipe.
+void add_recipe_options(CLI::App& command, RecipeOptions& options);
+
+void register_bench(CLI::App& app, CommandContext& context);
+void register_data(CLI::App& app, CommandContext& context);
+void register_info(CLI::App& app, CommandContext& context);
+void register_plan(CLI::App& app, CommandContext& context);
+void register_prepare(CLI::App& app, CommandContext& context);
+void register_selftest(CLI::App& app, CommandContext& context);
+void register_train(CLI::App& app, CommandContext& context);
+
+}  // namespace openmoe

@@ -1,0 +1,60 @@
+#include "core/op_profile.h"
+
+#include <algorithm>
+#include <cstdio>
+
+namespace openmoe {
+
+void OpProfile::add(const char* op, double seconds, double flops) {
+  Entry& entry = entries_[op];
+  entry.op = op;
+  entry.calls += 1;
+  entry.seconds += seconds;
+  entry.flops += flops;
+}
+
+double OpProfile::total_seconds() const {
+  double total = 0.0;
+  for (const auto& [name, entry] : entries_) total += entry.seconds;
+  return total;
+}
+
+std::vector<OpProfile::Entry> OpProfile::entries() const {
+  std::vector<Entry> sorted;
+  for (const auto& [name, entry] : entries_) sorted.push_back(entry);
+  std::sort(sorted.begin(), sorted.end(),
+            [](const Entry& a, const Entry& b) { return a.seconds > b.seconds; });
+  return sorted;
+}
+
+std::string OpProfile::table(std::int64_t num_steps, double step_seconds, double peak_flops) const {
+  const auto steps = static_cast<double>(std::max<std::int64_t>(1, num_steps));
+  char line[160];
+  std::snprintf(line, sizeof line, "%-44s %7s %10s %7s %9s %7s\n", "op", "calls", "ms/step",
+                "share", "GFLOP/s", "% peak");
+  std::string text = line;
+  const auto add_line = [&](const std::string& name, double calls, double seconds, double flops) {
+    std::snprintf(line, sizeof line, "%-44s %7.0f %10.2f %6.1f%%", name.c_str(), calls / steps,
+                  1e3 * seconds / steps, 100.0 * seconds / (steps * step_seconds));
+    text += line;
+    if (flops > 0.0) {
+      std::snprintf(line, sizeof line, " %9.1f", flops / seconds / 1e9);
+      text += line;
+      if (peak_flops > 0.0) {
+        std::snprintf(line, sizeof line, " %6.1f%%", 100.0 * flops / seconds / peak_flops);
+        text += line;
+      }
+    }
+    text += '\n';
+  };
+  double flops = 0.0;
+  for (const Entry& entry : entries()) {
+    add_line(entry.op, static_cast<double>(entry.calls), entry.seconds, entry.flops);
+    flops += entry.flops;
+  }
+  add_line("outside ops", 0.0, steps * step_seconds - total_seconds(), 0.0);
+  add_line("step", 0.0, steps * step_seconds, flops);
+  return text;
+}
+
+}  // namespace openmoe

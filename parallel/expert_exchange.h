@@ -1,0 +1,65 @@
+// ExpertExchange: the token exchange of ranks that each hold a part of the experts, by
+// variable-size all-to-all over the ep group. Host memory. Counts travel in plan(), rows in
+// dispatch() and combine(); rows that stay on their rank are copied straight to their place.
+//
+//   dispatch:  sent (expert major, so one block per peer) ==all_to_all==> staged by (source, local
+//              expert) --copy--> by (local expert, source)
+//   combine:   the same way back
+//
+// With one expert per rank both orders are the same and rows arrive in place without staging.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/moe/routing_plan.h"
+#include "parallel/communicator.h"
+
+namespace openmoe {
+
+class ExpertExchange : public TokenExchange {
+ public:
+  // `group` are the ep ranks, and must outlive this. Every rank of it must have the same shape.
+  ExpertExchange(const ExchangeShape& shape, Communicator& group);
+
+  std::int64_t num_local_experts() const override { return planner_.num_local_experts(); }
+  std::int64_t max_sent() const override { return planner_.shape().max_sent(); }
+  std::int64_t max_received() const override { return planner_.max_received(); }
+  void allocate_routing(Arena& arena, Routing& routing) override;
+  void allocate_buffers(Arena& arena) override;
+
+  void plan(Routing& routing, Tensor choice, Tensor slot) override;
+  Tensor dispatch(Tensor sent, Tensor buffer, const Routing& routing) override;
+  Tensor combine(Tensor rows, Tensor buffer, const Routing& routing) override;
+
+ private:
+  // Rows of one (source, local expert) pair that a copy must bring to their place: where they lie
+  // in the send order of this rank (its own rows) or in the staging buffer (rows of others), and
+  // where in expert order.
+  struct Block {
+    bool is_own = false;
+    std::int64_t outer_row = 0;
+    std::int64_t expert_row = 0;
+    std::int64_t num_rows = 0;
+  };
+
+  // With one local expert, received rows are in expert order as they come.
+  bool arrives_in_place() const { return num_local_experts() == 1; }
+  // Fills blocks_ and the counts and offsets of the all-to-all from a handle.
+  void lay_out(const Routing& routing);
+  void check_rows(const Tensor& sent, const Tensor& expert_rows, const Routing& routing) const;
+  // Copies all blocks between their outer place (in `sent` or staging) and expert order.
+  enum class Direction { to_experts, from_experts };
+  void copy_blocks(Direction direction, const Tensor& sent, const Tensor& expert_rows) const;
+
+  RoutingPlanner planner_;
+  Communicator& group_;
+  Tensor staging_;  // (rows of other ranks, D)
+  std::vector<Block> blocks_;
+  std::int64_t block_rows_ = 0;                // rows of all blocks
+  std::vector<std::int64_t> next_expert_row_;  // (El), while laying out
+  // Per rank of the group; nothing is exchanged with oneself.
+  std::vector<std::int64_t> peer_sent_, peer_sent_offsets_, peer_received_, peer_received_offsets_;
+};
+
+}  // namespace openmoe
