@@ -52,12 +52,14 @@ Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& 
 
 ExchangeShape Model::exchange_shape(const Recipe& recipe, std::int64_t rows) {
   const std::int64_t experts = recipe.model.num_experts;
-  return {.num_tokens = rows * recipe.data.sequence_length,
-          .num_experts = experts,
-          .group_tokens = recipe.routing.group_tokens,
-          .capacity = std::max(recipe.routing.capacity(experts, true),
-                               recipe.routing.capacity(experts, false)),
-          .d_model = recipe.model.d_model};
+  const bool has_moe = recipe.model.num_moe_layers() > 0;
+  return {
+      .num_tokens = rows * recipe.data.sequence_length,
+      .num_experts = experts,
+      .group_tokens = has_moe ? recipe.routing.group_tokens : rows * recipe.data.sequence_length,
+      .capacity =
+          std::max(recipe.routing.capacity(experts, true), recipe.routing.capacity(experts, false)),
+      .d_model = recipe.model.d_model};
 }
 
 void Model::allocate(Arena& arena, bool training) {
