@@ -38,7 +38,7 @@ TEST_CASE("wrong input is one message and exit code 2 on any number of ranks", "
 
 TEST_CASE("the command line itself is checked", "[cli]") {
   const std::string recipe = source_path("recipes/quickstart.json");
-  for (const std::string arguments :
+  for (const std::string& arguments :
        {std::string("plan --jsn ") + recipe, std::string("plam"), std::string(""),
         std::string("plan"), "plan " + recipe + " --threads 0", "plan " + recipe + " --set"}) {
     const CommandResult result = run_openmoe(1, arguments);
