@@ -21,3 +21,17 @@ foreach(ranks 1 2 4)
                          ENVIRONMENT "OMP_NUM_THREADS=1")
   endforeach()
 endforeach()
+
+# Conversion against the real libraries, which live in Python; what is not installed is skipped by the test and said.
+add_executable(logits_tool apps/logits_tool.cpp)
+target_link_libraries(logits_tool PRIVATE openmoe_apps)
+find_program(OPENMOE_PYTHON NAMES python3 PATHS ${CMAKE_SOURCE_DIR}/build/python/bin NO_DEFAULT_PATH)
+find_program(OPENMOE_PYTHON NAMES python3 PATHS /usr/bin NO_DEFAULT_PATH)
+find_program(OPENMOE_PYTHON NAMES python3)
+if(OPENMOE_PYTHON)
+  add_test(NAME "python: conversion against torch and safetensors"
+           COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/convert_test.py ${CMAKE_BINARY_DIR}/openmoe
+                   $<TARGET_FILE:logits_tool>)
+  set_tests_properties("python: conversion against torch and safetensors" PROPERTIES TIMEOUT 300 LABELS "python"
+                       SKIP_RETURN_CODE 77 ENVIRONMENT "OMP_NUM_THREADS=1")
+endif()
