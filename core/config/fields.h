@@ -128,6 +128,20 @@ void visit_fields(std::type_identity<PhaseConfig>, Visitor&& visit) {
   visit("until_positions", &P::until_positions, rules::count,
         "end of the phase in positions (rows * sequence_length), rounded up to a step; 0: not "
         "stated");
+  visit("until_real_tokens", &P::until_real_tokens, rules::count,
+        "end of the phase in positions that are not padding, as expected of its objective; 0: not "
+        "stated");
+  visit("until_loss_tokens", &P::until_loss_tokens, rules::count,
+        "end of the phase in positions that carry loss, as expected of its objective; 0: not "
+        "stated");
+  visit("blend_steps", &P::blend_steps, rules::between(0, 1000000),
+        "steps over which the rates move linearly from the mixture of the phase before; 0: at "
+        "once");
+  visit("extra_source", &P::extra_source, rules::any,
+        "source mixed in at the start of the phase; empty: none");
+  visit("extra_share", &P::extra_share, rules::between(0, 0.99),
+        "share of the rows that extra_source has");
+  visit("extra_steps", &P::extra_steps, rules::count, "steps for which extra_source is mixed in");
 }
 
 template <typename Visitor>

@@ -16,7 +16,7 @@ enum class FfnKind { gated_swiglu, swiglu };
 enum class ResidualFfn { sequential, parallel };
 enum class AttentionScale { folded, rsqrt };
 enum class CapacityCounts { tokens, assignments, port };
-enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm };
+enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm, sft };
 enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
 
@@ -89,9 +89,20 @@ struct PhaseConfig {
   ObjectiveKind objective = ObjectiveKind::ul2;
   Packing packing = Packing::faithful;  // packed: fill rows, segments masked from each other
   std::string mixture;                  // name of a mixture file, without folder and ".json"
-  // Where the phase ends: exactly one of the two, except in the last phase, which may have neither.
-  std::int64_t until_step = 0;       // 0: not stated
-  std::int64_t until_positions = 0;  // counted in positions (rows * sequence_length); rounded up to a whole step
+  // Where the phase ends, counted from step 0 and rounded up to a whole step: exactly one of the
+  // four, except in the last phase, which may have none.
+  std::int64_t until_step = 0;         // 0: not stated
+  std::int64_t until_positions = 0;    // rows * sequence_length
+  std::int64_t until_real_tokens = 0;  // positions that are not padding, in expectation
+  std::int64_t until_loss_tokens = 0;  // positions that carry loss, in expectation
+  // Steps at the phase's start over which the rates move linearly from the mixture of the phase
+  // before to this one; 0: a sudden switch.
+  std::int64_t blend_steps = 0;
+  // A source mixed in during the first extra_steps steps of the phase with this share of the rows
+  // (the paper's Section 5: instruction data during warm-up, to balance the router early).
+  std::string extra_source;
+  double extra_share = 0.0;
+  std::int64_t extra_steps = 0;
 };
 
 struct DataConfig {
