@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -31,9 +32,20 @@ struct CommandResult {
   std::string output;  // standard output and standard error
 };
 
+// Shell text that forgets what MPI_Init of the test itself put into the environment; mpirun would take itself for one of its
+// own ranks.
+inline std::string without_mpi_environment() {
+  std::string text = "unset NONE";
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string name(*entry, std::strcspn(*entry, "="));
+    if (name.starts_with("OMPI_") || name.starts_with("PMIX_") || name.starts_with("ORTE_")) text += " " + name;
+  }
+  return text + "; ";
+}
+
 inline CommandResult run_command(const std::string& command) {
   CommandResult result;
-  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+  FILE* pipe = popen((without_mpi_environment() + "{ " + command + "; } 2>&1").c_str(), "r");
   if (pipe == nullptr) return result;
   char buffer[4096];
   for (std::size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;)
