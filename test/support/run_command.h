@@ -4,7 +4,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -16,15 +15,8 @@
 
 namespace openmoe::test {
 
-inline std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  if (value == nullptr)
-    throw std::runtime_error(std::string(name) + " is not set: run this test through ctest");
-  return value;
-}
-
 inline std::string source_path(const std::string& relative) {
-  return environment("OPENMOE_SOURCE_DIR") + "/" + relative;
+  return std::string(OPENMOE_TEST_SOURCE_DIR) + "/" + relative;
 }
 
 struct CommandResult {
@@ -32,20 +24,9 @@ struct CommandResult {
   std::string output;  // standard output and standard error
 };
 
-// Shell text that forgets what MPI_Init of the test itself put into the environment; mpirun would take itself for one of its
-// own ranks.
-inline std::string without_mpi_environment() {
-  std::string text = "unset NONE";
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string name(*entry, std::strcspn(*entry, "="));
-    if (name.starts_with("OMPI_") || name.starts_with("PMIX_") || name.starts_with("ORTE_")) text += " " + name;
-  }
-  return text + "; ";
-}
-
 inline CommandResult run_command(const std::string& command) {
   CommandResult result;
-  FILE* pipe = popen((without_mpi_environment() + "{ " + command + "; } 2>&1").c_str(), "r");
+  FILE* pipe = popen(("{ " + command + "; } 2>&1").c_str(), "r");
   if (pipe == nullptr) return result;
   char buffer[4096];
   for (std::size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;)
@@ -57,7 +38,7 @@ inline CommandResult run_command(const std::string& command) {
 
 // `openmoe ARGUMENTS` on `ranks` ranks with one thread each.
 inline CommandResult run_openmoe(int ranks, const std::string& arguments) {
-  const std::string binary = environment("OPENMOE_BINARY");
+  const std::string binary = OPENMOE_TEST_BINARY;
   if (ranks == 1) return run_command("OMP_NUM_THREADS=1 " + binary + " " + arguments);
   return run_command("OMP_NUM_THREADS=1 " + source_path("scripts/mpirun.sh") + " -np " +
                      std::to_string(ranks) + " " + binary + " " + arguments);
