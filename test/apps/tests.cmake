@@ -4,8 +4,8 @@ add_test(NAME "apps: prepare the sample corpus"
 set_tests_properties("apps: prepare the sample corpus" PROPERTIES FIXTURES_SETUP sample_shards TIMEOUT 120 LABELS unit)
 
 file(GLOB sources CONFIGURE_DEPENDS apps/*_test.cpp)
-add_executable(test_apps ${sources})
-target_link_libraries(test_apps PRIVATE openmoe_test_main openmoe_apps)
+add_executable(test_apps support/plain_main.cpp ${sources})
+target_link_libraries(test_apps PRIVATE openmoe_test_support openmoe_apps)
 add_dependencies(test_apps openmoe)
 openmoe_discover_tests(test_apps apps TIMEOUT 300 LABELS "apps\;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2)
 
