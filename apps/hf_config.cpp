@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/config_errors.h"
 #include "core/config/json_document.h"

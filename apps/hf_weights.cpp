@@ -6,6 +6,7 @@
 #include <map>
 
 #include "apps/durable_files.h"
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/config_errors.h"
 #include "core/config/json_document.h"
