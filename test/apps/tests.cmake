@@ -7,7 +7,7 @@ file(GLOB sources CONFIGURE_DEPENDS apps/*_test.cpp)
 add_executable(test_apps support/plain_main.cpp ${sources})
 target_link_libraries(test_apps PRIVATE openmoe_test_support openmoe_apps)
 add_dependencies(test_apps openmoe)
-openmoe_discover_tests(test_apps apps TIMEOUT 300 LABELS "apps\\;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2)
+openmoe_discover_tests(test_apps apps TIMEOUT 300 LABELS "apps\;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2)
 
 foreach(ranks 1 2 4)
   foreach(ep 1 2)

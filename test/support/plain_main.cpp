@@ -1,4 +1,5 @@
-// main of tests that start mpirun themselves: they must not be MPI programs, whose environment a nested mpirun would inherit.
+// main of tests that start mpirun themselves: they must not be MPI programs, whose environment a
+// nested mpirun would inherit.
 #if __has_include(<catch2/catch_session.hpp>)
 #include <catch2/catch_session.hpp>
 #else
