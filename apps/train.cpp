@@ -109,11 +109,12 @@ void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& networ
 
 int run_train(const TrainOptions& options, CommandContext& context) {
   MpiEnvironment& mpi = context.mpi;
-  const Recipe recipe = load_recipe(options.recipe.path, options.recipe.overrides);
-  check_trainable(recipe);
-  ProcessGrid grid(mpi.world(), options.ep > 0 ? options.ep : recipe.parallel.ep, 1);
-  grid.check(recipe);
-  BatchStream stream(recipe, options.data_folder, load_mixtures(recipe, options.recipe.path));
+  const Recipe stated = load_recipe(options.recipe.path, options.recipe.overrides);
+  check_trainable(stated);
+  ProcessGrid grid(mpi.world(), options.ep > 0 ? options.ep : stated.parallel.ep, 1);
+  grid.check(stated);
+  BatchStream stream(stated, options.data_folder, load_mixtures(stated, options.recipe.path));
+  const Recipe& recipe = stream.recipe();  // with ends of phases in tokens turned into steps
   const std::string checkpoint = open_run_folder(options, mpi.world());
 
   const auto ops = make_cpu_ops();

@@ -1,6 +1,7 @@
 #include "data/unigram_encoder.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -155,6 +156,12 @@ std::size_t character_bytes(char lead) {
   return byte < 0x80 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
 }
 
+// Bound of what rounding can change between two sums of up to `num_bytes` scores that end near
+// `sum`: half an ulp for each addition of either.
+float rounding(std::size_t num_bytes, float sum) {
+  return static_cast<float>(num_bytes + 1) * std::abs(sum) * std::numeric_limits<float>::epsilon();
+}
+
 // The word-start mark as a blank, so that it is one byte in text and pieces alike.
 std::string with_blanks(std::string_view text) {
   std::string out;
@@ -193,6 +200,9 @@ std::optional<UnigramEncoder> UnigramEncoder::make(std::string_view model) {
   }
   if (next_byte != 256) return std::nullopt;
   encoder.unknown_score_ = lowest - kUnknownPenalty;
+  encoder.scores_.assign(facts.pieces.size(), encoder.unknown_score_);
+  for (std::size_t i = 0; i < facts.pieces.size(); ++i)
+    if (facts.pieces[i].type == PieceType::normal) encoder.scores_[i] = facts.pieces[i].score;
   return encoder;
 }
 
@@ -241,26 +251,35 @@ void UnigramEncoder::add_piece(std::string_view piece, std::int32_t id, float sc
   if (node != 0) nodes_[node] = {id, score};
 }
 
-// Viterbi search over the word; the same comparisons in the same order as SentencePiece.
-void UnigramEncoder::encode_word(std::string_view word, std::vector<std::int32_t>& ids) const {
+// Viterbi search over the word; the same sums and comparisons in the same order as SentencePiece.
+UnigramEncoder::Found UnigramEncoder::search(std::string_view word, float score,
+                                             std::vector<std::int32_t>& ids) const {
   struct Best {
     std::int32_t begin = -1;
     std::int32_t id = -1;  // -1: unknown character
     float score = 0.0f;
+    float rival = -std::numeric_limits<float>::infinity();  // second best candidate
   };
   constexpr std::size_t kInline = 64;
   Best inline_best[kInline + 1];
   std::vector<Best> long_best;
   if (word.size() > kInline) long_best.resize(word.size() + 1);
   Best* best = word.size() > kInline ? long_best.data() : inline_best;
+  best[0].score = score;
   for (std::size_t begin = 0; begin < word.size();) {
     const std::size_t width = std::min(character_bytes(word[begin]), word.size() - begin);
     const float before = best[begin].score;
     bool single = false;
-    const auto offer = [&](std::size_t end, std::int32_t id, float score) {
+    const auto offer = [&](std::size_t end, std::int32_t id, float candidate) {
       Best& target = best[end];
-      if (target.begin == -1 || score > target.score)
-        target = {static_cast<std::int32_t>(begin), id, score};
+      if (target.begin == -1 || candidate > target.score) {
+        if (target.begin != -1) target.rival = target.score;
+        target.begin = static_cast<std::int32_t>(begin);
+        target.id = id;
+        target.score = candidate;
+      } else {
+        target.rival = std::max(target.rival, candidate);
+      }
     };
     std::uint32_t node = 0;
     for (std::size_t end = begin; end < word.size();) {
@@ -273,23 +292,46 @@ void UnigramEncoder::encode_word(std::string_view word, std::vector<std::int32_t
     if (!single) offer(begin + width, -1, unknown_score_ + before);
     begin += width;
   }
+
+  Found found{best[word.size()].score, std::numeric_limits<float>::infinity(), 0};
   const std::size_t first = ids.size();
+  std::uint64_t marks = 0;  // bit i: the i-th id from the end begins a step
   for (std::size_t end = word.size(); end > 0;) {
     const Best& step = best[end];
     const auto begin = static_cast<std::size_t>(step.begin);
+    found.margin = std::min(found.margin, step.score - step.rival);
     if (step.id >= 0) {
       ids.push_back(step.id);
-    } else if (word[begin] ==
-               ' ') {  // a blank that is no piece of its own: the bytes of the word-start mark
-      for (std::size_t i = kWordStart.size(); i-- > 0;)
-        ids.push_back(byte_ids_[static_cast<unsigned char>(kWordStart[i])]);
     } else {
-      for (std::size_t i = end; i-- > begin;)
-        ids.push_back(byte_ids_[static_cast<unsigned char>(word[i])]);
+      // A blank that is no piece of its own stands for the bytes of the word-start mark.
+      const std::string_view bytes =
+          word[begin] == ' ' ? kWordStart : word.substr(begin, end - begin);
+      for (std::size_t i = bytes.size(); i-- > 0;)
+        ids.push_back(byte_ids_[static_cast<unsigned char>(bytes[i])]);
     }
+    if (ids.size() - first <= 64) marks |= std::uint64_t{1} << (ids.size() - first - 1);
     end = begin;
   }
   std::reverse(ids.begin() + static_cast<std::ptrdiff_t>(first), ids.end());
+  const std::size_t count = ids.size() - first;
+  for (std::size_t i = 0; i < std::min<std::size_t>(32, count); ++i)
+    if (count <= 64 && (marks >> (count - 1 - i) & 1u) != 0) found.steps |= 1u << i;
+  found.margin -= rounding(word.size(), found.score);
+  return found;
+}
+
+// Takes a word from the cache if its segmentation is certain at the present sum.
+bool UnigramEncoder::use_cached(const WordCache::Entry& entry, std::string_view word, float& score,
+                                std::vector<std::int32_t>& ids) const {
+  if (entry.num_bytes != word.size() || std::memcmp(entry.bytes, word.data(), word.size()) != 0)
+    return false;
+  float sum = score;
+  for (unsigned i = 0; i < entry.num_ids; ++i)
+    if ((entry.steps >> i & 1u) != 0) sum += scores_[static_cast<std::size_t>(entry.ids[i])];
+  if (entry.margin <= rounding(word.size(), sum)) return false;
+  score = sum;
+  ids.insert(ids.end(), entry.ids, entry.ids + entry.num_ids);
+  return true;
 }
 
 void UnigramEncoder::encode(std::string_view text, std::vector<std::int32_t>& ids,
@@ -301,6 +343,7 @@ void UnigramEncoder::encode(std::string_view text, std::vector<std::int32_t>& id
     if (add_blank_) copy.insert(copy.begin(), ' ');
     text = copy;
   }
+  float score = 0.0f;
   for (std::size_t begin = 0; begin < text.size();) {
     std::size_t end = begin + 1;
     while (end < text.size() &&
@@ -310,20 +353,20 @@ void UnigramEncoder::encode(std::string_view text, std::vector<std::int32_t>& id
     const std::string_view word = text.substr(begin, end - begin);
     begin = end;
     if (cache == nullptr || word.size() > WordCache::kMaxBytes) {
-      encode_word(word, ids);
+      score = search(word, score, ids).score;
       continue;
     }
     WordCache::Entry& entry =
         cache->entries_[xxh3_64(word.data(), word.size()) & (WordCache::kEntries - 1)];
-    if (entry.num_bytes == word.size() && std::memcmp(entry.bytes, word.data(), word.size()) == 0) {
-      ids.insert(ids.end(), entry.ids, entry.ids + entry.num_ids);
-      continue;
-    }
+    if (use_cached(entry, word, score, ids)) continue;
     const std::size_t first = ids.size();
-    encode_word(word, ids);
+    const Found found = search(word, score, ids);
+    score = found.score;
     if (ids.size() - first > WordCache::kMaxIds) continue;
     entry.num_bytes = static_cast<std::uint8_t>(word.size());
     entry.num_ids = static_cast<std::uint8_t>(ids.size() - first);
+    entry.steps = static_cast<std::uint16_t>(found.steps);
+    entry.margin = found.margin;
     std::memcpy(entry.bytes, word.data(), word.size());
     std::copy(ids.begin() + static_cast<std::ptrdiff_t>(first), ids.end(), entry.ids);
   }

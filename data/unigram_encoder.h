@@ -1,11 +1,13 @@
 // UnigramEncoder: SentencePiece's unigram segmentation (Kudo 2018), word by word and with a cache
-// of words.
+// of words. The ids are those of SentencePieceProcessor::Encode, to the last.
 //
 // The text is cut wherever no piece of the vocabulary contains the two characters on both sides of
-// the cut; a segmentation can then not cross it, so the best segmentation of the whole is that of
-// the parts. Words repeat, so most parts are found in the cache. Ids are those of
-// SentencePieceProcessor::Encode, except that its single-precision sum over a whole document may
-// round a near tie differently in documents of many thousand words.
+// the cut; a segmentation cannot cross it, so the best segmentation of the whole is that of the
+// parts. Words repeat, so most are found in the cache.
+//
+// SentencePiece sums scores over the whole text in single precision, and the rounding of that sum
+// decides near ties. So the sum is carried along in the same order, and a cached word is used only
+// when its margin over the second best exceeds what rounding at the present sum could change.
 //
 // Only for models where this holds: type unigram, identity normaliser that keeps white space, byte
 // fallback, no user-defined pieces. Tokenizer falls back to SentencePiece for others.
@@ -27,11 +29,14 @@ class WordCache {
  private:
   friend class UnigramEncoder;
   static constexpr std::size_t kEntries = std::size_t{1} << 16;
-  static constexpr std::size_t kMaxBytes = 26;
+  static constexpr std::size_t kMaxBytes = 20;
   static constexpr std::size_t kMaxIds = 9;
   struct alignas(64) Entry {
     std::uint8_t num_bytes = 0;  // 0: free
     std::uint8_t num_ids = 0;
+    std::uint16_t steps =
+        0;  // bit i: id i begins a step of the path (the later bytes of a character do not)
+    float margin = 0.0f;
     char bytes[kMaxBytes] = {};
     std::int32_t ids[kMaxIds] = {};
   };
@@ -55,7 +60,16 @@ class UnigramEncoder {
   void grow_edges();
   std::uint32_t child(std::uint32_t node, unsigned char byte) const;
   bool may_cut(unsigned char before, unsigned char after) const { return !joined_[before][after]; }
-  void encode_word(std::string_view word, std::vector<std::int32_t>& ids) const;
+  // What a search over one word finds besides the ids.
+  struct Found {
+    float score = 0.0f;  // the running sum after the word
+    float margin =
+        0.0f;  // of each choice on the best path over its rival, less what rounding may add
+    std::uint32_t steps = 0;  // as in WordCache::Entry, for the first 32 ids
+  };
+  Found search(std::string_view word, float score, std::vector<std::int32_t>& ids) const;
+  bool use_cached(const WordCache::Entry& entry, std::string_view word, float& score,
+                  std::vector<std::int32_t>& ids) const;
 
   // Prefix tree of the pieces, with the word-start mark as one blank. Edges are an open-addressing
   // table of (node << 8 | byte) + 1 -> child; node 0 is the root.
@@ -70,6 +84,7 @@ class UnigramEncoder {
   std::vector<Edge> edges_;
   std::size_t num_edges_ = 0;
   std::vector<Node> nodes_;
+  std::vector<float> scores_;  // of a step that begins with this id; the unknown score for bytes
   std::vector<std::vector<bool>>
       joined_;  // [a][b]: a piece holds a character ending in byte a before one beginning with b
   std::int32_t byte_ids_[256] = {};
