@@ -52,7 +52,9 @@ void convert(const ConvertOptions& options) {
   if (!options.overrides.empty())
     throw UserError("--set: is for reading the Hugging Face layout, but " + options.from +
                     " is a checkpoint of ours, which has its recipe");
-  ExportOptions wanted{options.from, options.to};
+  ExportOptions wanted;
+  wanted.from = options.from;
+  wanted.to = options.to;
   if (options.layout == "split") wanted.layout = HfLayout::split;
   if (options.dtype == "f16") wanted.type = WeightType::f16;
   if (options.dtype == "bf16") wanted.type = WeightType::bf16;

@@ -4,6 +4,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
+#include "core/cpu/peak.h"
 #include "data/batch_stream.h"
 #include "parallel/process_grid.h"
 
@@ -23,6 +25,8 @@ namespace openmoe {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr double kPeakSeconds = 0.1;  // how long the machine's arithmetic peak is measured
 
 struct TrainOptions {
   RecipeOptions recipe;
@@ -136,6 +140,9 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   });
   Trainer trainer(network, grid, recipe, stream, options.run_folder, log ? &*log : nullptr,
                   progress ? &*progress : nullptr);
+  double peak_flops[] = {cpu::measure_peak_flops(kPeakSeconds)};
+  mpi.world().all_reduce_sum(std::span<double>(peak_flops));
+  trainer.set_peak_flops(peak_flops[0]);
   trainer.run(first_step);
   return kExitSuccess;
 }

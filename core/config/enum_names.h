@@ -31,7 +31,7 @@ struct EnumNames<CapacityCounts> {
 template <>
 struct EnumNames<ObjectiveKind> {
   static constexpr std::array<std::string_view, 4> values = {"ul2", "causal_lm", "span_corruption",
-                                                          "prefix_lm"};
+                                                             "prefix_lm"};
 };
 template <>
 struct EnumNames<Packing> {

@@ -150,11 +150,9 @@ void check_objectives(const Checker& check) {
                   [](const auto& phase) { return phase.objective != ObjectiveKind::causal_lm; });
   if (halves && check.errors.clean({"data.sequence_length"}) &&
       recipe.data.sequence_length % 2 != 0)
-    check.fail(
-        "data.sequence_length",
-        concat(
-            "found ", recipe.data.sequence_length,
-            ", allowed: an even number, since denoising gives half a row to inputs and half to targets"));
+    check.fail("data.sequence_length", concat("found ", recipe.data.sequence_length,
+                                              ", allowed: an even number, since denoising gives "
+                                              "half a row to inputs and half to targets"));
 }
 
 }  // namespace

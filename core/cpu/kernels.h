@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "core/base/dtype.h"
 #include "core/cpu/cpu_features.h"
 
 namespace openmoe::cpu {
@@ -53,14 +54,25 @@ struct AttentionKernels {
                    const float* log_z, float* scratch);
 };
 
+// Conversions of blocks of rows; rounding is to nearest even.
+struct ConvertKernels {
+  void (*to_bf16)(BFloat16* to, std::int64_t to_ld, const float* from, std::int64_t from_ld,
+                  std::int64_t rows, std::int64_t cols);
+  void (*to_f32)(float* to, std::int64_t to_ld, const BFloat16* from, std::int64_t from_ld,
+                 std::int64_t rows, std::int64_t cols);
+};
+
 struct CpuKernels {
-  GemmKernels f32;
+  GemmKernels f32;   // operands f32
+  GemmKernels bf16;  // operands bf16
   AttentionKernels attention;
+  ConvertKernels convert;
 };
 
 const CpuKernels& kernels_generic();
 const CpuKernels& kernels_avx2();
 const CpuKernels& kernels_avx512();
+const CpuKernels& kernels_avx512_bf16();
 
 // The table of an instruction set that this CPU has.
 const CpuKernels& kernels_for(CpuIsa isa);

@@ -19,6 +19,7 @@ struct VectorOf {
   typedef float Float __attribute__((vector_size(kLanes * 4)));
   typedef std::int32_t Int __attribute__((vector_size(kLanes * 4)));
   typedef std::uint32_t Unsigned __attribute__((vector_size(kLanes * 4)));
+  typedef std::uint16_t Half __attribute__((vector_size(kLanes * 2)));
 };
 
 template <class T>
@@ -27,6 +28,8 @@ template <class T>
 using IntVec = typename VectorOf<T::kLanes>::Int;
 template <class T>
 using UnsignedVec = typename VectorOf<T::kLanes>::Unsigned;
+template <class T>
+using HalfVec = typename VectorOf<T::kLanes>::Half;
 
 template <class V>
 [[gnu::always_inline]] inline void load(V& v, const void* from) {
@@ -45,32 +48,38 @@ template <class V>
 
 // Where the rows of a tile of A lie. Packed: [depth][rows of the tile], tiles one after the other.
 struct PackedTiles {
-  static constexpr std::int64_t row_stride() { return 1; }
+  [[gnu::always_inline]] static constexpr std::int64_t row_stride() { return 1; }
   template <int kRows>
-  static constexpr std::int64_t step() {
+  [[gnu::always_inline]] static constexpr std::int64_t step() {
     return kRows;
   }
-  static std::int64_t tile_offset(std::int64_t row, std::int64_t depth) { return row * depth; }
+  [[gnu::always_inline]] static std::int64_t tile_offset(std::int64_t row, std::int64_t depth) {
+    return row * depth;
+  }
 };
 // Inside a dense block [depth][kWidth], rows of A along the width.
 template <std::int64_t kWidth>
 struct DepthMajor {
-  static constexpr std::int64_t row_stride() { return 1; }
+  [[gnu::always_inline]] static constexpr std::int64_t row_stride() { return 1; }
   template <int kRows>
-  static constexpr std::int64_t step() {
+  [[gnu::always_inline]] static constexpr std::int64_t step() {
     return kWidth;
   }
-  static std::int64_t tile_offset(std::int64_t row, std::int64_t) { return row; }
+  [[gnu::always_inline]] static std::int64_t tile_offset(std::int64_t row, std::int64_t) {
+    return row;
+  }
 };
 // Inside a dense block [rows][kWidth], depth along the width.
 template <std::int64_t kWidth>
 struct RowMajor {
-  static constexpr std::int64_t row_stride() { return kWidth; }
+  [[gnu::always_inline]] static constexpr std::int64_t row_stride() { return kWidth; }
   template <int kRows>
-  static constexpr std::int64_t step() {
+  [[gnu::always_inline]] static constexpr std::int64_t step() {
     return 1;
   }
-  static std::int64_t tile_offset(std::int64_t row, std::int64_t) { return row * kWidth; }
+  [[gnu::always_inline]] static std::int64_t tile_offset(std::int64_t row, std::int64_t) {
+    return row * kWidth;
+  }
 };
 
 // c (kRows, kVecs * kLanes) = or += a b over `depth` values; b is [depth][panel].
@@ -88,7 +97,7 @@ void micro_tile(const float* a, const float* b, float* c, std::int64_t ldc, std:
     for (int j = 0; j < kVecs; ++j) load(bv[j], b + j * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const Vec<T> av = a[i * Layout::row_stride()] - Vec<T>{};
+      const Vec<T> av = T::broadcast(a[i * Layout::row_stride()]);
 #pragma GCC unroll 8
       for (int j = 0; j < kVecs; ++j) acc[i][j] = T::multiply_add(acc[i][j], av, bv[j]);
     }
@@ -177,7 +186,59 @@ void multiply(const float* a, const float* b, float* c, std::int64_t ldc, std::i
 
 // ---- packing ----
 // A strip is `width` neighbours (rows of A or columns of B) along k: packed[p * step + i] =
-// value(i, p).
+// value(i, p). A Source reads values from memory: kPerValue elements, neighbours along k, make one
+// value of 32 bits. `along` reads a vector of values that follow each other in k, `across` one of
+// neighbours in the strip, whose next elements along k are ld further, and `one` a single value
+// whose elements are `distance` apart. Elements that do not exist (odd k) count as 0.
+
+template <class T>
+struct F32Source {
+  using Element = float;
+  static constexpr std::int64_t kPerValue = 1;
+  [[gnu::always_inline]] static void along(Vec<T>& v, const float* from) { load(v, from); }
+  [[gnu::always_inline]] static void across(Vec<T>& v, const float* from, std::int64_t, bool) {
+    load(v, from);
+  }
+  [[gnu::always_inline]] static float one(const float* from, std::int64_t, bool) { return *from; }
+};
+
+// bf16 widened to f32.
+template <class T>
+struct WidenedSource {
+  using Element = std::uint16_t;
+  static constexpr std::int64_t kPerValue = 1;
+  [[gnu::always_inline]] static void along(Vec<T>& v, const Element* from) {
+    HalfVec<T> half;
+    load(half, from);
+    v = __builtin_bit_cast(Vec<T>, __builtin_convertvector(half, UnsignedVec<T>) << 16);
+  }
+  [[gnu::always_inline]] static void across(Vec<T>& v, const Element* from, std::int64_t, bool) {
+    along(v, from);
+  }
+  [[gnu::always_inline]] static float one(const Element* from, std::int64_t, bool) {
+    return __builtin_bit_cast(float, static_cast<std::uint32_t>(*from) << 16);
+  }
+};
+
+// Pairs of bf16, the first in the lower half.
+template <class T>
+struct PairSource {
+  using Element = std::uint16_t;
+  static constexpr std::int64_t kPerValue = 2;
+  [[gnu::always_inline]] static void along(Vec<T>& v, const Element* from) { load(v, from); }
+  [[gnu::always_inline]] static void across(Vec<T>& v, const Element* from, std::int64_t ld,
+                                            bool two) {
+    HalfVec<T> first, second = {};
+    load(first, from);
+    if (two) load(second, from + ld);
+    v = __builtin_bit_cast(Vec<T>, __builtin_convertvector(first, UnsignedVec<T>) |
+                                       (__builtin_convertvector(second, UnsignedVec<T>) << 16));
+  }
+  [[gnu::always_inline]] static float one(const Element* from, std::int64_t distance, bool two) {
+    const std::uint32_t second = two ? from[distance] : 0u;
+    return __builtin_bit_cast(float, from[0] | (second << 16));
+  }
+};
 
 // Exchanges the off-diagonal halves of each 2 kDistance square: the butterfly step of a
 // transposition.
@@ -202,21 +263,21 @@ template <class T, int kDistance>
   if constexpr (kDistance > 1) transpose_steps<T, kDistance / 2>(rows);
 }
 
-// The kLanes x kLanes block: packed[p * step + i] = src[i * ld + p] for i < height, 0 for the other
+// The kLanes x kLanes block: packed[p * step + i] = value(i, p) for i < height, 0 for the other
 // lanes.
-template <class T>
+template <class T, class Source>
 [[gnu::always_inline]] inline void transpose_block(float* packed, std::int64_t step,
-                                                   const float* src, std::int64_t ld,
-                                                   std::int64_t height) {
+                                                   const typename Source::Element* src,
+                                                   std::int64_t ld, std::int64_t height) {
   Vec<T> rows[T::kLanes];
   if (height == T::kLanes) {
 #pragma GCC unroll 16
-    for (int i = 0; i < T::kLanes; ++i) load(rows[i], src + i * ld);
+    for (int i = 0; i < T::kLanes; ++i) Source::along(rows[i], src + i * ld);
   } else {
 #pragma GCC unroll 16
     for (int i = 0; i < T::kLanes; ++i) {
       rows[i] = Vec<T>{};
-      if (i < height) load(rows[i], src + i * ld);
+      if (i < height) Source::along(rows[i], src + i * ld);
     }
   }
   transpose_steps<T, T::kLanes / 2>(rows);
@@ -224,82 +285,140 @@ template <class T>
   for (int i = 0; i < T::kLanes; ++i) store(packed + i * step, rows[i]);
 }
 
-// Values contiguous along k. Whole vectors are stored: lanes from `width` up to the next multiple
+// Elements contiguous along k. Whole vectors are stored: lanes from `width` up to the next multiple
 // of kLanes become 0, or, where step is smaller than that, are overwritten by the next k.
-template <class T>
-void pack_strip_transposed(float* packed, std::int64_t step, const float* src, std::int64_t ld,
-                           std::int64_t width, std::int64_t depth) {
-  constexpr std::int64_t kLanes = T::kLanes;
-  std::int64_t p = 0;
-  for (; p + kLanes <= depth; p += kLanes) {
+template <class T, class Source>
+void pack_strip_transposed(float* packed, std::int64_t step, const typename Source::Element* src,
+                           std::int64_t ld, std::int64_t width, std::int64_t k) {
+  constexpr std::int64_t kLanes = T::kLanes, kPer = Source::kPerValue;
+  std::int64_t p = 0;  // of the packed values
+  for (; (p + kLanes) * kPer <= k; p += kLanes) {
     for (std::int64_t i = 0; i < width; i += kLanes)
-      transpose_block<T>(packed + p * step + i, step, src + i * ld + p, ld,
-                         min_of(kLanes, width - i));
+      transpose_block<T, Source>(packed + p * step + i, step, src + i * ld + p * kPer, ld,
+                                 min_of(kLanes, width - i));
   }
-  for (; p < depth; ++p) {
-    for (std::int64_t i = 0; i < width; ++i) packed[p * step + i] = src[i * ld + p];
+  for (; p * kPer < k; ++p) {
+    const bool two = p * kPer + 1 < k;
+    for (std::int64_t i = 0; i < width; ++i)
+      packed[p * step + i] = Source::one(src + i * ld + p * kPer, 1, two);
     for (std::int64_t i = width; i < step; ++i) packed[p * step + i] = 0.0f;
   }
 }
 
-// Values contiguous along the strip; `readable` >= width of them may be read in each row.
-template <class T>
-void pack_strip_straight(float* packed, std::int64_t step, const float* src, std::int64_t ld,
-                         std::int64_t width, std::int64_t readable, std::int64_t depth) {
-  constexpr std::int64_t kLanes = T::kLanes;
+// Elements contiguous along the strip; `readable` >= width of them may be read in each row.
+template <class T, class Source>
+void pack_strip_straight(float* packed, std::int64_t step, const typename Source::Element* src,
+                         std::int64_t ld, std::int64_t width, std::int64_t readable,
+                         std::int64_t k) {
+  constexpr std::int64_t kLanes = T::kLanes, kPer = Source::kPerValue;
   const std::int64_t vecs = (width + kLanes - 1) / kLanes;
   if (vecs * kLanes <= readable && (vecs == 1 || vecs == 2)) {
-    for (std::int64_t p = 0; p < depth; ++p) {
+    for (std::int64_t p = 0; p * kPer < k; ++p) {
+      const typename Source::Element* from = src + p * kPer * ld;
+      const bool two = p * kPer + 1 < k;
       Vec<T> v;
-      load(v, src + p * ld);
+      Source::across(v, from, ld, two);
       store(packed + p * step, v);
       if (vecs == 2) {
-        load(v, src + p * ld + kLanes);
+        Source::across(v, from + kLanes, ld, two);
         store(packed + p * step + kLanes, v);
       }
     }
     return;
   }
-  for (std::int64_t p = 0; p < depth; ++p) {
-    for (std::int64_t i = 0; i < width; ++i) packed[p * step + i] = src[p * ld + i];
+  for (std::int64_t p = 0; p * kPer < k; ++p) {
+    const bool two = p * kPer + 1 < k;
+    for (std::int64_t i = 0; i < width; ++i)
+      packed[p * step + i] = Source::one(src + p * kPer * ld + i, ld, two);
     for (std::int64_t i = width; i < step; ++i) packed[p * step + i] = 0.0f;
   }
 }
 
-template <class T>
+template <class T, class Source = F32Source<T>>
 void pack_a(float* packed, const void* source, std::int64_t ld, bool transposed, std::int64_t rows,
             std::int64_t k) {
-  const float* a = static_cast<const float*>(source);
+  const auto* a = static_cast<const typename Source::Element*>(source);
   const TileHeights tiles = tile_heights(rows, T::kTileRows);
+  const std::int64_t depth = (k + Source::kPerValue - 1) / Source::kPerValue;
   std::int64_t i = 0;
   for (std::int64_t t = 0; t < tiles.num_tiles; ++t) {
     const std::int64_t height = tiles.height + (t < tiles.num_taller ? 1 : 0);
     if (transposed)
-      pack_strip_straight<T>(packed + i * k, height, a + i, ld, height, rows - i, k);
+      pack_strip_straight<T, Source>(packed + i * depth, height, a + i, ld, height, rows - i, k);
     else
-      pack_strip_transposed<T>(packed + i * k, height, a + i * ld, ld, height, k);
+      pack_strip_transposed<T, Source>(packed + i * depth, height, a + i * ld, ld, height, k);
     i += height;
   }
 }
 
-template <class T>
+template <class T, class Source = F32Source<T>>
 void pack_b(float* packed, const void* source, std::int64_t ld, bool transposed, std::int64_t k,
             std::int64_t cols) {
   constexpr std::int64_t kPanel = T::kPanelVecs * T::kLanes;
-  const float* b = static_cast<const float*>(source);
+  const auto* b = static_cast<const typename Source::Element*>(source);
+  const std::int64_t depth = (k + Source::kPerValue - 1) / Source::kPerValue;
   for (std::int64_t j = 0; j < cols; j += kPanel) {
     const std::int64_t width = min_of(kPanel, cols - j);
     if (transposed)
-      pack_strip_transposed<T>(packed + j * k, kPanel, b + j * ld, ld, width, k);
+      pack_strip_transposed<T, Source>(packed + j * depth, kPanel, b + j * ld, ld, width, k);
     else
-      pack_strip_straight<T>(packed + j * k, kPanel, b + j, ld, width, width, k);
+      pack_strip_straight<T, Source>(packed + j * depth, kPanel, b + j, ld, width, width, k);
+  }
+}
+
+template <class T, class Source>
+constexpr GemmKernels gemm_kernels() {
+  return {T::kTileRows,       T::kPanelVecs * T::kLanes, Source::kPerValue,
+          &pack_a<T, Source>, &pack_b<T, Source>,        &multiply<T, PackedTiles>};
+}
+
+// ---- conversion ----
+
+template <class T>
+void rows_to_bf16(BFloat16* to, std::int64_t to_ld, const float* from, std::int64_t from_ld,
+                  std::int64_t rows, std::int64_t cols) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    std::int64_t j = 0;
+    for (; j + T::kLanes <= cols; j += T::kLanes) {
+      UnsignedVec<T> word;
+      load(word, from + i * from_ld + j);
+      const UnsignedVec<T> rounded = (word + (0x7fffu + ((word >> 16) & 1u))) >> 16;
+      const UnsignedVec<T> quiet = (word >> 16) | 0x0040u;
+      const HalfVec<T> half =
+          __builtin_convertvector((word & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, HalfVec<T>);
+      store(to + i * to_ld + j, half);
+    }
+    for (; j < cols; ++j) {
+      std::uint32_t word;
+      __builtin_memcpy(&word, from + i * from_ld + j, sizeof word);
+      const std::uint32_t rounded = (word + (0x7fffu + ((word >> 16) & 1u))) >> 16;
+      const bool nan = (word & 0x7fffffffu) > 0x7f800000u;
+      to[i * to_ld + j].bits = static_cast<std::uint16_t>(nan ? (word >> 16) | 0x0040u : rounded);
+    }
   }
 }
 
 template <class T>
-constexpr GemmKernels gemm_kernels() {
-  return {T::kTileRows, T::kPanelVecs * T::kLanes, T::kPerValue, &pack_a<T>,
-          &pack_b<T>,   &multiply<T, PackedTiles>};
+void rows_to_f32(float* to, std::int64_t to_ld, const BFloat16* from, std::int64_t from_ld,
+                 std::int64_t rows, std::int64_t cols) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    std::int64_t j = 0;
+    for (; j + T::kLanes <= cols; j += T::kLanes) {
+      HalfVec<T> half;
+      load(half, from + i * from_ld + j);
+      store(to + i * to_ld + j,
+            UnsignedVec<T>(__builtin_convertvector(half, UnsignedVec<T>) << 16));
+    }
+    for (; j < cols; ++j) {
+      const std::uint32_t word = static_cast<std::uint32_t>(from[i * from_ld + j].bits) << 16;
+      __builtin_memcpy(to + i * to_ld + j, &word, sizeof word);
+    }
+  }
+}
+
+template <class T>
+constexpr ConvertKernels convert_kernels() {
+  return {&rows_to_bf16<T>, &rows_to_f32<T>};
 }
 
 }  // namespace openmoe::cpu::body

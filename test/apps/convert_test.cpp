@@ -15,7 +15,6 @@
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
 #include "test/support/catch.h"
-#include "test/support/mpi_world.h"
 #include "test/support/run_command.h"
 
 namespace openmoe::test {
@@ -47,7 +46,7 @@ class SmallModel {
  public:
   explicit SmallModel(const Recipe& recipe)
       : recipe_(recipe),
-        grid_(mpi().world(), 1, 1),
+        grid_(*world_, 1, 1),
         ops_(make_cpu_ops()),
         network_(*ops_, grid_, recipe, 2, false) {}
 
@@ -72,6 +71,7 @@ class SmallModel {
 
  private:
   Recipe recipe_;
+  std::unique_ptr<Communicator> world_ = make_self_communicator();
   ProcessGrid grid_;
   std::unique_ptr<Ops> ops_;
   Network network_;

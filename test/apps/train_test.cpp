@@ -12,7 +12,7 @@ using nlohmann::json;
 
 // Shards of the sample corpus, made once by the fixture test "prepare the sample corpus".
 std::string sample_shards() {
-  return environment("OPENMOE_SAMPLE_SHARDS");
+  return OPENMOE_TEST_SHARDS;
 }
 
 std::string train_arguments(const std::string& recipe, const std::string& run,
@@ -80,8 +80,8 @@ TEST_CASE("the grid does not change the loss curve", "[grid]") {
     const auto reference = train(1, recipe, folder / (recipe + "-1"));
     REQUIRE(reference.size() == 30);
     CHECK(reference[0].at("dropped_second").get<double>() > 0.0);
-    CHECK(reference[0].at("real_tokens").get<double>() <
-          reference[0].at("positions").get<double>());
+    if (recipe == "tiny-released.json")  // its UL2 rows are padded, as the original's were
+      CHECK(reference[0].at("real_tokens") < reference[0].at("positions"));
     SECTION(recipe + " ep=2") {
       check_same_run(train(2, recipe, folder / "ep2", "--ep 2"), reference);
     }
@@ -127,9 +127,9 @@ TEST_CASE("wrong input ends every rank with one clear error", "[errors]") {
     CHECK(result.exit_code == 2);
     CHECK(result.output.find(phrase) != std::string::npos);
     // Said once, not once per rank.
-    const auto first = result.output.find("error:");
+    const auto first = result.output.find("openmoe: error");
     CHECK(first != std::string::npos);
-    CHECK(result.output.find("error:", first + 1) == std::string::npos);
+    CHECK(result.output.find("openmoe: error", first + 1) == std::string::npos);
   };
   const std::string run = folder / "run";
   refuse(2, train_arguments("tiny-released.json", run, "--set model.num_heds=3"), "num_heads");
@@ -147,6 +147,65 @@ TEST_CASE("wrong input ends every rank with one clear error", "[errors]") {
   train(1, "tiny-released.json", run, "--set run.num_steps=1");
   refuse(2, train_arguments("tiny-released.json", run), "--resume");
   refuse(2, train_arguments("tiny-released.json", run, "--resume --set model.ffn_dim=96"), "model");
+}
+
+TEST_CASE("damaged shards end every rank before the first step", "[errors]") {
+  namespace fs = std::filesystem;
+  const TemporaryFolder folder;
+  const std::string data = folder / "data";
+  fs::copy(OPENMOE_TEST_SHARDS, data, fs::copy_options::recursive);
+  std::string shard;  // one of the github source
+  for (const auto& entry : fs::directory_iterator(data + "/github"))
+    if (entry.path().extension() == ".h5") shard = entry.path().string();
+  REQUIRE_FALSE(shard.empty());
+  const std::string arguments = "train " + source_path("test/recipes/tiny-released.json") +
+                                " --data " + data + " --out " + (folder / "run") + " --ep 2";
+  const auto refused = [&] {
+    const CommandResult result = run_openmoe(2, arguments);
+    INFO(result.output);
+    CHECK(result.exit_code == 2);
+    CHECK(result.output.find("github") != std::string::npos);
+  };
+  SECTION("truncated") {
+    fs::resize_file(shard, fs::file_size(shard) / 2);
+    refused();
+  }
+  SECTION("missing") {
+    fs::remove(shard);
+    refused();
+  }
+  SECTION("source missing") {
+    fs::remove_all(data + "/github");
+    refused();
+  }
+}
+
+TEST_CASE("a full disk ends every rank and keeps what was saved", "[errors]") {
+  namespace fs = std::filesystem;
+  const TemporaryFolder folder;
+  const std::string disk = folder / "disk";
+  fs::create_directory(disk);
+  if (run_command("mount -t tmpfs -o size=8m tmpfs " + disk).exit_code != 0) {
+    WARN("mounting a small disk is not permitted here: not tried");
+    return;
+  }
+  const std::string run = disk + "/run";
+  // A checkpoint of this model takes more than 2 MiB: the first ones fit, later ones do not.
+  const CommandResult result =
+      run_openmoe(2, train_arguments("tiny-released.json", run,
+                                     "--ep 2 --set run.num_steps=12 --set run.checkpoint_every=1 "
+                                     "--set run.keep_checkpoints=100"));
+  const CommandResult resumed = run_openmoe(
+      2, train_arguments("tiny-released.json", run, "--ep 2 --resume --set run.num_steps=1"));
+  const bool has_checkpoint =
+      fs::exists(run + "/checkpoints") && !fs::is_empty(run + "/checkpoints");
+  run_command("umount " + disk);
+  INFO(result.output);
+  CHECK(result.exit_code != 0);
+  CHECK(result.output.find(run) != std::string::npos);
+  CHECK(has_checkpoint);
+  INFO(resumed.output);
+  CHECK(resumed.output.find("resuming from") != std::string::npos);
 }
 
 }  // namespace openmoe::test

@@ -45,8 +45,7 @@ class Scratch {
 };
 
 inline std::string source_dir() {
-  const char* folder = std::getenv("OPENMOE_SOURCE_DIR");
-  return folder == nullptr ? "." : folder;
+  return OPENMOE_TEST_SOURCE_DIR;
 }
 
 }  // namespace openmoe::test
