@@ -32,6 +32,6 @@ if(OPENMOE_PYTHON)
   add_test(NAME "python: conversion against torch and safetensors"
            COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/convert_test.py ${CMAKE_BINARY_DIR}/openmoe
                    $<TARGET_FILE:logits_tool>)
-  set_tests_properties("python: conversion against torch and safetensors" PROPERTIES TIMEOUT 300 LABELS "python"
+  set_tests_properties("python: conversion against torch and safetensors" PROPERTIES TIMEOUT 600 LABELS "python"
                        SKIP_RETURN_CODE 77 ENVIRONMENT "OMP_NUM_THREADS=1")
 endif()
