@@ -120,7 +120,8 @@ std::map<std::int64_t, fs::path> complete_checkpoints(const std::string& run_fol
   std::error_code error;
   // A folder that cannot be read is not an empty one: a run must not start over because of it.
   const auto check = [&] {
-    if (error && error != std::errc::no_such_file_or_directory)
+    if (error && error != std::errc::no_such_file_or_directory &&
+        error != std::errc::not_a_directory)
       throw RuntimeFault(concat(folder.string(), ": cannot be read: ", error.message()));
   };
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
