@@ -12,9 +12,9 @@
 namespace openmoe {
 
 struct ImportOptions {
-  std::string from;                    // Hugging Face folder
-  std::string to;                      // run folder to make
-  std::vector<std::string> overrides;  // of the recipe, as after --set
+  std::string from;                         // Hugging Face folder
+  std::string to;                           // run folder to make
+  std::vector<std::string> overrides = {};  // of the recipe, as after --set
 };
 // Makes a run folder: recipe.json, checkpoints/step-00000000 with the parameters and no optimizer
 // state, and huggingface/ with the config, tokenizer and modelling files. Throws UserError naming
@@ -27,8 +27,8 @@ struct ExportOptions {
   HfLayout layout = HfLayout::stacked;
   WeightType type = WeightType::f32;
   std::int64_t max_file_bytes = 10'000'000'000;
-  std::string tokenizer;  // file, or folder whose companion files go along; "": those of an earlier
-                          // import, if any
+  std::string tokenizer = {};  // file, or folder whose companion files go along; "": those of an
+                               // earlier import, if any
 };
 // Makes a Hugging Face folder. Throws UserError when the port cannot express the model, or a value
 // is too large for the type.

@@ -11,6 +11,7 @@
 #include "apps/durable_files.h"
 #include "apps/hf_config.h"
 #include "apps/hf_weights.h"
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/json_document.h"
 #include "core/config/recipe_io.h"

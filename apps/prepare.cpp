@@ -160,6 +160,8 @@ void register_prepare(CLI::App& app, CommandContext& context) {
   sub->add_option("--deflate", options.deflate,
                   "gzip level of the tokens, 0 to 9; 0 (none) is fastest to train from")
       ->capture_default_str();
+  sub->add_flag("--chat", options.chat,
+                "records are conversations; mark the replies, for objective sft");
   sub->add_flag("--remove-duplicates", options.remove_duplicates,
                 "keep one of documents with the same text, over all sources");
   sub->add_flag("--skip-bad-records", options.skip_bad_records,

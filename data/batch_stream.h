@@ -34,7 +34,7 @@ struct RowOrigin {
 
 struct SourceProgress {
   std::string source;
-  std::int64_t corpus_tokens = 0;  // of one pass over the source, as the phase reads it
+  std::int64_t corpus_tokens = 0;  // of its training documents
   std::int64_t rows = 0;           // given so far
   double epochs = 0.0;             // passes over the documents so far
 };
@@ -72,9 +72,11 @@ class BatchStream {
   std::int64_t phase_of(std::int64_t step) const;  // index into the recipe's phases
   std::int64_t phase_begin(std::int64_t phase) const;
   RowOrigin origin(std::int64_t step, std::int64_t row);
-  // What the steps before `step` took from each source of that step's phase.
+  // What the steps before `step` took from each source, in the order of source_names.
   std::vector<SourceProgress> progress(std::int64_t step);
   const Tokenizer& tokenizer() const;
+  // The recipe with ends of phases in tokens turned into steps (token_budget.h).
+  const Recipe& recipe() const;
 
  private:
   struct Impl;

@@ -133,10 +133,45 @@ void Objective::make_period() {
   }
   OPENMOE_CHECK(half_examples_.size() % 2 == 0, half_examples_.size(), " halves of rows");
   period_.resize(whole_examples_.size() + half_examples_.size() / 2);
-  for (const int d : whole_examples_)
-    tokens_per_period_ += denoisers_[static_cast<std::size_t>(d)].row_tokens;
-  for (const int d : half_examples_)
-    tokens_per_period_ += denoisers_[static_cast<std::size_t>(d)].half_tokens;
+  for (const int d : whole_examples_) {
+    const Denoiser& denoiser = denoisers_[static_cast<std::size_t>(d)];
+    add_means(denoiser, denoiser.row_tokens);
+  }
+  for (const int d : half_examples_) {
+    const Denoiser& denoiser = denoisers_[static_cast<std::size_t>(d)];
+    add_means(denoiser, denoiser.half_tokens);
+  }
+}
+
+// Counts an example of `tokens` corpus tokens.
+void Objective::add_means(const Denoiser& denoiser, std::int64_t tokens) {
+  const auto rows = static_cast<double>(period_.size());
+  const auto n = static_cast<double>(tokens);
+  tokens_per_period_ += tokens;
+  if (denoiser.kind == DenoiserKind::causal_lm) {
+    mean_real_tokens_ += n / rows;
+    mean_loss_tokens_ += n / rows;
+    return;
+  }
+  const auto tag = static_cast<std::int64_t>(denoiser.mode_tag.size());
+  const bool trims = packing_ == Packing::faithful;
+  if (denoiser.kind == DenoiserKind::prefix_lm) {
+    // The split is uniform on 1 .. n - 1; the longest prefixes lose up to tag - 1 tokens.
+    const double lost = trims ? static_cast<double>(tag * (tag - 1)) / 2.0 / (n - 1.0) : 0.0;
+    mean_real_tokens_ += (n + static_cast<double>(tag) + 2.0 - lost) / rows;
+    mean_loss_tokens_ += (n / 2.0 + 1.0) / rows;
+    return;
+  }
+  const std::int64_t noise = num_noise_tokens(tokens, denoiser.density);
+  const std::int64_t spans = num_noise_spans(tokens, denoiser.density, denoiser.mean_span);
+  std::int64_t inputs = tag + tokens - noise + spans + 1;
+  std::int64_t targets = noise + spans + 1;
+  if (trims) {
+    inputs = std::min(inputs, length_ / 2);
+    targets = std::min(targets, length_ / 2);
+  }
+  mean_real_tokens_ += static_cast<double>(inputs + targets) / rows;
+  mean_loss_tokens_ += static_cast<double>(targets) / rows;
 }
 
 DocumentStream::Options Objective::stream_options() const {

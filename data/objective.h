@@ -66,6 +66,11 @@ class Objective {
     return static_cast<double>(tokens_per_period_) / static_cast<double>(rows_per_period());
   }
 
+  // Positions of a row that are not padding, and that carry loss; means over a period and over the
+  // random splits.
+  double mean_real_tokens() const { return mean_real_tokens_; }
+  double mean_loss_tokens() const { return mean_loss_tokens_; }
+
   // The rows of one period, in an order and pairing that (seed, stream) decides.
   void plan_period(std::uint64_t seed, std::uint64_t stream, std::vector<RowPlan>& rows) const;
 
@@ -80,6 +85,7 @@ class Objective {
   void set_lengths(Denoiser& denoiser) const;
   void check_sentinels(const Tokenizer& tokenizer) const;
   void make_period();
+  void add_means(const Denoiser& denoiser, std::int64_t tokens);
   void build_denoised(const RowPlan& plan, std::span<const std::int32_t> ids, Rng& rng,
                       Batch& batch, std::int64_t row) const;
   void build_causal(std::span<const std::int32_t> ids, const std::vector<DocumentSpan>& spans,
@@ -94,6 +100,8 @@ class Objective {
   std::vector<int> half_examples_;   // and of those that take half a row; an even number
   std::vector<RowPlan> period_;      // rows of a period in a fixed order
   std::int64_t tokens_per_period_ = 0;
+  double mean_real_tokens_ = 0.0;
+  double mean_loss_tokens_ = 0.0;
 };
 
 }  // namespace openmoe

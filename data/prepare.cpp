@@ -15,6 +15,7 @@
 
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "data/chat.h"
 #include "data/ordered_pipeline.h"
 #include "data/record_reader.h"
 #include "data/shard.h"
@@ -41,7 +42,8 @@ struct TokenizedDocument {
   std::int64_t text_bytes = 0;
   Hash128 hash;
   std::string tag;
-  std::string problem;  // with its place; the document is then empty
+  std::vector<std::int64_t> part_ends;  // chat only
+  std::string problem;                  // with its place; the document is then empty
 };
 
 struct RecordBatch {
@@ -176,7 +178,8 @@ void Preparation::load_known_hashes() {
 
 // Everything but the inputs that decides what a shard holds.
 std::string Preparation::settings() const {
-  const nlohmann::json json = {{"text_field", options_.text_field},
+  const nlohmann::json json = {{"chat", options_.chat},
+                               {"text_field", options_.text_field},
                                {"validation_fraction", options_.validation_fraction},
                                {"max_record_bytes", options_.max_record_bytes},
                                {"shard_tokens", options_.shard_tokens},
@@ -249,19 +252,27 @@ TokenizedBatch Preparation::tokenize(RecordBatch& batch) {
   out.stored_bytes = batch.stored_bytes;
   std::unique_ptr<WordCache> cache = borrow_cache();
   Document document;
+  std::vector<std::string> parts;
   for (const RawRecord& record : batch.records) {
     TokenizedDocument entry;
     entry.begin = out.ids.size();
     std::int64_t bad_offset = 0;
-    const std::string reason = parse_document(record, options_.text_field, document, bad_offset);
-    if (reason.empty()) {
+    const std::string reason =
+        options_.chat ? parse_chat(record, document, parts, bad_offset)
+                      : parse_document(record, options_.text_field, document, bad_offset);
+    if (!reason.empty()) {
+      entry.problem = concat(record.file, ": line ", record.line, ", byte offset ",
+                             record.offset + bad_offset, ": ", reason);
+    } else {
       entry.text_bytes = static_cast<std::int64_t>(document.text.size());
       entry.hash = xxh3_128(document.text);
       entry.tag = document.tag;
-      tokenizer_.encode(document.text, out.ids, cache.get());
-    } else {
-      entry.problem = concat(record.file, ": line ", record.line, ", byte offset ",
-                             record.offset + bad_offset, ": ", reason);
+      if (!options_.chat) parts = {std::move(document.text)};
+      for (const std::string& part : parts) {
+        tokenizer_.encode(part, out.ids, cache.get());
+        if (options_.chat)
+          entry.part_ends.push_back(static_cast<std::int64_t>(out.ids.size() - entry.begin));
+      }
     }
     entry.end = out.ids.size();
     out.documents.push_back(std::move(entry));
@@ -305,7 +316,7 @@ void Preparation::write(const TokenizedBatch& batch, ShardWriter& writer, ShardH
     const Split split = place < options_.validation_fraction ? Split::validation : Split::train;
     const std::span<const std::int32_t> ids(batch.ids.data() + document.begin,
                                             document.end - document.begin);
-    writer.add(split, ids, document.hash, number, document.tag);
+    writer.add(split, ids, document.hash, number, document.tag, document.part_ends);
     ++shard_counts_.documents[static_cast<int>(split)];
     shard_counts_.tokens[static_cast<int>(split)] += static_cast<std::int64_t>(ids.size());
     shard_counts_.text_bytes += document.text_bytes;
@@ -335,6 +346,7 @@ void Preparation::run_input(const PlannedInput& input) {
   ShardHeader header;
   header.source = input.source;
   header.settings = settings();
+  header.is_chat = options_.chat;
   header.tokenizer_sha256 = tokenizer_.hash();
   header.tokenizer_pieces = tokenizer_.num_pieces();
   header.tokenizer_sentinels = tokenizer_.num_sentinels();

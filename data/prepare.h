@@ -26,7 +26,8 @@ struct PrepareOptions {
   std::int64_t shard_tokens = std::int64_t{1}
                               << 27;  // a shard is closed after the batch that passes this
   int deflate = 0;                    // gzip level of the tokens; 0: none, fastest to train from
-  bool skip_bad_records = false;      // count them instead of stopping at the first
+  bool chat = false;  // records are conversations: mark replies for fine-tuning (chat.h)
+  bool skip_bad_records = false;  // count them instead of stopping at the first
   bool remove_duplicates =
       false;            // keep the first of documents with the same text, over all sources
   int num_threads = 0;  // 0: all cores of this process

@@ -1,21 +1,29 @@
-// Shards: HDF5 files of tokenised documents. Layout, readable by h5py:
+// Shards: HDF5 files of tokenised documents, readable by h5py. The root has attributes:
 //
-//   /                         attributes: format "openmoe-shard", format_version 1, tool_version,
-//   source, settings,
-//                             tokenizer_sha256, tokenizer_pieces, tokenizer_sentinels, input_file,
-//                             input_sha256, records_begin, records_end (range of the input's
-//                             records, from 0), input_complete (1: the last shard of its input),
-//                             duplicates_removed, empty_documents, skipped_records, text_bytes
-//   /tags                     strings: finer origins of documents (languages, RedPajama subsets);
-//   "" for none /train, /validation       one group for each split, with
-//     tokens                  (tokens) u16, or u32 when an id may exceed 65535; chunks of 65536
-//     document_offsets        (documents + 1) i64: document d is tokens[offsets[d] : offsets[d +
-//     1]], without eos document_hashes         (documents, 2) u64: XXH3-128 of the text, high and
-//     low half document_records        (documents) i64: number of the record in the input, from 0
-//     document_tags           (documents) u16: index into /tags
-//     block_checksums         (ceil(tokens / 65536)) u64: XXH3-64 of each chunk's ids, little
-//     endian, as stored attribute index_checksum  XXH3-64 (as 16 hex digits) of document_offsets,
-//     _hashes, _records and _tags, in this order
+//   format "openmoe-shard", format_version 1, tool_version, source,
+//   settings                 options of `prepare` that decide the content, as JSON
+//   tokenizer_sha256, tokenizer_pieces, tokenizer_sentinels, input_file, input_sha256
+//   records_begin, records_end   range of the input's records, from 0
+//   input_complete           1: the last shard of its input
+//   duplicates_removed, empty_documents, skipped_records, text_bytes
+//   chat                     1: conversations
+//
+// It holds /tags, strings: finer origins of documents (languages, RedPajama subsets; "" for none),
+// and a group for each split, /train and /validation, with attribute index_checksum and:
+//
+//   tokens            (tokens) u16, or u32 when an id may exceed 65535; chunks of 65536
+//   block_checksums   (chunks) u64: XXH3-64 of each chunk's ids, little endian, uncompressed
+//   document_offsets  (documents + 1) i64: document d is tokens[offsets[d] : offsets[d + 1]]; no
+//                     eos is stored
+//   document_hashes   (documents, 2) u64: XXH3-128 of the text, high and low half
+//   document_records  (documents) i64: number of the record in the input, from 0
+//   document_tags     (documents) u16: index into /tags
+//   part_offsets      (documents + 1) i64, chat only: document d has the parts part_offsets[d] to
+//                     part_offsets[d + 1] - 1, alternating prompt, reply, prompt, reply, ...
+//   part_ends         (parts) i64, chat only: where each part ends, in tokens of its document
+//
+// index_checksum is the XXH3-64, as 16 hex digits, of the XXH3-64 of document_offsets, _hashes,
+// _records, _tags, part_offsets and part_ends, in this order.
 //
 // A shard is written under a temporary name and renamed when it is whole.
 #pragma once
@@ -57,6 +65,7 @@ struct ShardHeader {
   std::int64_t empty_documents = 0;
   std::int64_t skipped_records = 0;
   std::int64_t text_bytes = 0;  // of the documents kept
+  bool is_chat = false;
 
   std::int64_t vocab_size() const { return tokenizer_pieces + tokenizer_sentinels; }
 };
@@ -69,8 +78,9 @@ class ShardWriter {
   ShardWriter(const ShardWriter&) = delete;
   ShardWriter& operator=(const ShardWriter&) = delete;
 
+  // `part_ends`: chat only, the ends of the document's parts.
   void add(Split split, std::span<const std::int32_t> ids, const Hash128& hash, std::int64_t record,
-           const std::string& tag);
+           const std::string& tag, std::span<const std::int64_t> part_ends = {});
   std::int64_t num_tokens() const;
   // Writes indices and attributes, closes, renames. Throws RuntimeFault, e.g. when the disk is
   // full.
@@ -104,6 +114,8 @@ class ShardReader {
   // block's checksum is wrong.
   void read_tokens(std::int64_t begin, std::int64_t end, std::vector<std::int32_t>& ids);
 
+  // Chat shards: ends of the parts of a document, replacing `ends`; kept in memory.
+  void read_parts(std::int64_t document, std::vector<std::int64_t>& ends) const;
   std::vector<Hash128> read_hashes() const;
   std::vector<std::int64_t> read_records() const;
   std::vector<std::string> read_tags() const;  // one per document

@@ -42,14 +42,12 @@ std::string to_hex(std::uint64_t value) {
   return text;
 }
 
-std::uint64_t index_checksum(const std::vector<std::int64_t>& offsets,
-                             const std::vector<std::uint64_t>& hashes,
-                             const std::vector<std::int64_t>& records,
-                             const std::vector<std::uint16_t>& tags) {
-  const std::uint64_t parts[] = {xxh3_64(offsets.data(), offsets.size() * sizeof(offsets[0])),
-                                 xxh3_64(hashes.data(), hashes.size() * sizeof(hashes[0])),
-                                 xxh3_64(records.data(), records.size() * sizeof(records[0])),
-                                 xxh3_64(tags.data(), tags.size() * sizeof(tags[0]))};
+std::uint64_t DocumentIndex::checksum() const {
+  const auto hash = [](const auto& values) {
+    return xxh3_64(values.data(), values.size() * sizeof(values[0]));
+  };
+  const std::uint64_t parts[] = {hash(offsets), hash(hashes),       hash(records),
+                                 hash(tags),    hash(part_offsets), hash(part_ends)};
   return xxh3_64(parts, sizeof parts);
 }
 
@@ -71,6 +69,7 @@ void write_header(H5File& file, const ShardHeader& header) {
   file.set_attribute("", "empty_documents", header.empty_documents);
   file.set_attribute("", "skipped_records", header.skipped_records);
   file.set_attribute("", "text_bytes", header.text_bytes);
+  file.set_attribute("", "chat", std::int64_t{header.is_chat});
 }
 
 ShardHeader read_header(const H5File& file) {
@@ -97,6 +96,7 @@ ShardHeader read_header(const H5File& file) {
   header.empty_documents = file.int_attribute("", "empty_documents");
   header.skipped_records = file.int_attribute("", "skipped_records");
   header.text_bytes = file.int_attribute("", "text_bytes");
+  header.is_chat = file.int_attribute("", "chat") != 0;
   return header;
 }
 
@@ -112,6 +112,8 @@ struct ShardReader::Impl {
   std::vector<std::int64_t> token_addresses;  // of each block; empty when compressed
   std::int64_t offsets_address = 0;
   std::vector<std::uint64_t> block_checksums;
+  std::vector<std::int64_t> part_offsets;  // chat only
+  std::vector<std::int64_t> part_ends;
   std::vector<bool> verified;
   std::unique_ptr<Descriptor> descriptor;  // opened at the first read
   std::unique_ptr<H5File> file;            // compressed shards only
@@ -155,21 +157,30 @@ void ShardReader::Impl::load() {
   num_tokens = tokens.shape.num_elements();
   id_type = tokens.type;
   id_bytes = id_type == "u16" ? 2 : 4;
-  const auto offsets = read_all<std::int64_t>(from, "document_offsets", "i64");
-  const auto hashes = read_all<std::uint64_t>(from, "document_hashes", "u64");
-  const auto records = read_all<std::int64_t>(from, "document_records", "i64");
-  const auto tags = read_all<std::uint16_t>(from, "document_tags", "u16");
+  DocumentIndex index;
+  index.offsets = read_all<std::int64_t>(from, "document_offsets", "i64");
+  index.hashes = read_all<std::uint64_t>(from, "document_hashes", "u64");
+  index.records = read_all<std::int64_t>(from, "document_records", "i64");
+  index.tags = read_all<std::uint16_t>(from, "document_tags", "u16");
+  if (header.is_chat) {
+    index.part_offsets = read_all<std::int64_t>(from, "part_offsets", "i64");
+    index.part_ends = read_all<std::int64_t>(from, "part_ends", "i64");
+  }
   block_checksums = read_all<std::uint64_t>(from, "block_checksums", "u64");
-  const std::uint64_t index = index_checksum(offsets, hashes, records, tags);
+  const std::uint64_t checksum = index.checksum();
   const std::int64_t num_blocks = (num_tokens + kShardBlockTokens - 1) / kShardBlockTokens;
-  if (to_hex(index) != from.string_attribute(name_of(split), "index_checksum") || offsets.empty() ||
-      offsets.back() != num_tokens ||
+  if (to_hex(checksum) != from.string_attribute(name_of(split), "index_checksum") ||
+      index.offsets.empty() || index.offsets.back() != num_tokens ||
       static_cast<std::int64_t>(block_checksums.size()) != num_blocks)
     throw UserError(
         concat(path, ": the document index of /", name_of(split),
                " is damaged (checksum differs); delete the file and run prepare again"));
-  num_documents = static_cast<std::int64_t>(offsets.size()) - 1;
-  content_checksum = std::accumulate(block_checksums.begin(), block_checksums.end(), index);
+  num_documents = static_cast<std::int64_t>(index.offsets.size()) - 1;
+  part_offsets = std::move(index.part_offsets);
+  part_ends = std::move(index.part_ends);
+  content_checksum = std::accumulate(
+      block_checksums.begin(), block_checksums.end(), checksum,
+      [](std::uint64_t sum, std::uint64_t block) { return sum * 0x9e3779b97f4a7c15ULL + block; });
   token_addresses = from.chunk_addresses(dataset("tokens"));
   offsets_address = from.chunk_addresses(dataset("document_offsets")).at(0);
   verified.assign(static_cast<std::size_t>(num_blocks), false);
@@ -298,6 +309,14 @@ void ShardReader::read_tokens(std::int64_t begin, std::int64_t end,
     impl_->read_in_block(block, begin - block_begin, stop - block_begin, ids);
     begin = stop;
   }
+}
+
+void ShardReader::read_parts(std::int64_t document, std::vector<std::int64_t>& ends) const {
+  OPENMOE_CHECK(impl_->header.is_chat && document >= 0 && document < impl_->num_documents,
+                "parts of document ", document);
+  const auto at = static_cast<std::size_t>(document);
+  ends.assign(impl_->part_ends.begin() + impl_->part_offsets[at],
+              impl_->part_ends.begin() + impl_->part_offsets[at + 1]);
 }
 
 std::vector<Hash128> ShardReader::read_hashes() const {

@@ -14,11 +14,10 @@ namespace {
 // What is collected of one split until the shard is finished; tokens leave block by block.
 struct SplitBuffer {
   std::vector<std::int32_t> block;  // fewer than kShardBlockTokens, except inside add()
-  std::vector<std::int64_t> offsets{0};
-  std::vector<std::uint64_t> hashes;
-  std::vector<std::int64_t> records;
-  std::vector<std::uint16_t> tags;
+  DocumentIndex index;
   std::vector<std::uint64_t> checksums;
+
+  SplitBuffer() { index.offsets = index.part_offsets = {0}; }
 };
 
 }  // namespace
@@ -34,7 +33,7 @@ struct ShardWriter::Impl {
 
   std::uint16_t tag(const std::string& name);
   void flush(Split split, std::size_t count);
-  void write_index(Split split);
+  void write_index(Split split, bool is_chat);
 };
 
 std::uint16_t ShardWriter::Impl::tag(const std::string& name) {
@@ -70,19 +69,26 @@ void ShardWriter::Impl::flush(Split split, std::size_t count) {
                      buffer.block.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
-void ShardWriter::Impl::write_index(Split split) {
+void ShardWriter::Impl::write_index(Split split, bool is_chat) {
   SplitBuffer& buffer = splits[static_cast<std::size_t>(split)];
+  DocumentIndex& index = buffer.index;
   const std::string group = std::string(name_of(split)) + "/";
-  const auto documents = static_cast<std::int64_t>(buffer.records.size());
-  file->write_raw(group + "document_offsets", "i64", {documents + 1}, buffer.offsets.data());
-  file->write_raw(group + "document_hashes", "u64", {documents, 2}, buffer.hashes.data());
-  file->write_raw(group + "document_records", "i64", {documents}, buffer.records.data());
-  file->write_raw(group + "document_tags", "u16", {documents}, buffer.tags.data());
-  file->write_raw(group + "block_checksums", "u64",
-                  {static_cast<std::int64_t>(buffer.checksums.size())}, buffer.checksums.data());
-  file->set_attribute(
-      name_of(split), "index_checksum",
-      to_hex(index_checksum(buffer.offsets, buffer.hashes, buffer.records, buffer.tags)));
+  const auto documents = static_cast<std::int64_t>(index.records.size());
+  const auto write = [&](const char* name, const char* type, const auto& values) {
+    file->write_raw(group + name, type, {static_cast<std::int64_t>(values.size())}, values.data());
+  };
+  write("document_offsets", "i64", index.offsets);
+  file->write_raw(group + "document_hashes", "u64", {documents, 2}, index.hashes.data());
+  write("document_records", "i64", index.records);
+  write("document_tags", "u16", index.tags);
+  write("block_checksums", "u64", buffer.checksums);
+  if (is_chat) {
+    write("part_offsets", "i64", index.part_offsets);
+    write("part_ends", "i64", index.part_ends);
+  } else {
+    index.part_offsets.clear();
+  }
+  file->set_attribute(name_of(split), "index_checksum", to_hex(index.checksum()));
 }
 
 ShardWriter::ShardWriter(const std::string& path, std::int64_t vocab_size, int deflate)
@@ -104,7 +110,8 @@ ShardWriter::~ShardWriter() {
 }
 
 void ShardWriter::add(Split split, std::span<const std::int32_t> ids, const Hash128& hash,
-                      std::int64_t record, const std::string& tag) {
+                      std::int64_t record, const std::string& tag,
+                      std::span<const std::int64_t> part_ends) {
   SplitBuffer& buffer = impl_->splits[static_cast<std::size_t>(split)];
   for (std::size_t begin = 0; begin < ids.size();) {
     const std::size_t part = std::min(
@@ -115,28 +122,35 @@ void ShardWriter::add(Split split, std::span<const std::int32_t> ids, const Hash
     if (static_cast<std::int64_t>(buffer.block.size()) == kShardBlockTokens)
       impl_->flush(split, buffer.block.size());
   }
-  buffer.offsets.push_back(buffer.offsets.back() + static_cast<std::int64_t>(ids.size()));
-  buffer.hashes.push_back(hash.high);
-  buffer.hashes.push_back(hash.low);
-  buffer.records.push_back(record);
-  buffer.tags.push_back(impl_->tag(tag));
+  DocumentIndex& index = buffer.index;
+  index.offsets.push_back(index.offsets.back() + static_cast<std::int64_t>(ids.size()));
+  index.hashes.push_back(hash.high);
+  index.hashes.push_back(hash.low);
+  index.records.push_back(record);
+  index.tags.push_back(impl_->tag(tag));
+  index.part_ends.insert(index.part_ends.end(), part_ends.begin(), part_ends.end());
+  index.part_offsets.push_back(static_cast<std::int64_t>(index.part_ends.size()));
 }
 
 std::int64_t ShardWriter::num_tokens() const {
-  return impl_->splits[0].offsets.back() + impl_->splits[1].offsets.back();
+  return impl_->splits[0].index.offsets.back() + impl_->splits[1].index.offsets.back();
 }
 
 void ShardWriter::finish(const ShardHeader& header) {
   H5File& file = *impl_->file;
   for (const Split split : {Split::train, Split::validation}) {
     impl_->flush(split, impl_->splits[static_cast<std::size_t>(split)].block.size());
-    impl_->write_index(split);
+    impl_->write_index(split, header.is_chat);
   }
   file.write_strings("tags", impl_->tags);
   write_header(file, header);
   file.close();
   impl_->file.reset();
-  std::filesystem::rename(impl_->temporary, impl_->path);
+  std::error_code error;
+  std::filesystem::rename(impl_->temporary, impl_->path, error);
+  if (error)
+    throw RuntimeFault(concat("rename failed from ", impl_->temporary, " to ", impl_->path, ": ",
+                              error.message()));
 }
 
 }  // namespace openmoe

@@ -1,6 +1,6 @@
-// OPENMOE_CHECK: programmer errors, always on, O(1). OPENMOE_DCHECK: debug builds only, may be O(n).
-// Both print the expression, the place and the message, and throw std::logic_error, which main turns into an abort of the
-// job (a throw rather than an abort so that tests can see it).
+// OPENMOE_CHECK: programmer errors, always on, O(1). OPENMOE_DCHECK: debug builds only, may be
+// O(n). Both print the expression, the place and the message, and throw std::logic_error, which
+// main turns into an abort of the job (a throw rather than an abort so that tests can see it).
 #pragma once
 
 #include <sstream>
@@ -24,11 +24,10 @@ std::string concat(const Parts&... parts) {
 
 }  // namespace openmoe
 
-#define OPENMOE_CHECK(condition, ...)                                       \
-  do {                                                                      \
-    if (!(condition))                                                       \
-      ::openmoe::check_failed(#condition, __FILE__, __LINE__,               \
-                              ::openmoe::concat(__VA_ARGS__));              \
+#define OPENMOE_CHECK(condition, ...)                                                          \
+  do {                                                                                         \
+    if (!(condition))                                                                          \
+      ::openmoe::check_failed(#condition, __FILE__, __LINE__, ::openmoe::concat(__VA_ARGS__)); \
   } while (false)
 
 #ifdef NDEBUG

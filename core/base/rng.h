@@ -1,6 +1,7 @@
-// Counter-based random numbers (Philox4x32-10; Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", through
-// the Random123 library). A value is a pure function of (seed, stream, index): never of a rank, a thread or a call order,
-// which is what lets results be independent of the grid.
+// Counter-based random numbers (Philox4x32-10; Salmon et al. 2011, "Parallel random numbers: as
+// easy as 1, 2, 3", through the Random123 library). A value is a pure function of (seed, stream,
+// index): never of a rank, a thread or a call order, which is what lets results be independent of
+// the grid.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,8 @@ namespace openmoe {
 
 class Rng {
  public:
-  // `stream` separates independent uses of one seed (a parameter, a row of a batch, ...): see stream_id.
+  // `stream` separates independent uses of one seed (a parameter, a row of a batch, ...): see
+  // stream_id.
   Rng(std::uint64_t seed, std::uint64_t stream) : seed_(seed), stream_(stream) {}
 
   // The index-th value of the stream; random access, no state.

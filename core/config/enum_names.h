@@ -30,8 +30,8 @@ struct EnumNames<CapacityCounts> {
 };
 template <>
 struct EnumNames<ObjectiveKind> {
-  static constexpr std::array<std::string_view, 4> values = {"ul2", "causal_lm", "span_corruption",
-                                                          "prefix_lm"};
+  static constexpr std::array<std::string_view, 5> values = {"ul2", "causal_lm", "span_corruption",
+                                                             "prefix_lm", "sft"};
 };
 template <>
 struct EnumNames<Packing> {

@@ -35,6 +35,7 @@ std::int64_t first_step_of_phase(const Recipe& recipe, std::int64_t phase) {
   if (phase == 0) return 0;
   const PhaseConfig& before = recipe.data.phases[static_cast<std::size_t>(phase - 1)];
   if (before.until_step > 0) return before.until_step;
+  OPENMOE_CHECK(before.until_positions > 0, "phase ", phase - 1, " ends in tokens or not at all");
   const std::int64_t positions_per_step = recipe.data.batch_rows * recipe.data.sequence_length;
   return (before.until_positions + positions_per_step - 1) / positions_per_step;
 }

@@ -1,9 +1,10 @@
-// Recipe: everything that changes the result of a run, as plain structs. Paths, rank counts and devices come from the command
-// line. Defaults are the released (as-trained) semantics of OpenMoE; each place where the paper's text differs from the code
-// that trained the released weights is one option here (see README, "Released and paper semantics").
+// Recipe: everything that changes the result of a run, as plain structs. Paths, rank counts and
+// devices come from the command line. Defaults are the released (as-trained) semantics of OpenMoE;
+// each place where the paper's text differs from the code that trained the released weights is one
+// option here (see README, "Released and paper semantics").
 //
-// One visitor per struct (fields.h) lists the JSON keys once; parsing, printing, checking, hashing and the recipe reference
-// all follow from that list.
+// One visitor per struct (fields.h) lists the JSON keys once; parsing, printing, checking, hashing
+// and the recipe reference all follow from that list.
 #pragma once
 
 #include <cstdint>
@@ -16,27 +17,31 @@ enum class FfnKind { gated_swiglu, swiglu };
 enum class ResidualFfn { sequential, parallel };
 enum class AttentionScale { folded, rsqrt };
 enum class CapacityCounts { tokens, assignments, port };
-enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm };
+enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm, sft };
 enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
 
 struct ModelConfig {
-  std::int64_t vocab_size = 256384;  // V, embedding rows; at least the tokenizer's pieces and sentinels
-  std::int64_t num_layers = 12;      // L
-  std::int64_t d_model = 768;        // D
-  std::int64_t num_heads = 12;       // H
-  std::int64_t head_dim = 64;        // Dh, even
-  std::int64_t ffn_dim = 2048;       // F, of dense FFN, residual FFN and each expert
-  // gated_swiglu: (x W0a * swish(x W0b) * x W1) Wo, four D*F blocks (released); swiglu: (swish(x W0) * x W1) Wo (paper 2.5)
+  // V, embedding rows; at least the tokenizer's pieces and sentinels
+  std::int64_t vocab_size = 256384;
+  std::int64_t num_layers = 12;  // L
+  std::int64_t d_model = 768;    // D
+  std::int64_t num_heads = 12;   // H
+  std::int64_t head_dim = 64;    // Dh, even
+  std::int64_t ffn_dim = 2048;   // F, of dense FFN, residual FFN and each expert
+  // gated_swiglu: (x W0a * swish(x W0b) * x W1) Wo, four D*F blocks (released)
+  // swiglu: (swish(x W0) * x W1) Wo (paper 2.5)
   FfnKind ffn = FfnKind::gated_swiglu;
-  AttentionScale attention_scale = AttentionScale::folded;  // folded: no 1/sqrt(Dh) at run time, it is in the q init
+  // folded: no 1/sqrt(Dh) at run time, it is in the q init
+  AttentionScale attention_scale = AttentionScale::folded;
   bool tied_embedding = false;
   double norm_eps = 1e-6;
   double rope_base = 10000.0;
   std::int64_t num_experts = 16;  // E
-  std::int64_t moe_interval = 4;  // layer i (from 0) is MoE when (i + 1) % moe_interval == 0; 0: dense model
+  // layer i (from 0) is MoE when (i + 1) % moe_interval == 0; 0: dense model
+  std::int64_t moe_interval = 4;
   ResidualFfn residual_ffn = ResidualFfn::sequential;  // parallel: Eq. 4 of the paper
-  double init_scale = 0.1;                             // variance of a kernel is init_scale / fan_in
+  double init_scale = 0.1;  // variance of a kernel is init_scale / fan_in
   double embedding_init_std = 1.0;
   double router_init_std = 0.02;
 
@@ -44,25 +49,29 @@ struct ModelConfig {
     return moe_interval > 0 && (layer + 1) % moe_interval == 0;
   }
   std::int64_t num_moe_layers() const { return moe_interval > 0 ? num_layers / moe_interval : 0; }
-  std::int64_t attention_dim() const { return num_heads * head_dim; }                              // A
-  std::int64_t gate_dim() const { return ffn == FfnKind::gated_swiglu ? 2 * ffn_dim : ffn_dim; }  // Fg
+  std::int64_t attention_dim() const { return num_heads * head_dim; }  // A
+  // Fg
+  std::int64_t gate_dim() const { return ffn == FfnKind::gated_swiglu ? 2 * ffn_dim : ffn_dim; }
 };
 
 struct RoutingConfig {
-  std::int64_t group_tokens = 4096;  // G: routing, capacity and the balance loss are per block of G consecutive positions
+  // G: routing, capacity and the balance loss are per block of G consecutive positions
+  std::int64_t group_tokens = 4096;
   double capacity_factor = 1.25;
   double eval_capacity_factor = 2.0;
-  // tokens: round(cf*G/E); assignments: round(2*cf*G/E); port: floor(2*cf*G/E) made even, with one group of all positions of
-  // a call, as the PyTorch port that runs the released weights. Results then depend on how rows are batched, so it is for
-  // evaluation and generation only.
+  // tokens: round(cf*G/E); assignments: round(2*cf*G/E); port: floor(2*cf*G/E) made even, with one
+  // group of all positions of a call, as the PyTorch port that runs the released weights. Results
+  // then depend on how rows are batched, so it is for evaluation and generation only.
   CapacityCounts capacity_counts = CapacityCounts::tokens;
   std::int64_t min_capacity = 4;
   bool normalize_gates = false;  // divide the two gates by their sum
-  bool route_padding = false;    // true: padding enters the router as zero vectors, as in the original run
+  // true: padding enters the router as zero vectors, as in the original run
+  bool route_padding = false;
 
   // Slots per (group, expert), C: max(min_capacity, the value above, rounded half to even).
   std::int64_t capacity(std::int64_t num_experts, bool training) const;
-  // The routing of one call of the model over `num_tokens` positions: the same, but with port the group is the call.
+  // The routing of one call of the model over `num_tokens` positions: the same, but with port the
+  // group is the call.
   RoutingConfig of_call(std::int64_t num_tokens) const;
 };
 
@@ -72,8 +81,9 @@ struct LossConfig {
   double logits_z_weight = 1e-4;
 };
 
-// Adafactor with parameter scaling (Shazeer and Stern 2018; t5x variant) and the inverse-square-root schedule:
-// lr(t) = peak_learning_rate * sqrt(warmup_steps) / sqrt(max(t, warmup_steps)), t from 0.
+// Adafactor with parameter scaling (Shazeer and Stern 2018; t5x variant) and the
+// inverse-square-root schedule: lr(t) = peak_learning_rate * sqrt(warmup_steps) / sqrt(max(t,
+// warmup_steps)), t from 0.
 struct OptimizerConfig {
   double peak_learning_rate = 0.01;
   std::int64_t warmup_steps = 10000;
@@ -84,14 +94,26 @@ struct OptimizerConfig {
   std::int64_t min_dim_to_factor = 128;
 };
 
-// One stretch of training. The first phase starts at step 0; each later one where the one before ends.
+// One stretch of training. The first phase starts at step 0; each later one where the one before
+// ends.
 struct PhaseConfig {
   ObjectiveKind objective = ObjectiveKind::ul2;
   Packing packing = Packing::faithful;  // packed: fill rows, segments masked from each other
   std::string mixture;                  // name of a mixture file, without folder and ".json"
-  // Where the phase ends: exactly one of the two, except in the last phase, which may have neither.
-  std::int64_t until_step = 0;       // 0: not stated
-  std::int64_t until_positions = 0;  // counted in positions (rows * sequence_length); rounded up to a whole step
+  // Where the phase ends, counted from step 0 and rounded up to a whole step: exactly one of the
+  // four, except in the last phase, which may have none.
+  std::int64_t until_step = 0;         // 0: not stated
+  std::int64_t until_positions = 0;    // rows * sequence_length
+  std::int64_t until_real_tokens = 0;  // positions that are not padding, in expectation
+  std::int64_t until_loss_tokens = 0;  // positions that carry loss, in expectation
+  // Steps at the phase's start over which the rates move linearly from the mixture of the phase
+  // before to this one; 0: a sudden switch.
+  std::int64_t blend_steps = 0;
+  // A source mixed in during the first extra_steps steps of the phase with this share of the rows
+  // (the paper's Section 5: instruction data during warm-up, to balance the router early).
+  std::string extra_source;
+  double extra_share = 0.0;
+  std::int64_t extra_steps = 0;
 };
 
 struct DataConfig {
@@ -101,7 +123,7 @@ struct DataConfig {
 };
 
 struct ParallelConfig {
-  std::int64_t ep = 1;               // default expert-parallel degree; --ep overrides
+  std::int64_t ep = 1;                // default expert-parallel degree; --ep overrides
   std::int64_t micro_batch_rows = 0;  // rows a rank computes at once; 0: all its rows
 };
 
@@ -109,8 +131,8 @@ struct RunConfig {
   std::int64_t seed = 1;
   std::int64_t num_steps = 500000;
   std::int64_t log_every = 1;
-  std::int64_t validate_every = 0;  // 0: never
-  std::int64_t validation_rows = 32;  // per source
+  std::int64_t validate_every = 0;       // 0: never
+  std::int64_t validation_rows = 32;     // per source
   std::int64_t checkpoint_every = 1000;  // 0: only at the end
   std::int64_t keep_checkpoints = 2;
 };

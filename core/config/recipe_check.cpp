@@ -106,11 +106,38 @@ void check_phase(const Checker& check, std::size_t index) {
                "found \"" + phase.mixture +
                    "\", allowed: the name of a mixture file without folder and .json, "
                    "such as openmoe-v1");
-  if (phase.until_step > 0 && phase.until_positions > 0)
-    check.fail(path, concat("has both until_step (", phase.until_step, ") and until_positions (",
-                            phase.until_positions, "); state one, and 0 for the other"));
-  if (index + 1 < phases.size() && phase.until_step == 0 && phase.until_positions == 0)
-    check.fail(path, "has neither until_step nor until_positions; only the last phase may be open");
+  const std::pair<const char*, std::int64_t> ends[] = {
+      {"until_step", phase.until_step},
+      {"until_positions", phase.until_positions},
+      {"until_real_tokens", phase.until_real_tokens},
+      {"until_loss_tokens", phase.until_loss_tokens}};
+  std::string stated;
+  int num_stated = 0;
+  for (const auto& [key, value] : ends)
+    if (value > 0)
+      stated += concat(num_stated++ == 0 ? ""
+                       : num_stated == 2 ? " and "
+                                         : ", ",
+                       key, " (", value, ")");
+  if (num_stated > 1)
+    check.fail(path, concat("has both ", stated, "; state one, and 0 for the others"));
+  if (index + 1 < phases.size() && num_stated == 0)
+    check.fail(path,
+               "has neither until_step nor until_positions, and no end in tokens; only the last "
+               "phase may be open");
+  if (index == 0 && phase.blend_steps > 0)
+    check.fail(path + ".blend_steps", concat("found ", phase.blend_steps,
+                                             ", allowed: 0, since no phase comes before this one"));
+  const bool has_extra = !phase.extra_source.empty();
+  if (has_extra != (phase.extra_share > 0.0) || has_extra != (phase.extra_steps > 0))
+    check.fail(path,
+               "extra_source, extra_share and extra_steps go together: state all three or none");
+  if (has_extra && phase.blend_steps > 0)
+    check.fail(path, "has both blend_steps and extra_source; put them into two phases");
+}
+
+bool ends_in_tokens(const PhaseConfig& phase) {
+  return phase.until_real_tokens > 0 || phase.until_loss_tokens > 0;
 }
 
 void check_phases(const Checker& check) {
@@ -125,6 +152,8 @@ void check_phases(const Checker& check) {
   }
   for (std::size_t i = 0; i < phases.size(); ++i) check_phase(check, i);
   if (!check.errors.empty()) return;  // the ends below need every phase to be sound
+  // Ends stated in tokens become steps when the data is opened; they are checked there.
+  if (std::any_of(phases.begin(), phases.end(), ends_in_tokens)) return;
   for (std::size_t i = 1; i < phases.size(); ++i) {
     const auto begin = first_step_of_phase(recipe, static_cast<std::int64_t>(i) - 1);
     const auto end = first_step_of_phase(recipe, static_cast<std::int64_t>(i));
@@ -150,11 +179,9 @@ void check_objectives(const Checker& check) {
                   [](const auto& phase) { return phase.objective != ObjectiveKind::causal_lm; });
   if (halves && check.errors.clean({"data.sequence_length"}) &&
       recipe.data.sequence_length % 2 != 0)
-    check.fail(
-        "data.sequence_length",
-        concat(
-            "found ", recipe.data.sequence_length,
-            ", allowed: an even number, since denoising gives half a row to inputs and half to targets"));
+    check.fail("data.sequence_length", concat("found ", recipe.data.sequence_length,
+                                              ", allowed: an even number, since denoising gives "
+                                              "half a row to inputs and half to targets"));
 }
 
 }  // namespace

@@ -10,8 +10,9 @@ const CpuKernels& kernels_for(CpuIsa isa) {
     case CpuIsa::avx2:
       return kernels_avx2();
     case CpuIsa::avx512:
-    case CpuIsa::avx512_bf16:
       return kernels_avx512();
+    case CpuIsa::avx512_bf16:
+      return kernels_avx512_bf16();
   }
   return kernels_generic();
 }

@@ -1,6 +1,8 @@
 // Kernels for AVX2 with FMA. Compiled with that instruction set's flags (core/CMakeLists.txt).
 #include "core/cpu/attention_body.h"
+#include "core/cpu/kernels_block.h"
 #include "core/cpu/kernels_body.h"
+#include "core/cpu/kernels_pack.h"
 
 namespace openmoe::cpu {
 namespace {
@@ -9,16 +11,15 @@ struct Avx2Traits {
   static constexpr int kLanes = 8;
   static constexpr int kTileRows = 6;
   static constexpr int kPanelVecs = 2;
-  static constexpr int kPerValue = 1;
-  [[gnu::always_inline]] static body::Vec<Avx2Traits> multiply_add(body::Vec<Avx2Traits> acc,
-                                                                   body::Vec<Avx2Traits> a,
-                                                                   body::Vec<Avx2Traits> b) {
-    return acc + a * b;
-  }
+  using Vec = body::VectorOf<kLanes>::Float;
+  [[gnu::always_inline]] static Vec broadcast(float value) { return value - Vec{}; }
+  [[gnu::always_inline]] static Vec multiply_add(Vec acc, Vec a, Vec b) { return acc + a * b; }
 };
 
-constexpr CpuKernels kTable{body::gemm_kernels<Avx2Traits>(),
-                            body::attention_kernels<Avx2Traits>()};
+constexpr CpuKernels kTable{body::gemm_kernels<Avx2Traits, body::F32Source<Avx2Traits>>(),
+                            body::gemm_kernels<Avx2Traits, body::WidenedSource<Avx2Traits>>(),
+                            body::attention_kernels<Avx2Traits>(),
+                            body::convert_kernels<Avx2Traits>()};
 
 }  // namespace
 

@@ -1,7 +1,9 @@
 // Kernels for AVX-512 (F, BW, DQ, VL). Compiled with that instruction set's flags
 // (core/CMakeLists.txt).
 #include "core/cpu/attention_body.h"
+#include "core/cpu/kernels_block.h"
 #include "core/cpu/kernels_body.h"
+#include "core/cpu/kernels_pack.h"
 
 namespace openmoe::cpu {
 namespace {
@@ -10,16 +12,15 @@ struct Avx512Traits {
   static constexpr int kLanes = 16;
   static constexpr int kTileRows = 14;
   static constexpr int kPanelVecs = 2;
-  static constexpr int kPerValue = 1;
-  [[gnu::always_inline]] static body::Vec<Avx512Traits> multiply_add(body::Vec<Avx512Traits> acc,
-                                                                     body::Vec<Avx512Traits> a,
-                                                                     body::Vec<Avx512Traits> b) {
-    return acc + a * b;
-  }
+  using Vec = body::VectorOf<kLanes>::Float;
+  [[gnu::always_inline]] static Vec broadcast(float value) { return value - Vec{}; }
+  [[gnu::always_inline]] static Vec multiply_add(Vec acc, Vec a, Vec b) { return acc + a * b; }
 };
 
-constexpr CpuKernels kTable{body::gemm_kernels<Avx512Traits>(),
-                            body::attention_kernels<Avx512Traits>()};
+constexpr CpuKernels kTable{body::gemm_kernels<Avx512Traits, body::F32Source<Avx512Traits>>(),
+                            body::gemm_kernels<Avx512Traits, body::WidenedSource<Avx512Traits>>(),
+                            body::attention_kernels<Avx512Traits>(),
+                            body::convert_kernels<Avx512Traits>()};
 
 }  // namespace
 

@@ -19,6 +19,7 @@ struct VectorOf {
   typedef float Float __attribute__((vector_size(kLanes * 4)));
   typedef std::int32_t Int __attribute__((vector_size(kLanes * 4)));
   typedef std::uint32_t Unsigned __attribute__((vector_size(kLanes * 4)));
+  typedef std::uint16_t Half __attribute__((vector_size(kLanes * 2)));
 };
 
 template <class T>
@@ -27,6 +28,8 @@ template <class T>
 using IntVec = typename VectorOf<T::kLanes>::Int;
 template <class T>
 using UnsignedVec = typename VectorOf<T::kLanes>::Unsigned;
+template <class T>
+using HalfVec = typename VectorOf<T::kLanes>::Half;
 
 template <class V>
 [[gnu::always_inline]] inline void load(V& v, const void* from) {
@@ -87,6 +90,11 @@ void micro_tile(const float* a, const float* b, float* c, std::int64_t ldc, std:
                 bool accumulate) {
   constexpr int kLanes = T::kLanes;
   Vec<T> acc[kRows][kVecs] = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {  // C comes from afar and is needed last
+#pragma GCC unroll 8
+    for (int j = 0; j < kVecs; ++j) __builtin_prefetch(c + i * ldc + j * kLanes, 1, 3);
+  }
 #pragma GCC unroll 1
   for (std::int64_t p = 0; p < depth; ++p) {
     Vec<T> bv[kVecs];
@@ -94,7 +102,7 @@ void micro_tile(const float* a, const float* b, float* c, std::int64_t ldc, std:
     for (int j = 0; j < kVecs; ++j) load(bv[j], b + j * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const Vec<T> av = a[i * Layout::row_stride()] - Vec<T>{};
+      const Vec<T> av = T::broadcast(a[i * Layout::row_stride()]);
 #pragma GCC unroll 8
       for (int j = 0; j < kVecs; ++j) acc[i][j] = T::multiply_add(acc[i][j], av, bv[j]);
     }
@@ -147,165 +155,41 @@ struct TileHeights {
   return {num_tiles, rows / num_tiles, rows % num_tiles};
 }
 
+// One tile of C (height, width) from a packed panel; width is at most a panel.
+template <class T, class Layout>
+void multiply_tile(const float* a, const float* panel, float* c, std::int64_t ldc,
+                   std::int64_t height, std::int64_t width, std::int64_t depth, bool accumulate) {
+  static constexpr MicroTiles<T, Layout> kTiles;
+  constexpr std::int64_t kPanel = T::kPanelVecs * T::kLanes;
+  const std::int64_t vecs = (width + T::kLanes - 1) / T::kLanes;
+  const MicroTile tile = kTiles.at[vecs - 1][height - 1];
+  if (vecs * T::kLanes == width) {
+    tile(a, panel, c, ldc, depth, accumulate);
+    return;
+  }
+  alignas(64) float part[T::kTileRows * kPanel];
+  tile(a, panel, part, kPanel, depth, false);
+  for (std::int64_t r = 0; r < height; ++r) {
+    for (std::int64_t s = 0; s < width; ++s)
+      c[r * ldc + s] = accumulate ? c[r * ldc + s] + part[r * kPanel + s] : part[r * kPanel + s];
+  }
+}
+
 // c (rows, cols) = or += a b; a in the given layout, b in panels.
 template <class T, class Layout>
 void multiply(const float* a, const float* b, float* c, std::int64_t ldc, std::int64_t rows,
               std::int64_t cols, std::int64_t depth, bool accumulate) {
-  static constexpr MicroTiles<T, Layout> kTiles;
   constexpr std::int64_t kPanel = T::kPanelVecs * T::kLanes;
   const TileHeights tiles = tile_heights(rows, T::kTileRows);
   for (std::int64_t j = 0; j < cols; j += kPanel) {
-    const float* panel = b + j * depth;
-    const std::int64_t width = min_of(kPanel, cols - j);
-    const std::int64_t vecs = (width + T::kLanes - 1) / T::kLanes;
-    const bool ragged = vecs * T::kLanes != width;
     std::int64_t i = 0;
     for (std::int64_t t = 0; t < tiles.num_tiles; ++t) {
       const std::int64_t height = tiles.height + (t < tiles.num_taller ? 1 : 0);
-      const MicroTile tile = kTiles.at[vecs - 1][height - 1];
-      const float* from = a + Layout::tile_offset(i, depth);
-      float* to = c + i * ldc + j;
-      if (!ragged) {
-        tile(from, panel, to, ldc, depth, accumulate);
-      } else {
-        alignas(64) float part[T::kTileRows * kPanel];
-        tile(from, panel, part, kPanel, depth, false);
-        for (std::int64_t r = 0; r < height; ++r) {
-          for (std::int64_t s = 0; s < width; ++s)
-            to[r * ldc + s] =
-                accumulate ? to[r * ldc + s] + part[r * kPanel + s] : part[r * kPanel + s];
-        }
-      }
+      multiply_tile<T, Layout>(a + Layout::tile_offset(i, depth), b + j * depth, c + i * ldc + j,
+                               ldc, height, min_of(kPanel, cols - j), depth, accumulate);
       i += height;
     }
   }
-}
-
-// ---- packing ----
-// A strip is `width` neighbours (rows of A or columns of B) along k: packed[p * step + i] =
-// value(i, p).
-
-// Exchanges the off-diagonal halves of each 2 kDistance square: the butterfly step of a
-// transposition.
-template <class T, int kDistance>
-[[gnu::always_inline]] inline void exchange(Vec<T>& upper, Vec<T>& lower) {
-  IntVec<T> upper_mask, lower_mask;
-  for (int i = 0; i < T::kLanes; ++i) {
-    upper_mask[i] = (i & kDistance) ? T::kLanes + i - kDistance : i;
-    lower_mask[i] = (i & kDistance) ? T::kLanes + i : i + kDistance;
-  }
-  const Vec<T> u = __builtin_shuffle(upper, lower, upper_mask);
-  lower = __builtin_shuffle(upper, lower, lower_mask);
-  upper = u;
-}
-
-template <class T, int kDistance>
-[[gnu::always_inline]] inline void transpose_steps(Vec<T>* rows) {
-#pragma GCC unroll 16
-  for (int i = 0; i < T::kLanes; ++i) {
-    if ((i & kDistance) == 0) exchange<T, kDistance>(rows[i], rows[i + kDistance]);
-  }
-  if constexpr (kDistance > 1) transpose_steps<T, kDistance / 2>(rows);
-}
-
-// The kLanes x kLanes block: packed[p * step + i] = src[i * ld + p] for i < height, 0 for the other
-// lanes.
-template <class T>
-[[gnu::always_inline]] inline void transpose_block(float* packed, std::int64_t step,
-                                                   const float* src, std::int64_t ld,
-                                                   std::int64_t height) {
-  Vec<T> rows[T::kLanes];
-  if (height == T::kLanes) {
-#pragma GCC unroll 16
-    for (int i = 0; i < T::kLanes; ++i) load(rows[i], src + i * ld);
-  } else {
-#pragma GCC unroll 16
-    for (int i = 0; i < T::kLanes; ++i) {
-      rows[i] = Vec<T>{};
-      if (i < height) load(rows[i], src + i * ld);
-    }
-  }
-  transpose_steps<T, T::kLanes / 2>(rows);
-#pragma GCC unroll 16
-  for (int i = 0; i < T::kLanes; ++i) store(packed + i * step, rows[i]);
-}
-
-// Values contiguous along k. Whole vectors are stored: lanes from `width` up to the next multiple
-// of kLanes become 0, or, where step is smaller than that, are overwritten by the next k.
-template <class T>
-void pack_strip_transposed(float* packed, std::int64_t step, const float* src, std::int64_t ld,
-                           std::int64_t width, std::int64_t depth) {
-  constexpr std::int64_t kLanes = T::kLanes;
-  std::int64_t p = 0;
-  for (; p + kLanes <= depth; p += kLanes) {
-    for (std::int64_t i = 0; i < width; i += kLanes)
-      transpose_block<T>(packed + p * step + i, step, src + i * ld + p, ld,
-                         min_of(kLanes, width - i));
-  }
-  for (; p < depth; ++p) {
-    for (std::int64_t i = 0; i < width; ++i) packed[p * step + i] = src[i * ld + p];
-    for (std::int64_t i = width; i < step; ++i) packed[p * step + i] = 0.0f;
-  }
-}
-
-// Values contiguous along the strip; `readable` >= width of them may be read in each row.
-template <class T>
-void pack_strip_straight(float* packed, std::int64_t step, const float* src, std::int64_t ld,
-                         std::int64_t width, std::int64_t readable, std::int64_t depth) {
-  constexpr std::int64_t kLanes = T::kLanes;
-  const std::int64_t vecs = (width + kLanes - 1) / kLanes;
-  if (vecs * kLanes <= readable && (vecs == 1 || vecs == 2)) {
-    for (std::int64_t p = 0; p < depth; ++p) {
-      Vec<T> v;
-      load(v, src + p * ld);
-      store(packed + p * step, v);
-      if (vecs == 2) {
-        load(v, src + p * ld + kLanes);
-        store(packed + p * step + kLanes, v);
-      }
-    }
-    return;
-  }
-  for (std::int64_t p = 0; p < depth; ++p) {
-    for (std::int64_t i = 0; i < width; ++i) packed[p * step + i] = src[p * ld + i];
-    for (std::int64_t i = width; i < step; ++i) packed[p * step + i] = 0.0f;
-  }
-}
-
-template <class T>
-void pack_a(float* packed, const void* source, std::int64_t ld, bool transposed, std::int64_t rows,
-            std::int64_t k) {
-  const float* a = static_cast<const float*>(source);
-  const TileHeights tiles = tile_heights(rows, T::kTileRows);
-  std::int64_t i = 0;
-  for (std::int64_t t = 0; t < tiles.num_tiles; ++t) {
-    const std::int64_t height = tiles.height + (t < tiles.num_taller ? 1 : 0);
-    if (transposed)
-      pack_strip_straight<T>(packed + i * k, height, a + i, ld, height, rows - i, k);
-    else
-      pack_strip_transposed<T>(packed + i * k, height, a + i * ld, ld, height, k);
-    i += height;
-  }
-}
-
-template <class T>
-void pack_b(float* packed, const void* source, std::int64_t ld, bool transposed, std::int64_t k,
-            std::int64_t cols) {
-  constexpr std::int64_t kPanel = T::kPanelVecs * T::kLanes;
-  const float* b = static_cast<const float*>(source);
-  for (std::int64_t j = 0; j < cols; j += kPanel) {
-    const std::int64_t width = min_of(kPanel, cols - j);
-    if (transposed)
-      pack_strip_transposed<T>(packed + j * k, kPanel, b + j * ld, ld, width, k);
-    else
-      pack_strip_straight<T>(packed + j * k, kPanel, b + j, ld, width, width, k);
-  }
-}
-
-template <class T>
-constexpr GemmKernels gemm_kernels() {
-  return {T::kTileRows, T::kPanelVecs * T::kLanes, T::kPerValue, &pack_a<T>,
-          &pack_b<T>,   &multiply<T, PackedTiles>};
 }
 
 }  // namespace openmoe::cpu::body

@@ -1,7 +1,9 @@
 // Kernels for any machine: vectors of four floats. Compiled with that instruction set's flags
 // (core/CMakeLists.txt).
 #include "core/cpu/attention_body.h"
+#include "core/cpu/kernels_block.h"
 #include "core/cpu/kernels_body.h"
+#include "core/cpu/kernels_pack.h"
 
 namespace openmoe::cpu {
 namespace {
@@ -10,16 +12,15 @@ struct GenericTraits {
   static constexpr int kLanes = 4;
   static constexpr int kTileRows = 4;
   static constexpr int kPanelVecs = 2;
-  static constexpr int kPerValue = 1;
-  [[gnu::always_inline]] static body::Vec<GenericTraits> multiply_add(body::Vec<GenericTraits> acc,
-                                                                      body::Vec<GenericTraits> a,
-                                                                      body::Vec<GenericTraits> b) {
-    return acc + a * b;
-  }
+  using Vec = body::VectorOf<kLanes>::Float;
+  [[gnu::always_inline]] static Vec broadcast(float value) { return value - Vec{}; }
+  [[gnu::always_inline]] static Vec multiply_add(Vec acc, Vec a, Vec b) { return acc + a * b; }
 };
 
-constexpr CpuKernels kTable{body::gemm_kernels<GenericTraits>(),
-                            body::attention_kernels<GenericTraits>()};
+constexpr CpuKernels kTable{body::gemm_kernels<GenericTraits, body::F32Source<GenericTraits>>(),
+                            body::gemm_kernels<GenericTraits, body::WidenedSource<GenericTraits>>(),
+                            body::attention_kernels<GenericTraits>(),
+                            body::convert_kernels<GenericTraits>()};
 
 }  // namespace
 

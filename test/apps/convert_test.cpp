@@ -15,7 +15,6 @@
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
 #include "test/support/catch.h"
-#include "test/support/mpi_world.h"
 #include "test/support/run_command.h"
 
 namespace openmoe::test {
@@ -37,8 +36,11 @@ Recipe small_recipe() {
   recipe.data.sequence_length = 16;
   recipe.data.batch_rows = 4;
   recipe.routing.group_tokens = 32;
-  recipe.data.phases = {
-      {.objective = ObjectiveKind::causal_lm, .packing = Packing::packed, .mixture = "quickstart"}};
+  PhaseConfig phase;
+  phase.objective = ObjectiveKind::causal_lm;
+  phase.packing = Packing::packed;
+  phase.mixture = "quickstart";
+  recipe.data.phases = {phase};
   return recipe;
 }
 
@@ -47,7 +49,7 @@ class SmallModel {
  public:
   explicit SmallModel(const Recipe& recipe)
       : recipe_(recipe),
-        grid_(mpi().world(), 1, 1),
+        grid_(*world_, 1, 1),
         ops_(make_cpu_ops()),
         network_(*ops_, grid_, recipe, 2, false) {}
 
@@ -72,6 +74,7 @@ class SmallModel {
 
  private:
   Recipe recipe_;
+  std::unique_ptr<Communicator> world_ = make_self_communicator();
   ProcessGrid grid_;
   std::unique_ptr<Ops> ops_;
   Network network_;
@@ -140,7 +143,7 @@ TEST_CASE("convert: the recipe of an import is that of the model", "[convert]") 
   SmallModel model(recipe);
   model.initialize();
   model.save(folder / "run");
-  export_hf({.from = folder / "run", .to = folder / "hf", .tokenizer = ""});
+  export_hf({.from = folder / "run", .to = folder / "hf"});
   import_hf({folder / "hf", folder / "back", {"routing.capacity_counts=port", "run.num_steps=5"}});
   const json ours = json::parse(to_json(recipe)), theirs = read_json(folder / "back/recipe.json");
   CHECK(theirs.at("model") == ours.at("model"));
@@ -159,7 +162,7 @@ TEST_CASE("convert: the division by sqrt(Dh) goes into the query weights", "[con
   SmallModel model(recipe);
   model.initialize();
   model.save(folder / "run");
-  export_hf({.from = folder / "run", .to = folder / "hf", .tokenizer = ""});
+  export_hf({.from = folder / "run", .to = folder / "hf"});
   HfWeights weights(folder / "hf");
   for (const std::string name :
        {"model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"}) {
@@ -180,7 +183,7 @@ TEST_CASE("convert: what the port cannot compute is refused", "[convert]") {
   model.initialize();
   model.save(folder / "run");
   const std::string text =
-      message([&] { export_hf({.from = folder / "run", .to = folder / "hf", .tokenizer = ""}); });
+      message([&] { export_hf({.from = folder / "run", .to = folder / "hf"}); });
   CHECK(contains(text, "residual_ffn"));
   CHECK(!std::filesystem::exists(folder / "hf"));
   recipe = small_recipe();
@@ -198,7 +201,7 @@ TEST_CASE("convert: an altered checkpoint is not exported", "[convert]") {
   const std::string file = latest_checkpoint(folder / "run") + "/rank-00000.h5";
   std::fstream(file, std::ios::in | std::ios::out | std::ios::binary).seekp(4000).put('x').put('y');
   const std::string text =
-      message([&] { export_hf({.from = folder / "run", .to = folder / "hf", .tokenizer = ""}); });
+      message([&] { export_hf({.from = folder / "run", .to = folder / "hf"}); });
   CHECK(contains(text, "rank-00000.h5"));
   CHECK(contains(text, "altered"));
   CHECK(!std::filesystem::exists(folder / "hf"));
@@ -209,7 +212,7 @@ TEST_CASE("convert: a tied head must be the embedding", "[convert]") {
   SmallModel model(small_recipe());  // embedding and head differ
   model.initialize();
   model.save(folder / "run");
-  export_hf({.from = folder / "run", .to = folder / "hf", .tokenizer = ""});
+  export_hf({.from = folder / "run", .to = folder / "hf"});
   json config = read_json(folder / "hf/config.json");
   config["tie_word_embeddings"] = true;
   write_file(folder / "hf/config.json", config.dump());
@@ -225,7 +228,7 @@ TEST_CASE("convert: an index and its files must agree", "[convert]") {
   SmallModel model(small_recipe());
   model.initialize();
   model.save(folder / "run");
-  export_hf({.from = folder / "run", .to = folder / "hf", .max_file_bytes = 4000, .tokenizer = ""});
+  export_hf({.from = folder / "run", .to = folder / "hf", .max_file_bytes = 4000});
   const std::string path = folder / "hf/model.safetensors.index.json";
   const json good = read_json(path);
   const auto refusal = [&](const json& index) {

@@ -109,6 +109,42 @@ TEST_CASE("ten steps and ten more are twenty", "[resume]") {
   CHECK(resumed == straight);
 }
 
+TEST_CASE("what a killed run wrote after its last checkpoint is trained again, once", "[resume]") {
+  const TemporaryFolder folder;
+  const std::string steps = "--set run.checkpoint_every=4 --set run.num_steps=";
+  const auto straight =
+      without_times(train(1, "tiny-released.json", folder / "straight", steps + "8"));
+  const std::string run = folder / "killed";
+  train(1, "tiny-released.json", run, steps + "4");
+  {  // rows of steps that no checkpoint has, and a torn line
+    std::ofstream metrics(run + "/metrics.jsonl", std::ios::app);
+    metrics << R"({"step":4,"loss":99.0})"
+            << "\n"
+            << R"({"step":5,"loss":99.0})"
+            << "\n"
+            << R"({"step":6,"lo)";
+  }
+  const auto resumed = without_times(train(1, "tiny-released.json", run, steps + "8 --resume"));
+  CHECK(resumed == straight);
+  const auto meta =
+      nlohmann::json::parse(std::ifstream(run + "/checkpoints/step-00000008/manifest.json"));
+  CHECK(meta.dump().find("\"positions\":8192") != std::string::npos);
+}
+
+TEST_CASE("a diverging run stops with the step and keeps its checkpoints", "[errors]") {
+  const TemporaryFolder folder;
+  const std::string run = folder / "run";
+  train(2, "tiny-released.json", run, "--ep 2 --set run.num_steps=2");
+  const CommandResult result = run_openmoe(
+      2, train_arguments(
+             "tiny-released.json", run,
+             "--ep 2 --resume --set run.num_steps=9 --set optimizer.peak_learning_rate=1e30"));
+  INFO(result.output);
+  CHECK(result.exit_code == 1);
+  CHECK(result.output.find("the update was not applied") != std::string::npos);
+  CHECK(std::filesystem::exists(run + "/checkpoints/step-00000002/manifest.json"));
+}
+
 TEST_CASE("a run continues on another grid", "[resume]") {
   const TemporaryFolder folder;
   const std::string steps = "--set run.num_steps=";
@@ -147,6 +183,65 @@ TEST_CASE("wrong input ends every rank with one clear error", "[errors]") {
   train(1, "tiny-released.json", run, "--set run.num_steps=1");
   refuse(2, train_arguments("tiny-released.json", run), "--resume");
   refuse(2, train_arguments("tiny-released.json", run, "--resume --set model.ffn_dim=96"), "model");
+}
+
+TEST_CASE("damaged shards end every rank before the first step", "[errors]") {
+  namespace fs = std::filesystem;
+  const TemporaryFolder folder;
+  const std::string data = folder / "data";
+  fs::copy(OPENMOE_TEST_SHARDS, data, fs::copy_options::recursive);
+  std::string shard;  // one of the github source
+  for (const auto& entry : fs::directory_iterator(data + "/github"))
+    if (entry.path().extension() == ".h5") shard = entry.path().string();
+  REQUIRE_FALSE(shard.empty());
+  const std::string arguments = "train " + source_path("test/recipes/tiny-released.json") +
+                                " --data " + data + " --out " + (folder / "run") + " --ep 2";
+  const auto refused = [&] {
+    const CommandResult result = run_openmoe(2, arguments);
+    INFO(result.output);
+    CHECK(result.exit_code == 2);
+    CHECK(result.output.find("github") != std::string::npos);
+  };
+  SECTION("truncated") {
+    fs::resize_file(shard, fs::file_size(shard) / 2);
+    refused();
+  }
+  SECTION("missing") {
+    fs::remove(shard);
+    refused();
+  }
+  SECTION("source missing") {
+    fs::remove_all(data + "/github");
+    refused();
+  }
+}
+
+TEST_CASE("a full disk ends every rank and keeps what was saved", "[errors]") {
+  namespace fs = std::filesystem;
+  const TemporaryFolder folder;
+  const std::string disk = folder / "disk";
+  fs::create_directory(disk);
+  if (run_command("mount -t tmpfs -o size=8m tmpfs " + disk).exit_code != 0) {
+    WARN("mounting a small disk is not permitted here: not tried");
+    return;
+  }
+  const std::string run = disk + "/run";
+  // A checkpoint of this model takes more than 2 MiB: the first ones fit, later ones do not.
+  const CommandResult result =
+      run_openmoe(2, train_arguments("tiny-released.json", run,
+                                     "--ep 2 --set run.num_steps=12 --set run.checkpoint_every=1 "
+                                     "--set run.keep_checkpoints=100"));
+  const CommandResult resumed = run_openmoe(
+      2, train_arguments("tiny-released.json", run, "--ep 2 --resume --set run.num_steps=1"));
+  const bool has_checkpoint =
+      fs::exists(run + "/checkpoints") && !fs::is_empty(run + "/checkpoints");
+  run_command("umount " + disk);
+  INFO(result.output);
+  CHECK(result.exit_code != 0);
+  CHECK(result.output.find(run) != std::string::npos);
+  CHECK(has_checkpoint);
+  INFO(resumed.output);
+  CHECK(resumed.output.find("resuming from") != std::string::npos);
 }
 
 }  // namespace openmoe::test

@@ -48,13 +48,53 @@ struct Case {
   std::int64_t pad;
 };
 
-// The worst |error| / (sum |a b| + |c|); 1e30 for NaN, or if anything beside C was written.
-double worst_error(const Case& x, std::uint64_t seed) {
+enum class Types { f32, bf16_to_f32, bf16_to_bf16 };
+
+const char* name_of(Types types) {
+  return types == Types::f32 ? "f32" : types == Types::bf16_to_f32 ? "bf16 to f32" : "bf16 to bf16";
+}
+
+std::vector<BFloat16> to_bf16(const std::vector<float>& values) {
+  std::vector<BFloat16> rounded;
+  for (const float value : values) rounded.emplace_back(value);
+  return rounded;
+}
+
+void round_to_bf16(Matrix& x) {
+  for (float& value : x.values) value = static_cast<float>(BFloat16(value));
+}
+
+// C as f32 after the product of the given types; c holds values of the output's type.
+void multiply(const Case& x, Types types, const Matrix& a, const Matrix& b, Matrix& c) {
+  if (types == Types::f32) {
+    gemm(x.m, x.n, x.k, a.operand(), b.operand(), c.values.data(), c.ld, x.accumulate);
+    return;
+  }
+  const std::vector<BFloat16> half_a = to_bf16(a.values), half_b = to_bf16(b.values);
+  const GemmOperandBf16 left{half_a.data(), a.ld, a.transposed},
+      right{half_b.data(), b.ld, b.transposed};
+  if (types == Types::bf16_to_f32) {
+    gemm(x.m, x.n, x.k, left, right, c.values.data(), c.ld, x.accumulate);
+    return;
+  }
+  std::vector<BFloat16> half_c = to_bf16(c.values);
+  gemm(x.m, x.n, x.k, left, right, half_c.data(), c.ld, x.accumulate);
+  for (std::size_t i = 0; i < half_c.size(); ++i) c.values[i] = static_cast<float>(half_c[i]);
+}
+
+// The worst error as a part of what the types allow; 1e30 for NaN, or if anything beside C was
+// written.
+double worst_error(const Case& x, Types types, std::uint64_t seed) {
   Rng rng(seed, stream_id("gemm_test"));
   Matrix a(x.m, x.k, x.pad, x.a_transposed, rng), b(x.k, x.n, x.pad, x.b_transposed, rng);
   Matrix c(x.m, x.n, x.pad, false, rng);
+  if (types != Types::f32) {
+    round_to_bf16(a);
+    round_to_bf16(b);
+  }
+  if (types == Types::bf16_to_bf16) round_to_bf16(c);
   const Matrix old = c;
-  gemm(x.m, x.n, x.k, a.operand(), b.operand(), c.values.data(), c.ld, x.accumulate);
+  multiply(x, types, a, b, c);
   double worst = 0.0;
   std::vector<double> sum(static_cast<std::size_t>(x.n)), size(static_cast<std::size_t>(x.n));
   for (std::int64_t i = 0; i < x.m; ++i) {
@@ -75,7 +115,10 @@ double worst_error(const Case& x, std::uint64_t seed) {
       const auto at = static_cast<std::size_t>(j);
       const double error = std::fabs(static_cast<double>(c.at(i, j)) - sum[at]);
       if (!(error <= 1e30)) return 1e30;
-      if (error > 0.0) worst = std::max(worst, error / size[at]);
+      double allowed = 4e-7 * size[at] + 1e-30;  // f32 sums
+      if (types == Types::bf16_to_bf16)
+        allowed += std::ldexp(std::fabs(sum[at]), -8);  // half a unit in the last place
+      worst = std::max(worst, error / allowed);
     }
     for (std::int64_t j = x.n; j < c.ld; ++j) {
       if (!std::isnan(c.values[static_cast<std::size_t>(i * c.ld + j)])) return 1e30;
@@ -84,12 +127,14 @@ double worst_error(const Case& x, std::uint64_t seed) {
   return worst;
 }
 
-void check(const Case& x, std::uint64_t seed) {
+void check(const Case& x, Types types, std::uint64_t seed) {
   INFO("m " << x.m << " n " << x.n << " k " << x.k << (x.a_transposed ? " T" : " N")
             << (x.b_transposed ? "T" : "N") << (x.accumulate ? " accumulate" : "") << " pad "
-            << x.pad << " isa " << name_of(cpu_isa()));
-  CHECK(worst_error(x, seed) < 4e-7);
+            << x.pad << " " << name_of(types) << " isa " << openmoe::cpu::name_of(cpu_isa()));
+  CHECK(worst_error(x, types, seed) <= 1.0);
 }
+
+constexpr Types kAllTypes[] = {Types::f32, Types::bf16_to_f32, Types::bf16_to_bf16};
 
 class ScopedThreads {
  public:
@@ -108,8 +153,8 @@ TEST_CASE("gemm: random shapes, forms and leading dimensions on every instructio
   for (const CpuIsa isa : available_cpu_isas()) {
     const ScopedCpuIsa scope(isa);
     Rng rng(7, stream_id("gemm_shapes"));
-    for (std::uint64_t n = 0; n < 240; ++n) {
-      const std::uint64_t bound = n < 160 ? 70 : 250;
+    for (std::uint64_t n = 0; n < 360; ++n) {
+      const std::uint64_t bound = n % 4 != 0 ? 60 : 200;
       Case x{};
       x.m = static_cast<std::int64_t>(rng.next_below(bound));
       x.n = static_cast<std::int64_t>(rng.next_below(bound));
@@ -118,7 +163,7 @@ TEST_CASE("gemm: random shapes, forms and leading dimensions on every instructio
       x.b_transposed = rng.next_below(2) == 1;
       x.accumulate = rng.next_below(2) == 1;
       x.pad = static_cast<std::int64_t>(rng.next_below(3)) * 5;
-      check(x, n);
+      check(x, kAllTypes[n % 3], n);
     }
   }
 }
@@ -128,11 +173,20 @@ TEST_CASE("gemm: blocks in every direction, all four forms", "[gemm]") {
     const ScopedCpuIsa scope(isa);
     for (int form = 0; form < 4; ++form) {
       const bool ta = (form & 1) != 0, tb = (form & 2) != 0;
-      check({1, 1, 3000, ta, tb, true, 0}, 1);     // k over several blocks
-      check({40, 16, 1001, ta, tb, false, 0}, 2);  // the router
-      check({700, 33, 67, ta, tb, true, 1}, 3);    // several blocks of rows
-      check({15, 4500, 33, ta, tb, false, 0}, 4);  // several blocks of columns
+      for (const Types types : kAllTypes) {
+        check({3, 2, 3001, ta, tb, true, 0}, types, 1);     // k over several blocks
+        check({40, 16, 1001, ta, tb, false, 0}, types, 2);  // the router
+        check({700, 33, 67, ta, tb, true, 1}, types, 3);    // several blocks of rows
+        check({15, 4500, 33, ta, tb, false, 0}, types, 4);  // several blocks of columns
+      }
     }
+  }
+}
+
+TEST_CASE("gemm: more rows than the sums of one bf16 task", "[gemm]") {
+  for (const CpuIsa isa : available_cpu_isas()) {
+    const ScopedCpuIsa scope(isa);
+    check({40000, 40, 2, false, false, true, 0}, Types::bf16_to_bf16, 1);
   }
 }
 

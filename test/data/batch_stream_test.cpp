@@ -204,7 +204,7 @@ TEST_CASE("stream: the next phase goes on with documents that this epoch has not
   CHECK(both.empty());
   const std::vector<SourceProgress> progress = stream.progress(20);
   REQUIRE(progress.size() == 1);
-  CHECK(progress[0].rows == 40);
+  CHECK(progress[0].rows == 80);
   CHECK(progress[0].epochs > 0.05);
   CHECK(progress[0].epochs < 1.0);
 }

@@ -1,6 +1,7 @@
 #include "data/permutation.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "data/row_schedule.h"
@@ -43,17 +44,15 @@ TEST_CASE("permutation: all orders of four things turn up about equally often") 
 }
 
 TEST_CASE("row schedule: shares are exact in each period, example numbers are dense") {
-  const RowSchedule schedule({15, 4.5, 2, 2.5, 4.5, 4.5, 67, 100}, 3,
-                             9);  // version I: weights of a sum of 200
+  FixedSchedule schedule({15, 4.5, 2, 2.5, 4.5, 4.5, 67, 100}, 3,
+                         9);  // version I: weights of a sum of 200
   CHECK(schedule.period() == 400);
   CHECK(schedule.rows_per_period(0) == 30);
   CHECK(schedule.rows_per_period(7) == 200);
   std::vector<std::int64_t> next(8, 0);
   for (std::int64_t row = 0; row < 1000; ++row) {
     const RowSchedule::Pick pick = schedule.at(row);
-    // Within a period the numbers come in random order; over a whole one they are complete.
-    CHECK(pick.example / schedule.rows_per_period(pick.source) == row / 400);
-    ++next[static_cast<std::size_t>(pick.source)];
+    REQUIRE(pick.example == next[static_cast<std::size_t>(pick.source)]++);
     if (row % 97 == 0)
       for (std::int64_t s = 0; s < 8; ++s)
         REQUIRE(schedule.rows_before(row + 1, s) == next[static_cast<std::size_t>(s)]);
@@ -61,10 +60,33 @@ TEST_CASE("row schedule: shares are exact in each period, example numbers are de
 }
 
 TEST_CASE("row schedule: shares without a common period are rounded to 1 in 16384 rows") {
-  const RowSchedule schedule({1.0, 3.14159265, 1e-7}, 3, 9);
+  FixedSchedule schedule({1.0, 3.14159265, 1e-7}, 3, 9);
   CHECK(schedule.period() == 16384);
   CHECK(schedule.rows_per_period(0) == Approx(16384 / 4.14159275).margin(1.0));
   CHECK(schedule.rows_per_period(2) == 1);
+}
+
+TEST_CASE("row schedule: a blend moves from one mixture to the other, never far from the line") {
+  BlendSchedule schedule({3, 1, 0}, {0, 1, 1}, 40, 16, 3, 9);
+  std::vector<std::vector<std::int64_t>> seen(3);
+  double exact[3] = {0.0, 0.0, 0.0};
+  for (std::int64_t step = 0; step < 40; ++step) {
+    const double part = (static_cast<double>(step) + 0.5) / 40.0;
+    exact[0] += 16.0 * 0.75 * (1.0 - part);
+    exact[1] += 16.0 * (0.25 * (1.0 - part) + 0.5 * part);
+    exact[2] += 16.0 * 0.5 * part;
+    for (std::int64_t row = step * 16; row < (step + 1) * 16; ++row) {
+      const RowSchedule::Pick pick = schedule.at(row);
+      REQUIRE(pick.example ==
+              static_cast<std::int64_t>(seen.at(static_cast<std::size_t>(pick.source)).size()));
+      seen.at(static_cast<std::size_t>(pick.source)).push_back(pick.example);
+    }
+    for (std::int64_t s = 0; s < 3; ++s) {
+      const auto given = static_cast<std::int64_t>(seen[static_cast<std::size_t>(s)].size());
+      REQUIRE(schedule.rows_before((step + 1) * 16, s) == given);
+      REQUIRE(std::abs(static_cast<double>(given) - exact[s]) <= 1.0);
+    }
+  }
 }
 
 }  // namespace

@@ -162,7 +162,7 @@ TEST_CASE("prepare: a killed run continues after its last whole shard, to the sa
     lines += "{\"text\": \"document number " + std::to_string(i * i) + "\"}\n";
   PrepareOptions options =
       prepare_options(scratch.path("whole"), {{"s", scratch.write("s.jsonl", lines)}});
-  options.shard_tokens = 2000;
+  options.shard_tokens = 1000;
   prepare(options, {});
   const auto whole = contents(scratch.path("whole"));
   REQUIRE(whole.size() > 4);

@@ -44,6 +44,8 @@ class Scratch {
   std::filesystem::path folder_;
 };
 
-inline std::string source_dir() { return OPENMOE_TEST_SOURCE_DIR; }
+inline std::string source_dir() {
+  return OPENMOE_TEST_SOURCE_DIR;
+}
 
 }  // namespace openmoe::test

@@ -1,5 +1,5 @@
-// main of every test executable: MPI around Catch2. Under mpirun each rank runs the same cases in the same order; a rank
-// that fails makes mpirun fail. A program started alone is rank 0 of 1.
+// main of every test executable: MPI around Catch2. Under mpirun each rank runs the same cases in
+// the same order; a rank that fails makes mpirun fail. A program started alone is rank 0 of 1.
 #if __has_include(<catch2/catch_all.hpp>)
 #include <catch2/catch_session.hpp>
 #else
@@ -25,7 +25,8 @@ int main(int argc, char** argv) {
   openmoe::test::g_environment = &environment;
   // The number of failed cases; with --list-tests, Catch2 v2 returns the number of cases.
   const int failed = Catch::Session().run(argc, argv);
-  // The ranks that passed must not wait in MPI_Finalize for one that is stuck in a collective of a failed case.
+  // The ranks that passed must not wait in MPI_Finalize for one that is stuck in a collective of a
+  // failed case.
   if (failed != 0 && environment.world_size() > 1) openmoe::MpiEnvironment::abort(1);
   return failed;
 }

@@ -1,0 +1,12 @@
+// main of tests that start mpirun themselves: they must not be MPI programs, whose environment a
+// nested mpirun would inherit.
+#if __has_include(<catch2/catch_session.hpp>)
+#include <catch2/catch_session.hpp>
+#else
+#define CATCH_CONFIG_RUNNER
+#include <catch2/catch.hpp>
+#endif
+
+int main(int argc, char** argv) {
+  return Catch::Session().run(argc, argv);
+}
