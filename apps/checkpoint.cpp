@@ -116,19 +116,27 @@ void publish(const fs::path& temporary, const fs::path& folder,
 // Checkpoints of a run folder by step. Folders without a manifest are not checkpoints.
 std::map<std::int64_t, fs::path> complete_checkpoints(const std::string& run_folder) {
   std::map<std::int64_t, fs::path> found;
+  const fs::path folder = fs::path(run_folder) / "checkpoints";
   std::error_code error;
-  for (fs::directory_iterator entry(fs::path(run_folder) / "checkpoints", error), end;
-       !error && entry != end; entry.increment(error)) {
+  // A folder that cannot be read is not an empty one: a run must not start over because of it.
+  const auto check = [&] {
+    if (error && error != std::errc::no_such_file_or_directory &&
+        error != std::errc::not_a_directory)
+      throw RuntimeFault(concat(folder.string(), ": cannot be read: ", error.message()));
+  };
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
     const std::string name = entry->path().filename();
     if (!name.starts_with(kStepPrefix)) continue;
     const std::string digits = name.substr(std::string(kStepPrefix).size());
     const bool is_number =
         !digits.empty() && digits.size() < 18 &&
         std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
-    std::error_code ignored;
-    if (is_number && fs::is_regular_file(entry->path() / kCheckpointManifest, ignored))
+    if (is_number && fs::is_regular_file(entry->path() / kCheckpointManifest, error))
       found[std::stoll(digits)] = entry->path();
+    check();
   }
+  check();
   return found;
 }
 

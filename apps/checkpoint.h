@@ -23,8 +23,11 @@ struct CheckpointMeta {
   std::int64_t step = 0;         // steps done; the next one to train
   std::int64_t positions = 0;    // positions trained on so far
   std::string recipe_json;       // the resolved recipe
-  std::string data_fingerprint;  // BatchStream::fingerprint()
+  std::string data_fingerprint;  // BatchStream::fingerprint(), or kImportedWeights
 };
+
+// The fingerprint of a checkpoint that no data made: values only, without optimizer statistics.
+inline constexpr const char* kImportedWeights = "imported weights";
 
 std::string checkpoint_folder(const std::string& run_folder, std::int64_t step);
 
@@ -47,7 +50,8 @@ CheckpointMeta load_checkpoint(const std::string& folder, ParamTable& table, Pro
 // The manifest's facts without any tensor; on one rank. Throws UserError.
 CheckpointMeta read_checkpoint_meta(const std::string& folder);
 
-// The complete checkpoint of the highest step in a run folder; "" when there is none.
+// The complete checkpoint of the highest step in a run folder; "" when there is none. Throws
+// RuntimeFault when the folder cannot be read.
 std::string latest_checkpoint(const std::string& run_folder);
 
 // Removes all but the `keep` complete checkpoints of the highest steps (keep >= 1), on one rank.

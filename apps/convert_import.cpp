@@ -239,7 +239,7 @@ void import_hf(const ImportOptions& options) {
   writer.finish({.step = 0,
                  .positions = 0,
                  .recipe_json = to_json(recipe),
-                 .data_fingerprint = "imported weights"});
+                 .data_fingerprint = kImportedWeights});
   fs::copy_file(fs::path(options.from) / "config.json", companions / "config.json");
   const int copied = copy_companions(options.from, companions);
   folder.publish();

@@ -68,6 +68,12 @@ void write_and_sync(const std::string& path, const std::string& content) {
   file.close();
 }
 
+void replace_file(const std::string& path, const std::string& content) {
+  const std::string temporary = path + ".tmp";
+  write_and_sync(temporary, content);
+  if (::rename(temporary.c_str(), path.c_str()) != 0) fault("rename", path);
+}
+
 void swap_into_place(const std::string& from, const std::string& to) {
   if (::rename(from.c_str(), to.c_str()) == 0) return;
   // `to` is a folder with content.

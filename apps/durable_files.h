@@ -11,6 +11,9 @@ void sync_path(const std::string& path);
 
 void write_and_sync(const std::string& path, const std::string& content);
 
+// The same, but the file at `path` has the old content or the new one whatever happens.
+void replace_file(const std::string& path, const std::string& content);
+
 // Puts folder `from` in the place of `to`, atomically; what was at `to`, if anything, ends at
 // `from`. Both must be on one file system.
 void swap_into_place(const std::string& from, const std::string& to);

@@ -33,4 +33,18 @@ std::vector<Mixture> load_mixtures(const Recipe& recipe, const std::string& reci
   return mixtures;
 }
 
+void keep_mixtures(const Recipe& recipe, const std::string& recipe_path,
+                   const std::string& run_folder) {
+  const fs::path folder = fs::path(run_folder) / "mixtures";
+  std::error_code error;
+  fs::create_directories(folder, error);
+  for (const PhaseConfig& phase : recipe.data.phases) {
+    const fs::path from = find_mixture(phase.mixture, recipe_path),
+                   to = folder / (phase.mixture + ".json");
+    if (fs::exists(to) && fs::equivalent(from, to)) continue;
+    if (!error) fs::copy_file(from, to, fs::copy_options::overwrite_existing, error);
+  }
+  if (error) throw UserError(folder.string() + ": cannot be written: " + error.message());
+}
+
 }  // namespace openmoe

@@ -14,4 +14,9 @@ namespace openmoe {
 // with the places looked at.
 std::vector<Mixture> load_mixtures(const Recipe& recipe, const std::string& recipe_path);
 
+// Copies the mixture files of `recipe` to RUN/mixtures, where RUN/recipe.json finds them: the run
+// folder alone says what was trained. Throws UserError when it cannot be written.
+void keep_mixtures(const Recipe& recipe, const std::string& recipe_path,
+                   const std::string& run_folder);
+
 }  // namespace openmoe

@@ -8,9 +8,9 @@
 namespace openmoe {
 namespace {
 
-std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape,
+std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape, bool is_dense,
                                              Communicator& expert_group) {
-  if (expert_group.size() == 1) return std::make_unique<LocalExchange>(shape);
+  if (is_dense || expert_group.size() == 1) return std::make_unique<LocalExchange>(shape);
   return std::make_unique<ExpertExchange>(shape, expert_group);
 }
 
@@ -26,7 +26,8 @@ Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t
                  bool training)
     : ops_(ops),
       params_(recipe.model, recipe.optimizer, grid.ep(), grid.ep_rank()),
-      exchange_(make_exchange(Model::exchange_shape(recipe, rows), grid.expert())),
+      exchange_(make_exchange(Model::exchange_shape(recipe, rows),
+                              recipe.model.num_moe_layers() == 0, grid.expert())),
       model_(ops, recipe, params_, *exchange_, rows) {
   Arena dry;
   allocate(dry, params_, model_, training);
@@ -39,7 +40,8 @@ void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_
   const auto ops = make_cpu_ops();
   const auto expert_group = make_planned_group(static_cast<int>(ep));
   ParamTable params(recipe.model, recipe.optimizer, ep, 0);
-  const auto exchange = make_exchange(Model::exchange_shape(recipe, rows), *expert_group);
+  const auto exchange = make_exchange(Model::exchange_shape(recipe, rows),
+                                      recipe.model.num_moe_layers() == 0, *expert_group);
   Model model(*ops, recipe, params, *exchange, rows);
   allocate(dry, params, model, training);
 }

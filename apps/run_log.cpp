@@ -4,8 +4,8 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <vector>
 
+#include "apps/durable_files.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
 
@@ -16,23 +16,20 @@ std::string reason() {
   return errno != 0 ? std::strerror(errno) : "unknown reason";
 }
 
-// Keeps the rows of `path` whose step is below `first_step`; a torn last line is dropped too.
+// Keeps the rows of `path` whose step is below `first_step`; a torn last line is dropped too. The
+// file is replaced whole or not at all.
 void cut_rows(const std::string& path, std::int64_t first_step) {
-  std::vector<std::string> kept;
-  {
-    std::ifstream in(path);
-    for (std::string line; std::getline(in, line);) {
-      const auto row = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-      if (row.is_object() && row.value("step", first_step) < first_step) kept.push_back(line);
-    }
+  std::string kept;
+  std::ifstream in(path);
+  if (!in) throw UserError(concat("cannot read ", path, ": ", reason(), "; choose another --out"));
+  for (std::string line; std::getline(in, line);) {
+    const auto row = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    const bool has_step =
+        row.is_object() && row.contains("step") && row["step"].is_number_integer();
+    if (has_step && row["step"].get<std::int64_t>() < first_step) kept += line + '\n';
   }
-  const std::string temporary = path + ".tmp";
-  std::ofstream out(temporary, std::ios::trunc);
-  for (const std::string& line : kept) out << line << '\n';
-  out.close();
-  if (!out)
-    throw UserError(concat("cannot write ", temporary, ": ", reason(), "; choose another --out"));
-  std::filesystem::rename(temporary, path);
+  if (in.bad()) throw RuntimeFault(concat("cannot read ", path, ": ", reason()));
+  replace_file(path, kept);
 }
 
 std::ofstream open_for_append(const std::string& path, std::int64_t first_step) {
@@ -58,11 +55,7 @@ RunLog::RunLog(const std::string& folder, std::int64_t first_step)
       validation_(open_for_append(folder + "/validation.jsonl", first_step)) {}
 
 void RunLog::write_recipe(const std::string& recipe_json) {
-  const std::string path = folder_ + "/recipe.json";
-  errno = 0;
-  std::ofstream out(path, std::ios::trunc);
-  out << recipe_json << std::endl;
-  if (!out) throw RuntimeFault(concat("cannot write ", path, ": ", reason()));
+  replace_file(folder_ + "/recipe.json", recipe_json + "\n");
 }
 
 void RunLog::write_step(const nlohmann::ordered_json& row) {

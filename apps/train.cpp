@@ -57,11 +57,12 @@ std::string open_run_folder(const TrainOptions& options, Communicator& world) {
                       ": cannot create the folder: " + error.message());
     checkpoint = options.resume ? latest_checkpoint(options.run_folder) : "";
     const bool has_run = fs::exists(options.run_folder + "/metrics.jsonl");
-    if (!options.resume && has_run)
+    if (!options.resume && (has_run || !latest_checkpoint(options.run_folder).empty()))
       throw UserError("--out " + options.run_folder +
                       " already holds a run: add --resume to continue it, or name another folder");
     if (options.resume && checkpoint.empty() && has_run)
-      std::printf("no checkpoint in %s yet: starting from step 0\n", options.run_folder.c_str());
+      std::printf("no checkpoint in %s yet: starting over from step 0\n",
+                  options.run_folder.c_str());
   });
   world.broadcast(checkpoint, 0);
   return checkpoint;
@@ -119,13 +120,21 @@ int run_train(const TrainOptions& options, CommandContext& context) {
 
   const auto ops = make_cpu_ops();
   Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid), true);
-  std::int64_t first_step = 0;
+  std::int64_t first_step = 0, first_positions = 0;
   if (checkpoint.empty()) {
     network.params().initialize(*ops, static_cast<std::uint64_t>(recipe.run.seed));
   } else {
-    const CheckpointMeta meta = load_checkpoint(checkpoint, network.params(), grid, true);
-    check_resumable(recipe, meta, stream.fingerprint(), checkpoint, grid.is_root());
+    // Imported weights come without optimizer statistics; the first update overwrites them anyway
+    // (its decay is 0).
+    const bool is_import = read_checkpoint_meta(checkpoint).data_fingerprint == kImportedWeights;
+    const CheckpointMeta meta = load_checkpoint(checkpoint, network.params(), grid, !is_import);
+    check_resumable(recipe, meta, is_import ? kImportedWeights : stream.fingerprint(), checkpoint,
+                    grid.is_root());
     first_step = meta.step;
+    first_positions = meta.positions;
+    if (first_step > recipe.run.num_steps)
+      throw UserError(concat(checkpoint, " is of step ", first_step, ", beyond run.num_steps = ",
+                             recipe.run.num_steps, ": nothing to do; raise run.num_steps"));
   }
 
   std::optional<RunLog> log;
@@ -133,6 +142,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   on_root(mpi.world(), [&] {
     log.emplace(options.run_folder, first_step);
     log->write_recipe(to_json(recipe));
+    keep_mixtures(recipe, options.recipe.path, options.run_folder);
     print_header(recipe, grid, network, context.num_threads);
     if (!checkpoint.empty())
       std::printf("resuming from %s at step %lld\n", checkpoint.c_str(),
@@ -141,10 +151,11 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   });
   Trainer trainer(network, grid, recipe, stream, options.run_folder, log ? &*log : nullptr,
                   progress ? &*progress : nullptr);
+  mpi.world().barrier();  // all ranks measure at the same time
   double peak_flops[] = {cpu::measure_peak_flops(kPeakSeconds)};
   mpi.world().all_reduce_sum(std::span<double>(peak_flops));
   trainer.set_peak_flops(peak_flops[0]);
-  trainer.run(first_step);
+  trainer.run(first_step, first_positions);
   return kExitSuccess;
 }
 

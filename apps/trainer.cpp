@@ -84,11 +84,13 @@ Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, Batc
       reducer_(network.ops(), network.params(), grid),
       rows_per_rank_(recipe.data.batch_rows / grid.num_data_ranks()) {}
 
-void Trainer::run(std::int64_t first_step) {
+void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
+  positions_ = first_positions;
   const RunConfig& run = recipe_.run;
   for (std::int64_t step = first_step; step < run.num_steps; ++step) {
     const StepResult result = train_step(step);
     check_finite(step, result);
+    positions_ += std::llround(result.counts.positions);
     record(step, result);
     const std::int64_t next = step + 1;
     const bool last = next == run.num_steps;
@@ -131,10 +133,10 @@ void Trainer::check_finite(std::int64_t step, const StepResult& result) const {
   if (std::isfinite(result.losses.total) && std::isfinite(result.grad_norm)) return;
   throw RuntimeFault(concat(
       "step ", step, ": loss ", result.losses.total, ", gradient norm ", result.grad_norm,
-      "; the update was not applied. Look at the rows with: openmoe data show RECIPE --step ", step,
-      ". The last checkpoint is intact: resume from it with a lower optimizer.peak_learning_rate "
-      "or a higher "
-      "loss.router_z_weight / loss.logits_z_weight"));
+      "; the update was not applied and nothing was saved. The rows of the step: openmoe data "
+      "show ",
+      run_folder_, "/recipe.json --data DIR --step ", step, ". Checkpoints in ", run_folder_,
+      " are intact: resume with a lower optimizer.peak_learning_rate or higher loss.*_z_weight"));
 }
 
 void Trainer::record(std::int64_t step, const StepResult& result) {
@@ -220,12 +222,18 @@ void Trainer::validate(std::int64_t step) {
 void Trainer::save(std::int64_t next_step) {
   CheckpointMeta meta;
   meta.step = next_step;
+  meta.positions = positions_;
   meta.recipe_json = to_json(recipe_);
   meta.data_fingerprint = stream_.fingerprint();
   const std::string folder = checkpoint_folder(run_folder_, next_step);
   save_checkpoint(folder, network_.params(), meta, grid_);
-  on_root(grid_.world(), [&] { prune_checkpoints(run_folder_, recipe_.run.keep_checkpoints); });
-  if (progress_ != nullptr) progress_->say("saved " + folder);
+  if (progress_ == nullptr) return;
+  progress_->say("saved " + folder);
+  try {
+    prune_checkpoints(run_folder_, recipe_.run.keep_checkpoints);
+  } catch (const RuntimeFault& error) {  // what matters is saved; the next save tries again
+    progress_->say(std::string("warning: ") + error.what());
+  }
 }
 
 }  // namespace openmoe

@@ -28,9 +28,9 @@ class Trainer {
   void set_peak_flops(double flops) { peak_flops_ = flops; }
 
   // Steps [first_step, recipe.run.num_steps), with validation and checkpoints as the recipe asks.
-  // Collective. Throws RuntimeFault when a loss or gradient norm is not finite, naming the step and
-  // the rows.
-  void run(std::int64_t first_step);
+  // `first_positions` were trained on before. Collective. Throws RuntimeFault when a loss or
+  // gradient norm is not finite, naming the step; its update is not applied.
+  void run(std::int64_t first_step, std::int64_t first_positions);
 
  private:
   struct StepResult {
@@ -57,6 +57,7 @@ class Trainer {
   Progress* progress_;
   GradientReducer reducer_;
   std::int64_t rows_per_rank_;
+  std::int64_t positions_ = 0;  // trained on so far
   double peak_flops_ = 0.0;
   Batch batch_, micro_batch_;
 };

@@ -178,7 +178,9 @@ void ShardReader::Impl::load() {
   num_documents = static_cast<std::int64_t>(index.offsets.size()) - 1;
   part_offsets = std::move(index.part_offsets);
   part_ends = std::move(index.part_ends);
-  content_checksum = std::accumulate(block_checksums.begin(), block_checksums.end(), checksum);
+  content_checksum = std::accumulate(
+      block_checksums.begin(), block_checksums.end(), checksum,
+      [](std::uint64_t sum, std::uint64_t block) { return sum * 0x9e3779b97f4a7c15ULL + block; });
   token_addresses = from.chunk_addresses(dataset("tokens"));
   offsets_address = from.chunk_addresses(dataset("document_offsets")).at(0);
   verified.assign(static_cast<std::size_t>(num_blocks), false);

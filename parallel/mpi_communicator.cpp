@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <limits>
 #include <map>
 #include <source_location>
@@ -26,7 +27,9 @@ class MpiComm {
     return *this;
   }
   ~MpiComm() {
-    if (handle_ != MPI_COMM_NULL) MPI_Comm_free(&handle_);
+    // Freeing is collective. While an error unwinds this rank alone, the others are not here: the
+    // job's end frees it.
+    if (handle_ != MPI_COMM_NULL && std::uncaught_exceptions() == 0) MPI_Comm_free(&handle_);
   }
   MPI_Comm get() const { return handle_; }
 

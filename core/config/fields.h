@@ -69,11 +69,11 @@ void visit_fields(std::type_identity<ModelConfig>, Visitor&& visit) {
 template <typename Visitor>
 void visit_fields(std::type_identity<RoutingConfig>, Visitor&& visit) {
   using R = RoutingConfig;
-  visit("group_tokens", &R::group_tokens, rules::between(1, 1073741824),
+  visit("group_tokens", &R::group_tokens, rules::between(1, 16777216),
         "G: routing, capacity and balance loss are per block of G positions of the batch");
-  visit("capacity_factor", &R::capacity_factor, rules::positive,
+  visit("capacity_factor", &R::capacity_factor, rules::between(1e-6, 1e6),
         "slots of an expert in training, relative");
-  visit("eval_capacity_factor", &R::eval_capacity_factor, rules::positive,
+  visit("eval_capacity_factor", &R::eval_capacity_factor, rules::between(1e-6, 1e6),
         "the same in evaluation");
   visit(
       "capacity_counts", &R::capacity_counts, rules::any,
@@ -108,7 +108,8 @@ void visit_fields(std::type_identity<OptimizerConfig>, Visitor&& visit) {
   visit("decay_rate", &O::decay_rate, rules::positive,
         "second-moment decay at step t: 1 - (t+1)^-decay_rate");
   visit("clip_threshold", &O::clip_threshold, rules::positive, "on the RMS of a tensor's update");
-  visit("epsilon_square", &O::epsilon_square, rules::positive, "added to squared gradients");
+  visit("epsilon_square", &O::epsilon_square, rules::between(1e-37, 1.0),
+        "added to squared gradients");
   visit("epsilon_scale", &O::epsilon_scale, rules::positive,
         "least RMS of a parameter in its step size");
   visit("min_dim_to_factor", &O::min_dim_to_factor, rules::between(1, 1073741824),

@@ -11,6 +11,7 @@
 
 #include "core/cpu/kernels.h"
 #include "core/cpu/kernels_body.h"
+#include "core/cpu/kernels_pack.h"
 #include "core/cpu/vector_math.h"
 
 namespace openmoe::cpu::body {

@@ -19,8 +19,8 @@ namespace {
 
 // Packed blocks: A kBlockRows x kBlockDepth stays in the second-level cache, B kBlockDepth x
 // kBlockCols in the third.
-constexpr std::int64_t kBlockDepth = 384;
-constexpr std::int64_t kBlockRows = 336;
+constexpr std::int64_t kBlockDepth = 512;
+constexpr std::int64_t kBlockRows = 280;
 constexpr std::int64_t kBlockCols = 2048;
 
 // Cost model of a task, in multiply-adds of one vector: packing one value costs kPackCost of them.
@@ -137,26 +137,29 @@ constexpr std::int64_t scratch_floats() {
   return kPackedBFloats + kPackedAFloats + (sizeof(Output) == sizeof(float) ? 0 : kSumFloats);
 }
 
-// Rows and columns of C, at `c`: columns [task.col + col, + cols) of the task.
+// Columns [task.col + col, + cols) of the task's rows of C, which lie at `c`.
 template <class Job>
 void multiply_columns(const Job& job, const Task& task, std::int64_t col, std::int64_t cols,
                       float* c, std::int64_t ldc, bool accumulate, const GemmKernels& kernels,
                       float* scratch) {
-  float* packed_b = scratch;
-  float* packed_a = scratch + kPackedBFloats;
   const std::int64_t row_block = block_size(task.rows, kBlockRows, 1);
   const std::int64_t unit = kernels.k_per_value;
   const std::int64_t k_block = block_size(job.k, kBlockDepth * unit, unit);
+  BlockProduct product{};
+  product.packed_b = scratch;
+  product.packed_a = scratch + kPackedBFloats;
+  product.cols = cols;
+  product.ldc = ldc;
   for (std::int64_t p = 0; p < job.k; p += k_block) {
-    const std::int64_t k = std::min(k_block, job.k - p);
-    kernels.pack_b(packed_b, element(job.b, p, task.col + col), job.b.ld, job.b.transposed, k,
-                   cols);
+    product.k = std::min(k_block, job.k - p);
+    product.accumulate = accumulate || p > 0;
+    product.b = {element(job.b, p, task.col + col), job.b.ld, job.b.transposed};
     for (std::int64_t i = 0; i < task.rows; i += row_block) {
-      const std::int64_t rows = std::min(row_block, task.rows - i);
-      kernels.pack_a(packed_a, element(job.a, task.row + i, p), job.a.ld, job.a.transposed, rows,
-                     k);
-      kernels.multiply(packed_a, packed_b, c + i * ldc, ldc, rows, cols, ceil_div(k, unit),
-                       accumulate || p > 0);
+      product.rows = std::min(row_block, task.rows - i);
+      product.a = {element(job.a, task.row + i, p), job.a.ld, job.a.transposed};
+      product.pack_b = i > 0 ? PackB::reuse : row_block < task.rows ? PackB::keep : PackB::discard;
+      product.c = c + i * ldc;
+      kernels.multiply(product);
     }
   }
 }

@@ -10,30 +10,43 @@
 
 namespace openmoe::cpu {
 
-// Product of packed blocks. A packed value is 32 bits wide: one f32, or for bf16 products a pair of
-// neighbours along k. "Depth" counts packed values along k.
+// An operand in memory: element (i, j) of op(X) is data[i * ld + j], or data[j * ld + i] when
+// transposed; data points at the block's element (0, 0).
+struct BlockOperand {
+  const void* data;
+  std::int64_t ld;
+  bool transposed;
+};
+
+// What becomes of the packed block of B: packed and kept for the next products with it, used as an
+// earlier product packed it, or packed panel by panel into the place of one panel.
+enum class PackB : std::uint8_t { keep, reuse, discard };
+
+// c (rows, cols) = or += a (rows, k) * b (k, cols).
 //
-// Packed A: tiles of consecutive rows; a tile of h rows is [depth][h]. Tile heights differ by at
-// most one and are at most tile_rows (see tile_heights in kernels_body.h). Packed B: panels of
-// panel_cols columns, each [depth][panel_cols], the last one filled up with zeros.
+// Packed values are 32 bits wide: one f32, or for bf16 products a pair of neighbours along k;
+// "depth" counts them along k. Packed A: tiles of consecutive rows, a tile of h rows being
+// [depth][h]; tile heights differ by at most one and are at most tile_rows. Packed B: panels of
+// panel_cols columns, each [depth][panel_cols].
+struct BlockProduct {
+  std::int64_t rows, cols, k;
+  BlockOperand a, b;
+  float* packed_a;  // rows * depth + kPackSlack
+  float* packed_b;  // cols rounded up to panels * depth, or one panel when discarding
+  PackB pack_b;
+  float* c;
+  std::int64_t ldc;
+  bool accumulate;
+};
+
 struct GemmKernels {
   std::int64_t tile_rows;
   std::int64_t panel_cols;
   std::int64_t k_per_value;  // 1, or 2 for pairs
-
-  // packed <- rows x k values of op(A), whose element (0, 0) is at `a`. Writes up to kPackSlack
-  // values beyond the block.
-  void (*pack_a)(float* packed, const void* a, std::int64_t ld, bool transposed, std::int64_t rows,
-                 std::int64_t k);
-  // packed <- k x cols values of op(B), whose element (0, 0) is at `b`.
-  void (*pack_b)(float* packed, const void* b, std::int64_t ld, bool transposed, std::int64_t k,
-                 std::int64_t cols);
-  // c (rows, cols) = or += packed A * packed B.
-  void (*multiply)(const float* a, const float* b, float* c, std::int64_t ldc, std::int64_t rows,
-                   std::int64_t cols, std::int64_t depth, bool accumulate);
+  void (*multiply)(const BlockProduct& product);
 };
 
-// Values that pack_a may write beyond the end of its block.
+// Values that packing A may write beyond the end of its block.
 inline constexpr std::int64_t kPackSlack = 64;
 
 // One (row, head) of attention: pointers stand at position 0, position t is t * stride further.

@@ -2,7 +2,9 @@
 // operands. Compiled with that instruction set's flags (core/CMakeLists.txt).
 #include <immintrin.h>
 
+#include "core/cpu/kernels_block.h"
 #include "core/cpu/kernels_body.h"
+#include "core/cpu/kernels_pack.h"
 
 namespace openmoe::cpu {
 namespace {

@@ -1,7 +1,9 @@
 // Kernels for any machine: vectors of four floats. Compiled with that instruction set's flags
 // (core/CMakeLists.txt).
 #include "core/cpu/attention_body.h"
+#include "core/cpu/kernels_block.h"
 #include "core/cpu/kernels_body.h"
+#include "core/cpu/kernels_pack.h"
 
 namespace openmoe::cpu {
 namespace {

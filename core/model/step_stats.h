@@ -25,6 +25,7 @@ struct BatchCounts {
   std::span<double> values() { return {&loss_weight, 6}; }
   void add(const BatchCounts& other);
 };
+static_assert(sizeof(BatchCounts) == 6 * sizeof(double), "values() spans every member");
 
 // Counts of the rows of `batch`.
 BatchCounts count_batch(const Batch& batch, const RoutingConfig& routing, bool has_moe);

@@ -36,8 +36,11 @@ Recipe small_recipe() {
   recipe.data.sequence_length = 16;
   recipe.data.batch_rows = 4;
   recipe.routing.group_tokens = 32;
-  recipe.data.phases = {
-      {.objective = ObjectiveKind::causal_lm, .packing = Packing::packed, .mixture = "quickstart"}};
+  PhaseConfig phase;
+  phase.objective = ObjectiveKind::causal_lm;
+  phase.packing = Packing::packed;
+  phase.mixture = "quickstart";
+  recipe.data.phases = {phase};
   return recipe;
 }
 

@@ -17,7 +17,12 @@ foreach(ranks 1 2 4)
     set(name "golden: all files on ${ranks} ranks, ep ${ep}")
     add_test(NAME ${name} COMMAND ${OPENMOE_MPIRUN} -np ${ranks} ${CMAKE_BINARY_DIR}/openmoe selftest
                                   --golden ${CMAKE_SOURCE_DIR}/test/golden --ep ${ep})
-    set_tests_properties(${name} PROPERTIES TIMEOUT 120 LABELS "golden;mpi" PROCESSORS 2
+    # Which files run is part of the test: one of them has too few routing groups for 4 ranks.
+    set(expected "5 passed, 0 failed, 0 skipped")
+    if(ranks EQUAL 4)
+      set(expected "4 passed, 0 failed, 1 skipped")
+    endif()
+    set_tests_properties(${name} PROPERTIES TIMEOUT 120 PASS_REGULAR_EXPRESSION ${expected} LABELS "golden;mpi" PROCESSORS 2
                          ENVIRONMENT "OMP_NUM_THREADS=1")
   endforeach()
 endforeach()
@@ -32,6 +37,6 @@ if(OPENMOE_PYTHON)
   add_test(NAME "python: conversion against torch and safetensors"
            COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/convert_test.py ${CMAKE_BINARY_DIR}/openmoe
                    $<TARGET_FILE:logits_tool>)
-  set_tests_properties("python: conversion against torch and safetensors" PROPERTIES TIMEOUT 300 LABELS "python"
+  set_tests_properties("python: conversion against torch and safetensors" PROPERTIES TIMEOUT 600 LABELS "python"
                        SKIP_RETURN_CODE 77 ENVIRONMENT "OMP_NUM_THREADS=1")
 endif()

@@ -109,6 +109,42 @@ TEST_CASE("ten steps and ten more are twenty", "[resume]") {
   CHECK(resumed == straight);
 }
 
+TEST_CASE("what a killed run wrote after its last checkpoint is trained again, once", "[resume]") {
+  const TemporaryFolder folder;
+  const std::string steps = "--set run.checkpoint_every=4 --set run.num_steps=";
+  const auto straight =
+      without_times(train(1, "tiny-released.json", folder / "straight", steps + "8"));
+  const std::string run = folder / "killed";
+  train(1, "tiny-released.json", run, steps + "4");
+  {  // rows of steps that no checkpoint has, and a torn line
+    std::ofstream metrics(run + "/metrics.jsonl", std::ios::app);
+    metrics << R"({"step":4,"loss":99.0})"
+            << "\n"
+            << R"({"step":5,"loss":99.0})"
+            << "\n"
+            << R"({"step":6,"lo)";
+  }
+  const auto resumed = without_times(train(1, "tiny-released.json", run, steps + "8 --resume"));
+  CHECK(resumed == straight);
+  const auto meta =
+      nlohmann::json::parse(std::ifstream(run + "/checkpoints/step-00000008/manifest.json"));
+  CHECK(meta.dump().find("\"positions\":8192") != std::string::npos);
+}
+
+TEST_CASE("a diverging run stops with the step and keeps its checkpoints", "[errors]") {
+  const TemporaryFolder folder;
+  const std::string run = folder / "run";
+  train(2, "tiny-released.json", run, "--ep 2 --set run.num_steps=2");
+  const CommandResult result = run_openmoe(
+      2, train_arguments(
+             "tiny-released.json", run,
+             "--ep 2 --resume --set run.num_steps=9 --set optimizer.peak_learning_rate=1e30"));
+  INFO(result.output);
+  CHECK(result.exit_code == 1);
+  CHECK(result.output.find("the update was not applied") != std::string::npos);
+  CHECK(std::filesystem::exists(run + "/checkpoints/step-00000002/manifest.json"));
+}
+
 TEST_CASE("a run continues on another grid", "[resume]") {
   const TemporaryFolder folder;
   const std::string steps = "--set run.num_steps=";
@@ -195,17 +231,15 @@ TEST_CASE("a full disk ends every rank and keeps what was saved", "[errors]") {
       run_openmoe(2, train_arguments("tiny-released.json", run,
                                      "--ep 2 --set run.num_steps=12 --set run.checkpoint_every=1 "
                                      "--set run.keep_checkpoints=100"));
-  const CommandResult resumed = run_openmoe(
-      2, train_arguments("tiny-released.json", run, "--ep 2 --resume --set run.num_steps=1"));
-  const bool has_checkpoint =
-      fs::exists(run + "/checkpoints") && !fs::is_empty(run + "/checkpoints");
+  // What was saved before can go on elsewhere.
+  const std::string elsewhere = folder / "elsewhere";
+  fs::create_directory(elsewhere);
+  fs::copy(run + "/checkpoints", elsewhere + "/checkpoints", fs::copy_options::recursive);
   run_command("umount " + disk);
   INFO(result.output);
   CHECK(result.exit_code != 0);
   CHECK(result.output.find(run) != std::string::npos);
-  CHECK(has_checkpoint);
-  INFO(resumed.output);
-  CHECK(resumed.output.find("resuming from") != std::string::npos);
+  train(2, "tiny-released.json", elsewhere, "--ep 2 --resume --set run.num_steps=12");
 }
 
 }  // namespace openmoe::test

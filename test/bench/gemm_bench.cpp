@@ -4,10 +4,12 @@
 //   openmoe_bench_gemm [group ...]   groups: large bf16 expert head router attention (default:
 //   all). bf16 products too are a
 //                                    share of the f32 peak: their limit is 2.
+//   openmoe_bench_gemm NT:2048:512:768 xTN:512:512:2048   single products by form, m, n, k; x: bf16
 //   OMP_NUM_THREADS, OPENMOE_CPU_ISA choose threads and kernels;
 //   OPENMOE_BENCH_BLAS=<libopenblas.so> adds that library.
 #include <dlfcn.h>
 #include <omp.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -27,6 +30,29 @@ using namespace openmoe;
 using namespace openmoe::cpu;
 
 namespace {
+
+// Memory as the trainer's arena gives it: aligned, and on huge pages where the system has them.
+template <class T>
+struct HugePages {
+  using value_type = T;
+  HugePages() = default;
+  template <class U>
+  HugePages(const HugePages<U>&) {}
+  T* allocate(std::size_t count) {
+    constexpr std::size_t kPage = std::size_t{2} << 20;
+    const std::size_t bytes = (count * sizeof(T) + kPage - 1) / kPage * kPage;
+    void* data = std::aligned_alloc(kPage, bytes);
+    if (data == nullptr) throw std::bad_alloc();
+    madvise(data, bytes, MADV_HUGEPAGE);
+    return static_cast<T*>(data);
+  }
+  void deallocate(T* data, std::size_t) { std::free(data); }
+  bool operator==(const HugePages&) const { return true; }
+};
+using Floats = std::vector<float, HugePages<float>>;
+template <class T>
+using Array = std::vector<T, HugePages<T>>;
+using Halves = std::vector<BFloat16, HugePages<BFloat16>>;
 
 double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -144,8 +170,8 @@ void report(const char* group, const std::string& what, const Result& own, const
   std::fflush(stdout);
 }
 
-std::vector<float> random_values(std::int64_t size) {
-  std::vector<float> values(static_cast<std::size_t>(size));
+Floats random_values(std::int64_t size) {
+  Floats values(static_cast<std::size_t>(size));
   std::uint32_t state = 12345;
   for (float& value : values) {
     state = state * 1664525u + 1013904223u;
@@ -158,8 +184,8 @@ std::vector<float> random_values(std::int64_t size) {
 void bench_product(const char* group, std::int64_t m, std::int64_t n, std::int64_t k,
                    const char* form, bool accumulate) {
   const bool ta = form[0] == 'T', tb = form[1] == 'T';
-  const std::vector<float> a = random_values(m * k), b = random_values(k * n);
-  std::vector<float> c(static_cast<std::size_t>(m * n));
+  const Floats a = random_values(m * k), b = random_values(k * n);
+  Floats c(static_cast<std::size_t>(m * n));
   const std::int64_t lda = ta ? m : k, ldb = tb ? k : n;
   const double flops =
       2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
@@ -180,8 +206,8 @@ void bench_product(const char* group, std::int64_t m, std::int64_t n, std::int64
          own, blas);
 }
 
-std::vector<BFloat16> to_bf16(const std::vector<float>& values) {
-  std::vector<BFloat16> rounded;
+Halves to_bf16(const Floats& values) {
+  Halves rounded;
   rounded.reserve(values.size());
   for (const float value : values) rounded.emplace_back(value);
   return rounded;
@@ -189,16 +215,16 @@ std::vector<BFloat16> to_bf16(const std::vector<float>& values) {
 
 void bench_product_bf16(std::int64_t m, std::int64_t n, std::int64_t k, const char* form) {
   const bool ta = form[0] == 'T', tb = form[1] == 'T';
-  const std::vector<BFloat16> a = to_bf16(random_values(m * k)), b = to_bf16(random_values(k * n));
+  const Halves a = to_bf16(random_values(m * k)), b = to_bf16(random_values(k * n));
   const double flops =
       2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
   const GemmOperandBf16 left{a.data(), ta ? m : k, ta}, right{b.data(), tb ? k : n, tb};
   Result own;
   if (ta) {  // gradients of weights are f32
-    std::vector<float> c(static_cast<std::size_t>(m * n));
+    Floats c(static_cast<std::size_t>(m * n));
     own = measure(flops, [&] { gemm(m, n, k, left, right, c.data(), n, true); });
   } else {
-    std::vector<BFloat16> c(static_cast<std::size_t>(m * n));
+    Halves c(static_cast<std::size_t>(m * n));
     own = measure(flops, [&] { gemm(m, n, k, left, right, c.data(), n, false); });
   }
   report("bf16",
@@ -209,11 +235,11 @@ void bench_product_bf16(std::int64_t m, std::int64_t n, std::int64_t k, const ch
 
 // `experts` groups of `rows` rows; weights (in, out) per expert.
 template <class Element>
-void bench_experts(const char* name, const std::vector<Element>& x, const std::vector<Element>& dy,
-                   const std::vector<Element>& w, std::int64_t experts, std::int64_t rows,
+void bench_experts(const char* name, const Array<Element>& x, const Array<Element>& dy,
+                   const Array<Element>& w, std::int64_t experts, std::int64_t rows,
                    std::int64_t in, std::int64_t out) {
-  std::vector<float> dw(w.size());
-  std::vector<Element> y(static_cast<std::size_t>(experts * rows * std::max(in, out)));
+  Floats dw(w.size());
+  Array<Element> y(static_cast<std::size_t>(experts * rows * std::max(in, out)));
   const double flops = 2.0 * static_cast<double>(experts * rows) * static_cast<double>(in * out);
   for (const char* form : {"NN", "NT", "TN"}) {
     std::vector<GemmJobT<Element, Element>> jobs;
@@ -247,11 +273,10 @@ void bench_experts(const char* name, const std::vector<Element>& x, const std::v
 
 void bench_all_experts() {
   const std::int64_t experts = 16, in = 512, out = 2048;
-  const std::vector<float> w = random_values(experts * in * out);
-  const std::vector<BFloat16> half_w = to_bf16(w);
+  const Floats w = random_values(experts * in * out);
+  const Halves half_w = to_bf16(w);
   for (const std::int64_t rows : {16, 64, 160, 256, 640}) {
-    const std::vector<float> x = random_values(experts * rows * in),
-                             dy = random_values(experts * rows * out);
+    const Floats x = random_values(experts * rows * in), dy = random_values(experts * rows * out);
     bench_experts("expert", x, dy, w, experts, rows, in, out);
     bench_experts("exp-bf16", to_bf16(x), to_bf16(dy), half_w, experts, rows, in, out);
   }
@@ -290,7 +315,7 @@ struct AttentionProducts {
     }
     run(score_value);
   }
-  std::vector<float> q, scores, out;
+  Floats q, scores, out;
   std::vector<GemmJob> query_key, score_value, score_query;
 };
 
@@ -298,9 +323,8 @@ void bench_attention() {
   const std::int64_t B = 1, H = 8, Dh = 64;
   for (const std::int64_t T : {512, 2048}) {
     const std::int64_t size = B * T * H * Dh;
-    const std::vector<float> q = random_values(size), k = random_values(size),
-                             v = random_values(size), d_o = v;
-    std::vector<float> o(q), dq(q), dk(q), dv(q), log_z(static_cast<std::size_t>(B * H * T));
+    const Floats q = random_values(size), k = random_values(size), v = random_values(size), d_o = v;
+    Floats o(q), dq(q), dk(q), dv(q), log_z(static_cast<std::size_t>(B * H * T));
     const std::vector<std::int32_t> segments(static_cast<std::size_t>(B * T), 1);
     const double product =
         2.0 * static_cast<double>(B * H * Dh) * static_cast<double>(T * (T + 1) / 2);
@@ -361,6 +385,19 @@ void bench_router() {
   }
 }
 
+// "NT:2048:512:512": form, m, n, k; an x in front: bf16.
+bool bench_named_product(const char* text) {
+  char form[8];
+  long m = 0, n = 0, k = 0;
+  const bool half = text[0] == 'x';
+  if (std::sscanf(text + (half ? 1 : 0), "%2[NT]:%ld:%ld:%ld", form, &m, &n, &k) != 4) return false;
+  if (half)
+    bench_product_bf16(m, n, k, form);
+  else
+    bench_product("product", m, n, k, form, form[0] == 'T');
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -382,6 +419,7 @@ int main(int argc, char** argv) {
   };
   std::printf("kernels %s, %d threads, f32 FMA peak %.1f GF/s\n", name_of(cpu_isa()),
               omp_get_max_threads(), peak_flops() * 1e-9);
+  for (int i = 1; i < argc; ++i) bench_named_product(argv[i]);
   if (wanted("large")) bench_large();
   if (wanted("bf16")) bench_bf16();
   if (wanted("expert")) bench_all_experts();
