@@ -38,6 +38,7 @@ void register_selftest(CLI::App& app, CommandContext& context);
 void register_train(CLI::App& app, CommandContext& context);
 
 // Subcommands of `openmoe data`.
+void register_data_audit(CLI::App& data, CommandContext& context);
 void register_data_summary(CLI::App& data, CommandContext& context);
 
 }  // namespace openmoe

@@ -160,6 +160,7 @@ void register_data(CLI::App& app, CommandContext& context) {
   data->require_subcommand(1);
   data->fallthrough();
   register_show(*data, context);
+  register_data_audit(*data, context);
   register_data_summary(*data, context);
 }
 

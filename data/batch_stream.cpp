@@ -87,6 +87,10 @@ std::vector<SourceProgress> BatchStream::progress(std::int64_t step) {
   return impl_->plan.progress(step);
 }
 
+std::vector<double> BatchStream::asked_shares(std::int64_t step) const {
+  return impl_->plan.asked_shares(step);
+}
+
 const Tokenizer& BatchStream::tokenizer() const {
   return impl_->plan.data().tokenizer();
 }

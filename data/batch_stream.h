@@ -74,6 +74,8 @@ class BatchStream {
   RowOrigin origin(std::int64_t step, std::int64_t row);
   // What the steps before `step` took from each source, in the order of source_names.
   std::vector<SourceProgress> progress(std::int64_t step);
+  // Shares of the rows that the mixture asks for at a step, in the order of source_names.
+  std::vector<double> asked_shares(std::int64_t step) const;
   const Tokenizer& tokenizer() const;
   // The recipe with ends of phases in tokens turned into steps (token_budget.h).
   const Recipe& recipe() const;

@@ -81,29 +81,30 @@ void StreamPlan::add_phase(std::size_t p) {
   };
   if (head > 0) {
     std::vector<std::string> names = names_of(mixture);
-    if (phase.blend_steps > 0)
-      add_missing(names, names_of(mixtures_[p - 1]));
-    else
-      add_missing(names, {phase.extra_source});
+    add_missing(names, phase.blend_steps > 0 ? names_of(mixtures_[p - 1])
+                                             : std::vector<std::string>{phase.extra_source});
     Stretch stretch = make_stretch(p, names);
-    std::vector<double> weights = row_weights(stretch, mixture, names);
+    stretch.last_shares = row_shares(stretch, mixture, names);
     if (phase.blend_steps > 0) {
-      stretch.schedule = std::make_unique<BlendSchedule>(
-          row_weights(stretch, mixtures_[p - 1], names), weights, head, recipe_.data.batch_rows,
-          seed(), stream_of("blended rows"));
+      stretch.first_shares = row_shares(stretch, mixtures_[p - 1], names);
+      stretch.schedule = std::make_unique<BlendSchedule>(stretch.first_shares, stretch.last_shares,
+                                                         head, recipe_.data.batch_rows, seed(),
+                                                         stream_of("blended rows"));
     } else {
-      for (double& weight : weights) weight *= 1.0 - phase.extra_share;
-      weights[static_cast<std::size_t>(std::find(names.begin(), names.end(), phase.extra_source) -
-                                       names.begin())] += phase.extra_share;
-      stretch.schedule =
-          std::make_unique<FixedSchedule>(weights, seed(), stream_of("rows with an extra source"));
+      for (double& share : stretch.last_shares) share *= 1.0 - phase.extra_share;
+      const auto extra = std::find(names.begin(), names.end(), phase.extra_source) - names.begin();
+      stretch.last_shares[static_cast<std::size_t>(extra)] += phase.extra_share;
+      stretch.first_shares = stretch.last_shares;
+      stretch.schedule = std::make_unique<FixedSchedule>(stretch.last_shares, seed(),
+                                                         stream_of("rows with an extra source"));
     }
     add(std::move(stretch), begin, begin + head);
   }
   if (begin + head == end) return;
   Stretch stretch = make_stretch(p, names_of(mixture));
-  stretch.schedule = std::make_unique<FixedSchedule>(
-      row_weights(stretch, mixture, names_of(mixture)), seed(), stream_of("row schedule"));
+  stretch.first_shares = stretch.last_shares = row_shares(stretch, mixture, names_of(mixture));
+  stretch.schedule =
+      std::make_unique<FixedSchedule>(stretch.last_shares, seed(), stream_of("row schedule"));
   add(std::move(stretch), begin + head, end);
 }
 
@@ -127,8 +128,8 @@ StreamPlan::Stretch StreamPlan::make_stretch(std::size_t phase,
 // Shares of rows, adding up to 1, for `sources`; 0 for those the mixture does not name. A share of
 // tokens is one of rows divided by the tokens that a row of the source takes; only chat rows differ
 // in that.
-std::vector<double> StreamPlan::row_weights(const Stretch& stretch, const Mixture& mixture,
-                                            const std::vector<std::string>& sources) const {
+std::vector<double> StreamPlan::row_shares(const Stretch& stretch, const Mixture& mixture,
+                                           const std::vector<std::string>& sources) const {
   std::vector<double> weights(sources.size(), 0.0);
   double sum = 0.0;
   for (const MixtureSource& entry : mixture.sources) {
@@ -323,6 +324,17 @@ std::vector<SourceProgress> StreamPlan::progress(std::int64_t step) {
     }
   }
   return found;
+}
+
+std::vector<double> StreamPlan::asked_shares(std::int64_t step) const {
+  const Stretch& stretch = stretches_[stretch_at(step)];
+  const auto steps = static_cast<double>(stretch.end_step - stretch.begin_step);
+  const double part = (static_cast<double>(step - stretch.begin_step) + 0.5) / steps;
+  std::vector<double> shares(data_->names().size(), 0.0);
+  for (std::size_t c = 0; c < stretch.cursors.size(); ++c)
+    shares[stretch.cursors[c].source] =
+        (1.0 - part) * stretch.first_shares[c] + part * stretch.last_shares[c];
+  return shares;
 }
 
 std::string StreamPlan::fingerprint() const {

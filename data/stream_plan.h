@@ -37,6 +37,7 @@ class StreamPlan {
   void build_validation_row(std::int64_t step, const std::string& source, std::int64_t number,
                             Batch& batch, std::int64_t row);
   std::vector<SourceProgress> progress(std::int64_t step);
+  std::vector<double> asked_shares(std::int64_t step) const;
 
  private:
   // A source as one stretch reads it: one of `stream` and `chat`, where the stretch begins in it,
@@ -56,13 +57,15 @@ class StreamPlan {
     const Objective* objective = nullptr;  // null: chat
     std::unique_ptr<RowSchedule> schedule;
     std::vector<Cursor> cursors;
-    bool is_placed = false;  // the cursors' begins are known
+    bool is_placed = false;            // the cursors' begins are known
+    std::vector<double> first_shares;  // of the rows, by cursor, at the start
+    std::vector<double> last_shares;   // and at the end; they differ in a blend
   };
 
   void add_phase(std::size_t phase);
   Stretch make_stretch(std::size_t phase, const std::vector<std::string>& sources);
-  std::vector<double> row_weights(const Stretch& stretch, const Mixture& mixture,
-                                  const std::vector<std::string>& sources) const;
+  std::vector<double> row_shares(const Stretch& stretch, const Mixture& mixture,
+                                 const std::vector<std::string>& sources) const;
   DocumentStream& stream(std::size_t source, Split split, const DocumentStream::Options& options);
   ChatStream& chat(std::size_t source, Split split);
   std::size_t stretch_at(std::int64_t step) const;

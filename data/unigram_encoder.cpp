@@ -258,7 +258,7 @@ UnigramEncoder::Found UnigramEncoder::search(std::string_view word, float score,
     std::int32_t begin = -1;
     std::int32_t id = -1;  // -1: unknown character
     float score = 0.0f;
-    float rival = -std::numeric_limits<float>::infinity();  // second best candidate
+    double rival = -std::numeric_limits<double>::infinity();  // second best candidate
   };
   constexpr std::size_t kInline = 64;
   Best inline_best[kInline + 1];
@@ -268,15 +268,17 @@ UnigramEncoder::Found UnigramEncoder::search(std::string_view word, float score,
   best[0].score = score;
   for (std::size_t begin = 0; begin < word.size();) {
     const std::size_t width = std::min(character_bytes(word[begin]), word.size() - begin);
-    const float before = best[begin].score;
+    const double before = best[begin].score;
     bool single = false;
-    const auto offer = [&](std::size_t end, std::int32_t id, float candidate) {
+    // SentencePiece adds in double precision, keeps the sum as a float, and compares the next one
+    // with what it kept.
+    const auto offer = [&](std::size_t end, std::int32_t id, double candidate) {
       Best& target = best[end];
       if (target.begin == -1 || candidate > target.score) {
         if (target.begin != -1) target.rival = target.score;
         target.begin = static_cast<std::int32_t>(begin);
         target.id = id;
-        target.score = candidate;
+        target.score = static_cast<float>(candidate);
       } else {
         target.rival = std::max(target.rival, candidate);
       }
@@ -289,7 +291,7 @@ UnigramEncoder::Found UnigramEncoder::search(std::string_view word, float score,
       offer(end, nodes_[node].id, nodes_[node].score + before);
       single = single || end - begin == width;
     }
-    if (!single) offer(begin + width, -1, unknown_score_ + before);
+    if (!single) offer(begin + width, -1, static_cast<float>(unknown_score_ + before));
     begin += width;
   }
 
@@ -299,7 +301,7 @@ UnigramEncoder::Found UnigramEncoder::search(std::string_view word, float score,
   for (std::size_t end = word.size(); end > 0;) {
     const Best& step = best[end];
     const auto begin = static_cast<std::size_t>(step.begin);
-    found.margin = std::min(found.margin, step.score - step.rival);
+    found.margin = std::min(found.margin, static_cast<float>(step.score - step.rival));
     if (step.id >= 0) {
       ids.push_back(step.id);
     } else {
