@@ -1,0 +1,22 @@
+// The CUDA backend as the rest of the program sees it. No CUDA type here: this header compiles without a CUDA toolkit.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "core/ops.h"
+
+namespace openmoe {
+
+// Number of usable CUDA devices, 0 where there is no device or no driver.
+int num_cuda_devices();
+
+// Ops of one device, all on one stream of its own. Throws UserError when there is no such device, the driver is older than
+// the toolkit this was built with, or the device's architecture is none of those built for; each with the way out.
+std::unique_ptr<Ops> make_cuda_ops(int device_index);
+
+// "NVIDIA H100 80GB HBM3, sm_90, 79.1 GiB, driver 13.0, runtime 13.0", for start-up logs.
+std::string describe_cuda_device(int device_index);
+
+}  // namespace openmoe
