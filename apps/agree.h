@@ -27,4 +27,22 @@ void on_root(Communicator& group, Action&& action) {
   if (verdict[0] == 'f') throw RuntimeFault(verdict.substr(1));
 }
 
+// Runs `action` on every rank of the group. If it throws a UserError or RuntimeFault on any, every
+// rank throws that of the lowest rank that failed. Collective; `action` itself must not be.
+template <typename Action>
+void on_every_rank(Communicator& group, Action&& action) {
+  std::string verdict = "ok";
+  try {
+    action();
+  } catch (const UserError& error) {
+    verdict = std::string("u") + error.what();
+  } catch (const RuntimeFault& error) {
+    verdict = std::string("f") + error.what();
+  }
+  for (const std::string& of_rank : group.all_gather(verdict)) {
+    if (of_rank[0] == 'u') throw UserError(of_rank.substr(1));
+    if (of_rank[0] == 'f') throw RuntimeFault(of_rank.substr(1));
+  }
+}
+
 }  // namespace openmoe

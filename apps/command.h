@@ -36,4 +36,7 @@ void register_prepare(CLI::App& app, CommandContext& context);
 void register_selftest(CLI::App& app, CommandContext& context);
 void register_train(CLI::App& app, CommandContext& context);
 
+// Subcommands of `openmoe data`.
+void register_data_summary(CLI::App& data, CommandContext& context);
+
 }  // namespace openmoe

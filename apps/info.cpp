@@ -9,6 +9,7 @@
 #include "apps/command.h"
 #include "apps/threads.h"
 #include "core/base/error.h"
+#include "core/cpu/cpu_features.h"
 #include "data/library_versions.h"
 #include "parallel/job.h"
 
@@ -51,6 +52,7 @@ Json collect(const CommandContext& context) {
   info["system"] = std::string(system.sysname) + " " + system.release + " " + system.machine;
   info["host"] = system.nodename;
   info["cpu"] = value_in_file("/proc/cpuinfo", "model name");
+  info["cpu_kernels"] = cpu::name_of(cpu::cpu_isa());
   info["cores"] = available_cores();
   info["ranks"] = context.mpi.world_size();
   info["threads_per_rank"] = context.num_threads;

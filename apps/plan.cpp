@@ -72,7 +72,7 @@ void print_table(const Json& plan) {
   };
   std::printf("%s\n", plan["name"].get<std::string>().c_str());
   const Json& parameters = plan["parameters"];
-  line("parameters", "%.0f", parameters["total"]);
+  line("parameters of the model", "%.0f", parameters["total"]);
   line("  active per token", "%.0f", parameters["active"]);
   line("  with embedding and head", "%.0f", parameters["active_with_embedding"]);
   line("FLOPs per token", "%.4g", plan["flops_per_token"]);

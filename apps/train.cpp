@@ -10,13 +10,13 @@
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
 #include "apps/command.h"
+#include "apps/mixtures.h"
 #include "apps/network.h"
 #include "apps/trainer.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
 #include "data/batch_stream.h"
-#include "data/mixture_file.h"
 #include "parallel/process_grid.h"
 
 namespace openmoe {

@@ -14,6 +14,31 @@
 
 namespace openmoe {
 
+class Tokenizer;
+
+// Where a row comes from.
+struct RowOrigin {
+  std::string source;
+  std::vector<std::string>
+      examples;  // name of the denoiser of each, by segment; one name for causal rows
+  struct Document {
+    std::string shard;          // file name
+    std::int64_t document = 0;  // within the shard's split
+    std::int64_t epoch = 0;
+    std::int64_t first_token = 0;  // within the document
+    std::int64_t num_tokens =
+        0;  // taken into this row, with the eos if one was put after the document
+  };
+  std::vector<Document> documents;
+};
+
+struct SourceProgress {
+  std::string source;
+  std::int64_t corpus_tokens = 0;  // of one pass over the source, as the phase reads it
+  std::int64_t rows = 0;           // given so far
+  double epochs = 0.0;             // passes over the documents so far
+};
+
 class BatchStream {
  public:
   // Opens every source that any phase needs. `mixtures` in phase order. Throws UserError: missing
@@ -29,7 +54,8 @@ class BatchStream {
   void read(std::int64_t step, std::int64_t begin, std::int64_t end, Batch& batch);
 
   // Held-out rows of one source under the objective of `step`'s phase: rows [begin, end) of
-  // `validation_rows`.
+  // `validation_rows`. They do not depend on the recipe's seed. Sources without held-out documents
+  // are not listed.
   std::vector<std::string> validation_sources(std::int64_t step) const;
   void read_validation(std::int64_t step, const std::string& source, std::int64_t begin,
                        std::int64_t end, Batch& batch);
@@ -42,6 +68,13 @@ class BatchStream {
   // resumed run must match.
   std::string fingerprint() const;
   const std::vector<std::string>& source_names() const;  // index = Batch::row_sources
+
+  std::int64_t phase_of(std::int64_t step) const;  // index into the recipe's phases
+  std::int64_t phase_begin(std::int64_t phase) const;
+  RowOrigin origin(std::int64_t step, std::int64_t row);
+  // What the steps before `step` took from each source of that step's phase.
+  std::vector<SourceProgress> progress(std::int64_t step);
+  const Tokenizer& tokenizer() const;
 
  private:
   struct Impl;

@@ -30,7 +30,8 @@ struct EnumNames<CapacityCounts> {
 };
 template <>
 struct EnumNames<ObjectiveKind> {
-  static constexpr std::array<std::string_view, 2> values = {"ul2", "causal_lm"};
+  static constexpr std::array<std::string_view, 4> values = {"ul2", "causal_lm", "span_corruption",
+                                                          "prefix_lm"};
 };
 template <>
 struct EnumNames<Packing> {

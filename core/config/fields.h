@@ -152,7 +152,7 @@ void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
   visit("seed", &R::seed, rules::count, "of weights, data order and corruption");
   visit("num_steps", &R::num_steps, rules::between(1, rules::kMaxCount),
         "optimizer steps of the run");
-  visit("log_every", &R::log_every, rules::between(1, 1e12), "steps between printed rows");
+  visit("log_every", &R::log_every, rules::between(1, 1e12), "steps between rows of metrics.jsonl");
   visit("validate_every", &R::validate_every, rules::count, "steps between validations; 0: never");
   visit("validation_rows", &R::validation_rows, rules::between(1, 16777216),
         "held-out rows per source");

@@ -16,7 +16,7 @@ enum class FfnKind { gated_swiglu, swiglu };
 enum class ResidualFfn { sequential, parallel };
 enum class AttentionScale { folded, rsqrt };
 enum class CapacityCounts { tokens, assignments };
-enum class ObjectiveKind { ul2, causal_lm };
+enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm };
 enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
 

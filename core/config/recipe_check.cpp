@@ -82,9 +82,6 @@ void check_groups(const Checker& check) {
     check_whole_groups(check, "data.batch_rows", recipe.data.batch_rows);
   if (check.errors.clean({"parallel.micro_batch_rows"}) && recipe.parallel.micro_batch_rows > 0)
     check_whole_groups(check, "parallel.micro_batch_rows", recipe.parallel.micro_batch_rows);
-  if (check.errors.clean({"run.validation_rows", "run.validate_every"}) &&
-      recipe.run.validate_every > 0)
-    check_whole_groups(check, "run.validation_rows", recipe.run.validation_rows);
 }
 
 std::string phase_path(std::size_t index) {
@@ -148,16 +145,16 @@ void check_phases(const Checker& check) {
 
 void check_objectives(const Checker& check) {
   const Recipe& recipe = check.recipe;
-  const bool has_ul2 =
+  const bool halves =
       std::any_of(recipe.data.phases.begin(), recipe.data.phases.end(),
-                  [](const auto& phase) { return phase.objective == ObjectiveKind::ul2; });
-  if (has_ul2 && check.errors.clean({"data.sequence_length"}) &&
+                  [](const auto& phase) { return phase.objective != ObjectiveKind::causal_lm; });
+  if (halves && check.errors.clean({"data.sequence_length"}) &&
       recipe.data.sequence_length % 2 != 0)
     check.fail(
         "data.sequence_length",
         concat(
             "found ", recipe.data.sequence_length,
-            ", allowed: an even number, since UL2 gives half a row to inputs and half to targets"));
+            ", allowed: an even number, since denoising gives half a row to inputs and half to targets"));
 }
 
 }  // namespace

@@ -1,5 +1,3 @@
-#include <omp.h>
-
 #include <cstring>
 
 #include "core/cpu/cpu_ops.h"
@@ -9,7 +7,7 @@
 namespace openmoe {
 namespace {
 
-// Columns of one task of the backward.
+// Columns of a stripe of the backward are a multiple of this.
 constexpr std::int64_t kStripe = 64;
 
 // An id outside the table would read or write foreign memory. Cheap beside the D values that each
@@ -34,8 +32,9 @@ void CpuOps::do_embedding_forward(Tensor x, Tensor table, Tensor ids) {
   });
 }
 
-// Tokens share table rows, so the threads split the columns; each element of the table sees its
-// tokens in rising order.
+// Tokens share table rows, so the threads split the columns, in stripes as wide as they can be,
+// since each stripe visits every token. The width changes no result: each element of the table sees
+// its tokens in rising order.
 void CpuOps::do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids) {
   const auto& kernels = cpu::row_kernels(cpu::cpu_isa());
   const std::int64_t N = dx.size(0), D = dx.size(1);
@@ -43,17 +42,13 @@ void CpuOps::do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids) {
   const float* const from = dx.as<float>();
   float* const to = dtable.as<float>();
   check_ids("embedding_backward", id, N, dtable.size(0));
-#pragma omp parallel
-  {
-    // The widest stripes that keep all threads busy: each touches every token's row once.
-    const std::int64_t stripes = cpu::num_chunks(D, kStripe);
-    const std::int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    const std::int64_t begin = std::min(D, stripes * thread / threads * kStripe);
-    const std::int64_t end = std::min(D, stripes * (thread + 1) / threads * kStripe);
-    if (begin < end)
-      for (std::int64_t n = 0; n < N; ++n)
-        kernels.add(to + id[n] * D + begin, from + n * D + begin, end - begin);
-  }
+  const std::int64_t stripe =
+      std::max<std::int64_t>(1, cpu::num_chunks(cpu::num_chunks(D, kStripe), cpu::max_threads())) *
+      kStripe;
+  cpu::for_chunks(D, stripe, [&](std::int64_t begin, std::int64_t end, std::int64_t) {
+    for (std::int64_t n = 0; n < N; ++n)
+      kernels.add(to + id[n] * D + begin, from + n * D + begin, end - begin);
+  });
 }
 
 }  // namespace openmoe

@@ -20,14 +20,22 @@ inline std::int64_t num_chunks(std::int64_t n, std::int64_t chunk) {
   return (n + chunk - 1) / chunk;
 }
 
+// Threads that a loop may use.
+std::int64_t max_threads();
+
+using ChunkFunction = void (*)(const void* body, std::int64_t begin, std::int64_t end,
+                               std::int64_t index);
+void run_chunks(std::int64_t n, std::int64_t chunk, ChunkFunction function, const void* body);
+
 // body(begin, end, index) for each chunk of [0, n), spread over the threads. The body must not
 // throw.
 template <class Body>
 void for_chunks(std::int64_t n, std::int64_t chunk, const Body& body) {
-  const std::int64_t count = num_chunks(n, chunk);
-#pragma omp parallel for schedule(static) if (count > 1)
-  for (std::int64_t index = 0; index < count; ++index)
-    body(index * chunk, std::min(n, (index + 1) * chunk), index);
+  const auto call = [](const void* erased, std::int64_t begin, std::int64_t end,
+                       std::int64_t index) {
+    (*static_cast<const Body*>(erased))(begin, end, index);
+  };
+  run_chunks(n, chunk, call, &body);
 }
 
 }  // namespace openmoe::cpu

@@ -1,0 +1,308 @@
+#include "apps/checkpoint.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "apps/agree.h"
+#include "apps/checkpoint_manifest.h"
+#include "apps/durable_files.h"
+#include "core/base/error.h"
+#include "data/h5_file.h"
+#include "data/hash.h"
+
+namespace openmoe {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kManifest = "manifest.json";
+constexpr const char* kStepPrefix = "step-";
+constexpr const char* kHiddenPrefix = ".step-";  // being written or removed: never read
+
+constexpr const char* kUseEarlier = "; remove this folder to go on from the checkpoint before it";
+
+// One tensor of a table as a checkpoint knows it.
+struct StoredTensor {
+  std::string name;
+  Tensor local;
+  Shape global_shape;
+  std::int64_t begin = 0;  // first index of axis 0 held here
+};
+
+std::vector<StoredTensor> stored_tensors(const Param& param) {
+  std::vector<StoredTensor> tensors;
+  const auto add = [&](const char* kind, const Tensor& local) {
+    if (!local) return;
+    OPENMOE_CHECK(local.device == Device::host, param.name, ": checkpoints are of host memory");
+    Shape global = local.shape;
+    if (param.sharding == Sharding::expert) global.sizes[0] = param.global_shape[0];
+    tensors.push_back({kind + param.name, local, global, param.local_begin});
+  };
+  add("value/", param.value);
+  add("stat_row/", param.stat_row);
+  add("stat_col/", param.stat_col);
+  return tensors;
+}
+
+// Whether this rank writes its copy: each tensor is written once.
+bool is_writer(const Param& param, const ProcessGrid& grid) {
+  return param.sharding == Sharding::expert ? grid.dp_rank() == 0 : grid.is_root();
+}
+
+std::string rank_file_name(int world_rank) {
+  char name[32];
+  std::snprintf(name, sizeof name, "rank-%05d.h5", world_rank);
+  return name;
+}
+
+// Writes what is this rank's to write. Returns the part of the manifest, "" when there is nothing.
+std::string write_rank_file(const fs::path& folder, const ParamTable& table,
+                            const ProcessGrid& grid) {
+  const auto is_mine = [&](const Param& param) { return is_writer(param, grid); };
+  if (std::none_of(table.params().begin(), table.params().end(), is_mine)) return "";
+  CheckpointPart part;
+  part.file.name = rank_file_name(grid.world_rank());
+  const std::string path = folder / part.file.name;
+  H5File file(path, H5File::Mode::create);
+  for (const Param& param : table.params()) {
+    if (!is_mine(param)) continue;
+    for (const StoredTensor& tensor : stored_tensors(param)) {
+      file.write(tensor.name, tensor.local);
+      part.tensors.push_back(
+          {tensor.name,
+           name_of(tensor.local.dtype),
+           tensor.global_shape,
+           {{part.file.name, tensor.begin, tensor.begin + tensor.local.size(0)}}});
+    }
+  }
+  file.close();
+  sync_path(path);
+  std::error_code error;
+  part.file.bytes = static_cast<std::int64_t>(fs::file_size(path, error));
+  if (error) throw RuntimeFault(concat("file_size failed on ", path, ": ", error.message()));
+  part.file.sha256 = sha256_file(path);
+  return to_text(part);
+}
+
+fs::path hidden_name(const fs::path& folder, const char* purpose) {
+  return folder.parent_path() / ("." + folder.filename().string() + purpose);
+}
+
+// A fresh folder for a checkpoint to come. Removes what interrupted saves and removals left.
+void prepare_folder(const fs::path& temporary) {
+  try {
+    const fs::path parent = temporary.parent_path();
+    fs::create_directories(parent);
+    for (const auto& entry : fs::directory_iterator(parent))
+      if (entry.path().filename().string().starts_with(kHiddenPrefix)) fs::remove_all(entry.path());
+    fs::create_directory(temporary);
+  } catch (const fs::filesystem_error& error) {
+    throw UserError(concat(error.path1().string(), ": cannot be written: ", error.code().message(),
+                           "; the run folder must be a writable place with room for checkpoints"));
+  }
+}
+
+// Manifest last, then the name: whoever sees the name sees a whole checkpoint.
+void publish(const fs::path& temporary, const fs::path& folder,
+             const CheckpointManifest& manifest) {
+  write_and_sync(temporary / kManifest, to_text(manifest));
+  sync_path(temporary);
+  swap_into_place(temporary, folder);
+  sync_path(folder.parent_path());
+  std::error_code ignored;
+  fs::remove_all(temporary, ignored);  // a checkpoint of the same step that stood here before
+}
+
+// Checkpoints of a run folder by step. Folders without a manifest are not checkpoints.
+std::map<std::int64_t, fs::path> complete_checkpoints(const std::string& run_folder) {
+  std::map<std::int64_t, fs::path> found;
+  std::error_code error;
+  for (fs::directory_iterator entry(fs::path(run_folder) / "checkpoints", error), end;
+       !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    if (!name.starts_with(kStepPrefix)) continue;
+    const std::string digits = name.substr(std::string(kStepPrefix).size());
+    const bool is_number =
+        !digits.empty() && digits.size() < 18 &&
+        std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
+    std::error_code ignored;
+    if (is_number && fs::is_regular_file(entry->path() / kManifest, ignored))
+      found[std::stoll(digits)] = entry->path();
+  }
+  return found;
+}
+
+std::string read_text(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file)
+    throw UserError(concat(path.string(),
+                           ": cannot be read: not a checkpoint, or one whose save was "
+                           "interrupted",
+                           kUseEarlier));
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// The files of a checkpoint as one rank needs them: verified once, on first use.
+class CheckpointReader {
+ public:
+  CheckpointReader(const fs::path& folder, const CheckpointManifest& manifest)
+      : folder_(folder), manifest_(manifest) {}
+
+  // Rows [begin, begin + dst.size(0)) of a global tensor.
+  void read(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst) {
+    const std::int64_t end = begin + dst.size(0);
+    for (const CheckpointSlice& slice : tensor.slices) {
+      const std::int64_t first = std::max(begin, slice.begin);
+      const std::int64_t last = std::min(end, slice.end);
+      if (first < last)
+        open(slice.file)
+            .read_rows(tensor.name, first - slice.begin, dst.rows(first - begin, last - begin));
+    }
+  }
+
+ private:
+  const H5File& open(const std::string& name) {
+    const auto known = files_.find(name);
+    if (known != files_.end()) return known->second;
+    const CheckpointFile& expected = manifest_.file(name);
+    const std::string path = folder_ / name;
+    std::error_code error;
+    const auto bytes = static_cast<std::int64_t>(fs::file_size(path, error));
+    if (error)
+      throw UserError(concat(path, ": missing or unreadable: ", error.message(), kUseEarlier));
+    if (bytes != expected.bytes)
+      throw UserError(concat(path, ": has ", bytes, " bytes, the manifest says ", expected.bytes,
+                             ": truncated or replaced", kUseEarlier));
+    const std::string found = sha256_file(path);
+    if (found != expected.sha256)
+      throw UserError(concat(path, ": its SHA-256 is ", found, ", the manifest says ",
+                             expected.sha256, ": the file was altered", kUseEarlier));
+    return files_.emplace(name, H5File(path, H5File::Mode::read)).first->second;
+  }
+
+  fs::path folder_;
+  const CheckpointManifest& manifest_;
+  std::map<std::string, H5File> files_;
+};
+
+void check_fits(const StoredTensor& want, const CheckpointTensor* found,
+                const std::string& folder) {
+  if (found == nullptr)
+    throw UserError(concat(folder, ": holds no ", want.name, " ", want.global_shape.to_string(),
+                           ", which this model has; load it with the recipe it was trained with"));
+  if (!(found->shape == want.global_shape) || found->dtype != name_of(want.local.dtype))
+    throw UserError(concat(folder, ": ", want.name, " is ", found->dtype, " ",
+                           found->shape.to_string(), ", this model's is ",
+                           name_of(want.local.dtype), " ", want.global_shape.to_string(),
+                           "; load it with the recipe it was trained with"));
+}
+
+void read_tensors(const std::string& folder, const CheckpointManifest& manifest, ParamTable& table,
+                  bool with_optimizer) {
+  std::vector<std::pair<StoredTensor, const CheckpointTensor*>> wanted;
+  std::set<std::string> names;
+  for (const Param& param : table.params()) {
+    OPENMOE_CHECK(param.value && (!with_optimizer || param.stat_row), param.name,
+                  " has no memory to load into");
+    for (const StoredTensor& tensor : stored_tensors(param)) {
+      names.insert(tensor.name);
+      if (!with_optimizer && !tensor.name.starts_with("value/")) continue;
+      wanted.emplace_back(tensor, manifest.find(tensor.name));
+      check_fits(tensor, wanted.back().second, folder);
+    }
+  }
+  for (const CheckpointTensor& tensor : manifest.tensors)
+    if (tensor.name.starts_with("value/") && !names.contains(tensor.name))
+      throw UserError(concat(folder, ": holds ", tensor.name, " ", tensor.shape.to_string(),
+                             ", which this model does not have; load it with the recipe it was "
+                             "trained with"));
+  CheckpointReader reader(folder, manifest);
+  for (const auto& [tensor, found] : wanted) reader.read(*found, tensor.begin, tensor.local);
+}
+
+}  // namespace
+
+std::string checkpoint_folder(const std::string& run_folder, std::int64_t step) {
+  char name[40];
+  std::snprintf(name, sizeof name, "%s%08lld", kStepPrefix, static_cast<long long>(step));
+  return fs::path(run_folder) / "checkpoints" / name;
+}
+
+void save_checkpoint(const std::string& folder, const ParamTable& table, const CheckpointMeta& meta,
+                     ProcessGrid& grid) {
+  const fs::path temporary = hidden_name(folder, ".partial");
+  const auto give_up = [&](const std::string& reason) {
+    std::error_code ignored;
+    if (grid.is_root()) fs::remove_all(temporary, ignored);
+    return concat("the checkpoint of step ", meta.step, " was not saved: ", reason,
+                  "; checkpoints saved before are untouched");
+  };
+  Communicator& world = grid.world();
+  try {
+    on_root(world, [&] { prepare_folder(temporary); });
+    std::string part;
+    on_every_rank(world, [&] { part = write_rank_file(temporary, table, grid); });
+    const std::vector<std::string> parts = world.all_gather(part);
+    on_root(world, [&] {
+      CheckpointManifest manifest{meta, grid.dp(), grid.ep(), grid.tp(), {}, {}};
+      for (const std::string& text : parts)
+        if (!text.empty()) add_part(manifest, text);
+      publish(temporary, folder, manifest);
+    });
+  } catch (const UserError& error) {
+    throw UserError(give_up(error.what()));
+  } catch (const RuntimeFault& error) {
+    throw RuntimeFault(give_up(error.what()));
+  }
+}
+
+CheckpointMeta load_checkpoint(const std::string& folder, ParamTable& table, ProcessGrid& grid,
+                               bool with_optimizer) {
+  const std::string path = fs::path(folder) / kManifest;
+  std::string text;
+  on_root(grid.world(), [&] {
+    text = read_text(path);
+    parse_manifest(text, path);
+  });
+  grid.world().broadcast(text, 0);
+  const CheckpointManifest manifest = parse_manifest(text, path);
+  on_every_rank(grid.world(), [&] { read_tensors(folder, manifest, table, with_optimizer); });
+  return manifest.meta;
+}
+
+CheckpointMeta read_checkpoint_meta(const std::string& folder) {
+  const fs::path path = fs::path(folder) / kManifest;
+  return parse_manifest(read_text(path), path).meta;
+}
+
+std::string latest_checkpoint(const std::string& run_folder) {
+  const auto found = complete_checkpoints(run_folder);
+  return found.empty() ? "" : found.rbegin()->second.string();
+}
+
+void prune_checkpoints(const std::string& run_folder, std::int64_t keep) {
+  OPENMOE_CHECK(keep >= 1, "keep ", keep);
+  auto found = complete_checkpoints(run_folder);
+  while (static_cast<std::int64_t>(found.size()) > keep) {
+    const fs::path oldest = found.begin()->second;
+    found.erase(found.begin());
+    // Out of sight first, so that a removal that is interrupted leaves nothing that looks whole.
+    const fs::path hidden = hidden_name(oldest, ".removing");
+    std::error_code error;
+    fs::rename(oldest, hidden, error);
+    if (!error) fs::remove_all(hidden, error);
+    if (error)
+      throw RuntimeFault(
+          concat("removing the old checkpoint ", oldest.string(), " failed: ", error.message()));
+  }
+}
+
+}  // namespace openmoe

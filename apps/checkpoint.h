@@ -1,0 +1,56 @@
+// Checkpoints: a folder with one HDF5 file per rank that holds something of its own, and
+// manifest.json, which names every tensor, its global shape, the slices and files it lies in, and
+// the SHA-256 of each file. The manifest does not depend on the grid that reads it: a checkpoint
+// loads on any grid.
+//
+//   RUN/checkpoints/step-00000100/manifest.json, rank-00000.h5, ...
+//
+// A folder of that name is complete: it is written beside under a hidden name and renamed at the
+// end.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "core/param_table.h"
+#include "parallel/process_grid.h"
+
+namespace openmoe {
+
+// Everything but tensors that a run needs to go on. The data position is the step: the batch of a
+// step is a pure function of recipe, data and step.
+struct CheckpointMeta {
+  std::int64_t step = 0;         // steps done; the next one to train
+  std::int64_t positions = 0;    // positions trained on so far
+  std::string recipe_json;       // the resolved recipe
+  std::string data_fingerprint;  // BatchStream::fingerprint()
+};
+
+std::string checkpoint_folder(const std::string& run_folder, std::int64_t step);
+
+// Writes parameters and, where the table has them, optimizer statistics. Replicated tensors are
+// written by the first rank, experts by the ranks of dp_rank 0. Collective over the world. On
+// failure (unwritable folder, full disk) every rank throws the same UserError or RuntimeFault,
+// nothing of the attempt stays behind, and checkpoints of earlier steps are as they were. A
+// checkpoint of the same step is replaced.
+void save_checkpoint(const std::string& folder, const ParamTable& table, const CheckpointMeta& meta,
+                     ProcessGrid& grid);
+
+// Fills the allocated tensors of `table`, reading only the slices this rank holds, straight into
+// place, after verifying the SHA-256 of each file it reads. With `with_optimizer` also the
+// optimizer statistics. Collective over the world. Every rank throws the same UserError when
+// something is missing, truncated, altered or of another shape; the contents of the table are then
+// undefined.
+CheckpointMeta load_checkpoint(const std::string& folder, ParamTable& table, ProcessGrid& grid,
+                               bool with_optimizer);
+
+// The manifest's facts without any tensor; on one rank. Throws UserError.
+CheckpointMeta read_checkpoint_meta(const std::string& folder);
+
+// The complete checkpoint of the highest step in a run folder; "" when there is none.
+std::string latest_checkpoint(const std::string& run_folder);
+
+// Removes all but the `keep` complete checkpoints of the highest steps (keep >= 1), on one rank.
+void prune_checkpoints(const std::string& run_folder, std::int64_t keep);
+
+}  // namespace openmoe

@@ -1,0 +1,18 @@
+// Files that are either whole on the disk or not there: what checkpoints need of POSIX. Failures
+// throw RuntimeFault with the call, the path and the system's reason.
+#pragma once
+
+#include <string>
+
+namespace openmoe {
+
+// Forces the content of a file, or the entries of a folder, to the disk.
+void sync_path(const std::string& path);
+
+void write_and_sync(const std::string& path, const std::string& content);
+
+// Puts folder `from` in the place of `to`, atomically; what was at `to`, if anything, ends at
+// `from`. Both must be on one file system.
+void swap_into_place(const std::string& from, const std::string& to);
+
+}  // namespace openmoe

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Installs what Debian 12 and Ubuntu 24.04 package for building and testing. Safe to run twice: does nothing when nothing is
+# missing. Where it may not install, it says what to install and fails.
+# Usage: scripts/setup.sh [--analysis]    --analysis: also what tidy.sh and sanitize.sh thread need
+set -euo pipefail
+
+packages=(
+  build-essential cmake ninja-build ccache git pkg-config
+  libopenmpi-dev openmpi-bin openssh-client  # mpirun looks for ssh even on one host
+  libhdf5-dev libssl-dev libxxhash-dev libzstd-dev zlib1g-dev
+  libsentencepiece-dev libcli11-dev nlohmann-json3-dev librandom123-dev
+  catch2 clang-format-14
+)
+if [ "${1:-}" = --analysis ]; then
+  packages+=(clang-14 clang-tidy-14 libomp-14-dev llvm-14)
+elif [ $# -gt 0 ]; then
+  echo "setup: unknown option $1; allowed: --analysis" >&2
+  exit 2
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [ "$state" = installed ] || missing+=("$package")
+done
+if [ ${#missing[@]} = 0 ]; then
+  echo "setup: everything is installed"
+  exit 0
+fi
+if ! command -v apt-get >/dev/null; then
+  echo "setup: this script knows Debian 12 and Ubuntu 24.04 only; install what these packages hold: ${missing[*]}" >&2
+  exit 1
+fi
+
+as_root=()
+if [ "$(id -u)" != 0 ]; then
+  if command -v sudo >/dev/null && { [ -t 0 ] || sudo -n true 2>/dev/null; }; then
+    as_root=(sudo)
+  else
+    echo "setup: missing packages and no right to install them. Ask an administrator for:" >&2
+    echo "  apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+fi
+echo "setup: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+"${as_root[@]}" apt-get update -q
+"${as_root[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}"
