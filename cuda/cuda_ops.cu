@@ -98,6 +98,10 @@ void check_device(int device_index) {
 }  // namespace
 }  // namespace cuda
 
+bool has_cuda_backend() {
+  return true;
+}
+
 int num_cuda_devices() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;

@@ -7,6 +7,7 @@
 #include "core/base/check.h"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
+#include "cuda/scan.cuh"
 
 namespace openmoe::cuda {
 namespace {
@@ -17,32 +18,6 @@ constexpr int kTile = kThreads * kItems;
 constexpr int kDigitBits = 4;
 constexpr int kDigits = 1 << kDigitBits;
 constexpr int kScanThreads = 1024;
-
-// Exclusive sums over the block of one value per thread; `room` has 33 values, of which [32] becomes the total. Ends with a
-// barrier.
-__device__ int block_exclusive_sum(int value, int* room) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
-  int inclusive = value;
-  for (int offset = 1; offset < kWarp; offset *= 2) {
-    const int below = __shfl_up_sync(kFullWarp, inclusive, static_cast<unsigned>(offset));
-    if (lane >= offset) inclusive += below;
-  }
-  if (lane == kWarp - 1) room[warp] = inclusive;
-  __syncthreads();
-  if (warp == 0) {
-    const int total = lane < warps ? room[lane] : 0;
-    int sum = total;
-    for (int offset = 1; offset < kWarp; offset *= 2) {
-      const int below = __shfl_up_sync(kFullWarp, sum, static_cast<unsigned>(offset));
-      if (lane >= offset) sum += below;
-    }
-    room[lane] = sum - total;
-    if (lane == kWarp - 1) room[kWarp] = sum;
-  }
-  __syncthreads();
-  return room[warp] + inclusive - value;
-}
 
 __device__ int digit_of(std::int32_t key, int shift) {
   return (key >> shift) & (kDigits - 1);
@@ -69,14 +44,7 @@ count_kernel(std::int32_t* counts, const std::int32_t* keys, std::int64_t n, int
 // counts become their exclusive sums. One block.
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(std::int32_t* counts, std::int64_t count) {
   __shared__ int room[kWarp + 1];
-  int carried = 0;
-  for (std::int64_t begin = 0; begin < count; begin += kScanThreads) {
-    const std::int64_t i = begin + threadIdx.x;
-    const int below = block_exclusive_sum(i < count ? counts[i] : 0, room);
-    if (i < count) counts[i] = carried + below;
-    carried += room[kWarp];
-    __syncthreads();
-  }
+  scan_in_place<kScanThreads>(counts, count, room);
 }
 
 // Each thread counts the digits of its neighbouring items; sums over (digit, thread) give every item its place in the tile's
