@@ -24,24 +24,32 @@ int device_of(const MpiEnvironment& mpi) {
 
 }  // namespace
 
-void add_device_option(CLI::App& command, std::string& device) {
-  device = "auto";
-  command.add_option("--device", device, "cpu, cuda, or auto: cuda where every rank sees a device")
+void add_device_options(CLI::App& command, DeviceOptions& options) {
+  command.add_option("--device", options.device, "cpu, cuda, or auto: cuda where every rank sees a device")
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}))
+      ->capture_default_str();
+  command
+      .add_option("--collectives", options.collectives,
+                  "how tensors of devices travel between ranks: nccl, or staged through host memory and MPI")
+      ->check(CLI::IsMember({"nccl", "staged"}))
       ->capture_default_str();
 }
 
-std::unique_ptr<Ops> make_ops(const std::string& device, MpiEnvironment& mpi) {
-  const bool use_cuda =
-      device == "cuda" || (device == "auto" && every_rank(device_of(mpi) < num_cuda_devices(), mpi.world()));
+std::unique_ptr<Ops> make_ops(const DeviceOptions& options, MpiEnvironment& mpi) {
+  const bool use_cuda = options.device == "cuda" ||
+                        (options.device == "auto" && every_rank(device_of(mpi) < num_cuda_devices(), mpi.world()));
   if (use_cuda) return make_cuda_ops(device_of(mpi));
   return make_cpu_ops();
 }
 
-void attach_device(ProcessGrid& grid, Ops& ops) {
+void attach_device(const DeviceOptions& options, ProcessGrid& grid, Ops& ops) {
   if (ops.device() == Device::host) return;
-  grid.attach_device({make_staged_communicator(ops, grid.data()), make_staged_communicator(ops, grid.expert()),
-                      make_staged_communicator(ops, grid.replicas())});
+  const auto make = [&](Communicator& group) {
+    return options.collectives == "nccl" && group.size() > 1 ? make_nccl_communicator(ops, group)
+                                                             : make_staged_communicator(ops, group);
+  };
+  auto data = make(grid.data()), expert = make(grid.expert()), replicas = make(grid.replicas());
+  grid.attach_device({std::move(data), std::move(expert), std::move(replicas)});
 }
 
 std::string describe_device(const Ops& ops, const MpiEnvironment& mpi) {

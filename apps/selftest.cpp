@@ -30,7 +30,7 @@ constexpr double kLossTolerance = 1e-5;  // relative
 struct SelftestOptions {
   std::string golden_folder;
   std::int64_t ep = 1;
-  std::string device;
+  DeviceOptions device;
 };
 
 // The worst disagreement of one kind in one file.
@@ -342,7 +342,7 @@ int run_selftest(const SelftestOptions& options, MpiEnvironment& mpi) {
 
   ProcessGrid grid(mpi.world(), options.ep, 1);
   const auto ops = make_ops(options.device, mpi);
-  attach_device(grid, *ops);
+  attach_device(options.device, grid, *ops);
   int failed = 0, skipped = 0;
   for (const std::string& path : paths) {
     const CaseResult result = GoldenCase(path, *ops, grid).run();
@@ -376,7 +376,7 @@ void register_selftest(CLI::App& app, CommandContext& context) {
   command->add_option("--golden", options->golden_folder, "folder of golden *.h5 files")
       ->required();
   command->add_option("--ep", options->ep, "expert-parallel degree")->check(CLI::PositiveNumber);
-  add_device_option(*command, options->device);
+  add_device_options(*command, options->device);
   command->callback([&context, options] {
     context.run = [&context, options] { return run_selftest(*options, context.mpi); };
   });

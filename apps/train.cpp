@@ -30,7 +30,7 @@ struct TrainOptions {
   std::string run_folder;
   std::int64_t ep = 0;  // 0: as the recipe says
   bool resume = false;
-  std::string device;
+  DeviceOptions device;
 };
 
 // Prepares the run folder on rank 0. Returns the checkpoint to resume from, empty to start anew.
@@ -103,7 +103,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   const std::string checkpoint = open_run_folder(options, mpi.world());
 
   const auto ops = make_ops(options.device, mpi);
-  attach_device(grid, *ops);
+  attach_device(options.device, grid, *ops);
   Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid), true);
   std::int64_t first_step = 0;
   if (checkpoint.empty()) {
@@ -146,7 +146,7 @@ void register_train(CLI::App& app, CommandContext& context) {
       ->add_option("--ep", options->ep,
                    "expert-parallel degree (default: the recipe's parallel.ep)")
       ->check(CLI::PositiveNumber);
-  add_device_option(*command, options->device);
+  add_device_options(*command, options->device);
   command->add_flag("--resume", options->resume, "continue from the last checkpoint in --out");
   command->callback([&context, options] {
     context.run = [&context, options] { return run_train(*options, context); };

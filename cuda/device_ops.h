@@ -25,6 +25,9 @@ std::unique_ptr<Ops> make_cuda_ops(int device_index);
 // must outlive it.
 std::unique_ptr<TokenExchange> make_cuda_exchange(Ops& ops, const ExchangeShape& shape, DeviceCommunicator* group);
 
+// The verbs of `group` over NCCL, one rank per device. Collective over the group. Both must outlive it.
+std::unique_ptr<DeviceCommunicator> make_nccl_communicator(Ops& ops, Communicator& group);
+
 // "NVIDIA H100 80GB HBM3, sm_90, 79.1 GiB, driver 13.0, runtime 13.0", for start-up logs.
 std::string describe_cuda_device(int device_index);
 

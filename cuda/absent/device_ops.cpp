@@ -29,6 +29,10 @@ std::unique_ptr<TokenExchange> make_cuda_exchange(Ops&, const ExchangeShape&, De
   refuse();
 }
 
+std::unique_ptr<DeviceCommunicator> make_nccl_communicator(Ops&, Communicator&) {
+  refuse();
+}
+
 std::string describe_cuda_device(int) {
   refuse();
 }
