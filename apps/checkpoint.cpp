@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -13,6 +11,7 @@
 
 #include "apps/agree.h"
 #include "apps/checkpoint_manifest.h"
+#include "apps/checkpoint_reader.h"
 #include "apps/durable_files.h"
 #include "core/base/error.h"
 #include "data/h5_file.h"
@@ -23,11 +22,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kManifest = "manifest.json";
 constexpr const char* kStepPrefix = "step-";
 constexpr const char* kHiddenPrefix = ".step-";  // being written or removed: never read
-
-constexpr const char* kUseEarlier = "; remove this folder to go on from the checkpoint before it";
 
 // One tensor of a table as a checkpoint knows it.
 struct StoredTensor {
@@ -113,12 +109,8 @@ void prepare_folder(const fs::path& temporary) {
 // Manifest last, then the name: whoever sees the name sees a whole checkpoint.
 void publish(const fs::path& temporary, const fs::path& folder,
              const CheckpointManifest& manifest) {
-  write_and_sync(temporary / kManifest, to_text(manifest));
-  sync_path(temporary);
-  swap_into_place(temporary, folder);
-  sync_path(folder.parent_path());
-  std::error_code ignored;
-  fs::remove_all(temporary, ignored);  // a checkpoint of the same step that stood here before
+  write_and_sync(temporary / kCheckpointManifest, to_text(manifest));
+  publish_folder(temporary, folder);
 }
 
 // Checkpoints of a run folder by step. Folders without a manifest are not checkpoints.
@@ -134,64 +126,11 @@ std::map<std::int64_t, fs::path> complete_checkpoints(const std::string& run_fol
         !digits.empty() && digits.size() < 18 &&
         std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
     std::error_code ignored;
-    if (is_number && fs::is_regular_file(entry->path() / kManifest, ignored))
+    if (is_number && fs::is_regular_file(entry->path() / kCheckpointManifest, ignored))
       found[std::stoll(digits)] = entry->path();
   }
   return found;
 }
-
-std::string read_text(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file)
-    throw UserError(concat(path.string(),
-                           ": cannot be read: not a checkpoint, or one whose save was "
-                           "interrupted",
-                           kUseEarlier));
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-// The files of a checkpoint as one rank needs them: verified once, on first use.
-class CheckpointReader {
- public:
-  CheckpointReader(const fs::path& folder, const CheckpointManifest& manifest)
-      : folder_(folder), manifest_(manifest) {}
-
-  // Rows [begin, begin + dst.size(0)) of a global tensor.
-  void read(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst) {
-    const std::int64_t end = begin + dst.size(0);
-    for (const CheckpointSlice& slice : tensor.slices) {
-      const std::int64_t first = std::max(begin, slice.begin);
-      const std::int64_t last = std::min(end, slice.end);
-      if (first < last)
-        open(slice.file)
-            .read_rows(tensor.name, first - slice.begin, dst.rows(first - begin, last - begin));
-    }
-  }
-
- private:
-  const H5File& open(const std::string& name) {
-    const auto known = files_.find(name);
-    if (known != files_.end()) return known->second;
-    const CheckpointFile& expected = manifest_.file(name);
-    const std::string path = folder_ / name;
-    std::error_code error;
-    const auto bytes = static_cast<std::int64_t>(fs::file_size(path, error));
-    if (error)
-      throw UserError(concat(path, ": missing or unreadable: ", error.message(), kUseEarlier));
-    if (bytes != expected.bytes)
-      throw UserError(concat(path, ": has ", bytes, " bytes, the manifest says ", expected.bytes,
-                             ": truncated or replaced", kUseEarlier));
-    const std::string found = sha256_file(path);
-    if (found != expected.sha256)
-      throw UserError(concat(path, ": its SHA-256 is ", found, ", the manifest says ",
-                             expected.sha256, ": the file was altered", kUseEarlier));
-    return files_.emplace(name, H5File(path, H5File::Mode::read)).first->second;
-  }
-
-  fs::path folder_;
-  const CheckpointManifest& manifest_;
-  std::map<std::string, H5File> files_;
-};
 
 void check_fits(const StoredTensor& want, const CheckpointTensor* found,
                 const std::string& folder) {
@@ -266,10 +205,10 @@ void save_checkpoint(const std::string& folder, const ParamTable& table, const C
 
 CheckpointMeta load_checkpoint(const std::string& folder, ParamTable& table, ProcessGrid& grid,
                                bool with_optimizer) {
-  const std::string path = fs::path(folder) / kManifest;
+  const std::string path = fs::path(folder) / kCheckpointManifest;
   std::string text;
   on_root(grid.world(), [&] {
-    text = read_text(path);
+    text = read_manifest_text(folder);
     parse_manifest(text, path);
   });
   grid.world().broadcast(text, 0);
@@ -279,8 +218,7 @@ CheckpointMeta load_checkpoint(const std::string& folder, ParamTable& table, Pro
 }
 
 CheckpointMeta read_checkpoint_meta(const std::string& folder) {
-  const fs::path path = fs::path(folder) / kManifest;
-  return parse_manifest(read_text(path), path).meta;
+  return read_manifest(folder).meta;
 }
 
 std::string latest_checkpoint(const std::string& run_folder) {

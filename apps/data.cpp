@@ -6,11 +6,11 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/command.h"
+#include "apps/mixtures.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
 #include "data/batch_stream.h"
-#include "data/mixture_file.h"
 #include "data/tokenizer.h"
 
 namespace openmoe {

@@ -80,4 +80,13 @@ void swap_into_place(const std::string& from, const std::string& to) {
   if (::rename(aside.c_str(), from.c_str()) != 0) fault("rename", aside);
 }
 
+void publish_folder(const std::string& temporary, const std::string& to) {
+  sync_path(temporary);
+  swap_into_place(temporary, to);
+  const auto parent = std::filesystem::path(to).parent_path();
+  sync_path(parent.empty() ? "." : parent.string());
+  std::error_code ignored;
+  std::filesystem::remove_all(temporary, ignored);
+}
+
 }  // namespace openmoe

@@ -15,4 +15,8 @@ void write_and_sync(const std::string& path, const std::string& content);
 // `from`. Both must be on one file system.
 void swap_into_place(const std::string& from, const std::string& to);
 
+// The end of writing a folder under a name that nobody reads: its entries reach the disk, then it
+// takes the place of `to`, and what was there is removed.
+void publish_folder(const std::string& temporary, const std::string& to);
+
 }  // namespace openmoe

@@ -33,6 +33,16 @@ struct TrainOptions {
   DeviceOptions device;
 };
 
+// The port's groups are whatever one call holds, so that a loss would depend on the grid and on
+// micro-batches.
+void check_trainable(const Recipe& recipe) {
+  if (recipe.model.num_moe_layers() > 0 && recipe.routing.capacity_counts == CapacityCounts::port)
+    throw UserError(
+        "routing.capacity_counts: found port, which is for evaluation and generation only; allowed "
+        "in "
+        "training: tokens (as the released weights were trained), assignments");
+}
+
 // Prepares the run folder on rank 0. Returns the checkpoint to resume from, empty to start anew.
 std::string open_run_folder(const TrainOptions& options, Communicator& world) {
   std::string checkpoint;
@@ -97,6 +107,7 @@ void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& networ
 int run_train(const TrainOptions& options, CommandContext& context) {
   MpiEnvironment& mpi = context.mpi;
   const Recipe recipe = load_recipe(options.recipe.path, options.recipe.overrides);
+  check_trainable(recipe);
   ProcessGrid grid(mpi.world(), options.ep > 0 ? options.ep : recipe.parallel.ep, 1);
   grid.check(recipe);
   BatchStream stream(recipe, options.data_folder, load_mixtures(recipe, options.recipe.path));

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
@@ -79,7 +80,8 @@ class Preparation {
   void run_input(const PlannedInput& input);
   std::int64_t reuse_shards(const PlannedInput& input, ShardHeader& header, int& num_shards);
   bool fill_batch(RecordReader& reader, RecordBatch& batch, std::int64_t& next_record) const;
-  TokenizedBatch tokenize(RecordBatch& batch) const;
+  TokenizedBatch tokenize(RecordBatch& batch);
+  std::unique_ptr<WordCache> borrow_cache();
   void write(const TokenizedBatch& batch, ShardWriter& writer, ShardHeader& header);
   void finish_shard(std::unique_ptr<ShardWriter>& writer, ShardHeader& header, bool complete);
   PrepareSourceReport& report_of(const std::string& source);
@@ -92,6 +94,8 @@ class Preparation {
   PrepareReport report_;
   PrepareProgress now_;
   PrepareCounts shard_counts_;  // of the shard being written
+  std::mutex cache_mutex_;
+  std::vector<std::unique_ptr<WordCache>> idle_caches_;
 };
 
 std::string shard_path(const PrepareOptions& options, const PlannedInput& input, int number) {
@@ -239,10 +243,11 @@ bool Preparation::fill_batch(RecordReader& reader, RecordBatch& batch,
   return !batch.records.empty();
 }
 
-TokenizedBatch Preparation::tokenize(RecordBatch& batch) const {
+TokenizedBatch Preparation::tokenize(RecordBatch& batch) {
   TokenizedBatch out;
   out.first_record = batch.first_record;
   out.stored_bytes = batch.stored_bytes;
+  std::unique_ptr<WordCache> cache = borrow_cache();
   Document document;
   for (const RawRecord& record : batch.records) {
     TokenizedDocument entry;
@@ -253,7 +258,7 @@ TokenizedBatch Preparation::tokenize(RecordBatch& batch) const {
       entry.text_bytes = static_cast<std::int64_t>(document.text.size());
       entry.hash = xxh3_128(document.text);
       entry.tag = document.tag;
-      tokenizer_.encode(document.text, out.ids);
+      tokenizer_.encode(document.text, out.ids, cache.get());
     } else {
       entry.problem = concat(record.file, ": line ", record.line, ", byte offset ",
                              record.offset + bad_offset, ": ", reason);
@@ -261,7 +266,18 @@ TokenizedBatch Preparation::tokenize(RecordBatch& batch) const {
     entry.end = out.ids.size();
     out.documents.push_back(std::move(entry));
   }
+  const std::lock_guard lock(cache_mutex_);
+  idle_caches_.push_back(std::move(cache));
   return out;
+}
+
+// A worker keeps a cache for the time of one batch.
+std::unique_ptr<WordCache> Preparation::borrow_cache() {
+  const std::lock_guard lock(cache_mutex_);
+  if (idle_caches_.empty()) return std::make_unique<WordCache>();
+  std::unique_ptr<WordCache> cache = std::move(idle_caches_.back());
+  idle_caches_.pop_back();
+  return cache;
 }
 
 void Preparation::write(const TokenizedBatch& batch, ShardWriter& writer, ShardHeader& header) {

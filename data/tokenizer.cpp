@@ -3,6 +3,7 @@
 #include <sentencepiece_processor.h>
 
 #include <fstream>
+#include <optional>
 #include <sstream>
 
 #include "core/base/check.h"
@@ -45,6 +46,7 @@ std::int64_t count_sentinels(const sentencepiece::SentencePieceProcessor& model)
 
 struct Tokenizer::Impl {
   sentencepiece::SentencePieceProcessor model;
+  std::optional<UnigramEncoder> fast;
 };
 
 Tokenizer::Tokenizer(const std::string& model_path, std::int64_t num_sentinels)
@@ -64,6 +66,7 @@ Tokenizer::Tokenizer(const std::string& model_path, std::int64_t num_sentinels)
     throw UserError(concat(model_path, ": the model file holds ", own,
                            " sentinels, but --sentinels asks for ", num_sentinels,
                            "; leave --sentinels out"));
+  impl_->fast = UnigramEncoder::make(bytes);
   num_pieces_ = model.GetPieceSize() - own;
   num_sentinels_ = own > 0 ? own : num_sentinels >= 0 ? num_sentinels : kT5Sentinels;
   Sha256 hash;
@@ -75,7 +78,15 @@ Tokenizer::Tokenizer(const std::string& model_path, std::int64_t num_sentinels)
 Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 
-void Tokenizer::encode(std::string_view text, std::vector<std::int32_t>& ids) const {
+void Tokenizer::encode(std::string_view text, std::vector<std::int32_t>& ids,
+                       WordCache* cache) const {
+  if (impl_->fast)
+    impl_->fast->encode(text, ids, cache);
+  else
+    encode_by_library(text, ids);
+}
+
+void Tokenizer::encode_by_library(std::string_view text, std::vector<std::int32_t>& ids) const {
   std::vector<int> found;
   const auto status = impl_->model.Encode({text.data(), text.size()}, &found);
   if (!status.ok())

@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "data/unigram_encoder.h"
+
 namespace openmoe {
 
 class Tokenizer {
@@ -37,11 +39,16 @@ class Tokenizer {
   const std::string& hash() const { return hash_; }
   const std::string& path() const { return path_; }
 
-  // Appends the ids of `text`, without eos. Thread-safe.
-  void encode(std::string_view text, std::vector<std::int32_t>& ids) const;
+  // Appends the ids of `text` (valid UTF-8), without eos. Thread-safe, with a cache for each
+  // thread; null: no cache.
+  void encode(std::string_view text, std::vector<std::int32_t>& ids,
+              WordCache* cache = nullptr) const;
   std::vector<std::int32_t> encode(std::string_view text) const;
   // Text of the ids; sentinels as <extra_id_k>, pad as nothing, eos as "</s>".
   std::string decode(std::span<const std::int32_t> ids) const;
+  // SentencePiece's own encoder: the reference for encode(), and what it uses for models that
+  // UnigramEncoder does not cover.
+  void encode_by_library(std::string_view text, std::vector<std::int32_t>& ids) const;
   std::string piece(std::int32_t id) const;  // as stored: "▁the", "<0x0A>", "<extra_id_0>"
 
  private:

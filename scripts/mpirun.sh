@@ -9,4 +9,6 @@ fi
 export OMPI_MCA_rmaps_base_oversubscribe=1
 export OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
+# mpirun itself stays quiet when a rank ends with an error: the rank has said what is wrong.
+export OMPI_MCA_orte_execute_quiet=1
 exec mpirun "$@"

@@ -9,6 +9,7 @@ packages=(
   libopenmpi-dev openmpi-bin openssh-client  # mpirun looks for ssh even on one host
   libhdf5-dev libssl-dev libxxhash-dev libzstd-dev zlib1g-dev
   libsentencepiece-dev libcli11-dev nlohmann-json3-dev librandom123-dev
+  libzip-dev  # PyTorch files are zip archives
   catch2 clang-format-14
 )
 if [ "${1:-}" = --analysis ]; then

@@ -26,7 +26,7 @@ struct EnumNames<AttentionScale> {
 };
 template <>
 struct EnumNames<CapacityCounts> {
-  static constexpr std::array<std::string_view, 2> values = {"tokens", "assignments"};
+  static constexpr std::array<std::string_view, 3> values = {"tokens", "assignments", "port"};
 };
 template <>
 struct EnumNames<ObjectiveKind> {

@@ -12,9 +12,21 @@ std::int64_t RoutingConfig::capacity(std::int64_t num_experts, bool training) co
   // Product, quotient, then factor, in this order: the same doubles as the reference, so that
   // halves round alike.
   const double factor = training ? capacity_factor : eval_capacity_factor;
+  if (capacity_counts == CapacityCounts::port) {
+    const double wanted =
+        2 * factor * static_cast<double>(group_tokens) / static_cast<double>(num_experts);
+    const auto floor = static_cast<std::int64_t>(std::floor(wanted));
+    return std::max(min_capacity, floor + floor % 2);
+  }
   double slots = factor * static_cast<double>(group_tokens) / static_cast<double>(num_experts);
   if (capacity_counts == CapacityCounts::assignments) slots *= 2;
   return std::max(min_capacity, static_cast<std::int64_t>(std::nearbyint(slots)));  // half to even
+}
+
+RoutingConfig RoutingConfig::of_call(std::int64_t num_tokens) const {
+  RoutingConfig routing = *this;
+  if (capacity_counts == CapacityCounts::port) routing.group_tokens = num_tokens;
+  return routing;
 }
 
 std::int64_t first_step_of_phase(const Recipe& recipe, std::int64_t phase) {

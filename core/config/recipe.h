@@ -15,7 +15,7 @@ namespace openmoe {
 enum class FfnKind { gated_swiglu, swiglu };
 enum class ResidualFfn { sequential, parallel };
 enum class AttentionScale { folded, rsqrt };
-enum class CapacityCounts { tokens, assignments };
+enum class CapacityCounts { tokens, assignments, port };
 enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm };
 enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
@@ -52,13 +52,18 @@ struct RoutingConfig {
   std::int64_t group_tokens = 4096;  // G: routing, capacity and the balance loss are per block of G consecutive positions
   double capacity_factor = 1.25;
   double eval_capacity_factor = 2.0;
-  CapacityCounts capacity_counts = CapacityCounts::tokens;  // tokens: round(cf*G/E); assignments: round(2*cf*G/E)
+  // tokens: round(cf*G/E); assignments: round(2*cf*G/E); port: floor(2*cf*G/E) made even, with one group of all positions of
+  // a call, as the PyTorch port that runs the released weights. Results then depend on how rows are batched, so it is for
+  // evaluation and generation only.
+  CapacityCounts capacity_counts = CapacityCounts::tokens;
   std::int64_t min_capacity = 4;
   bool normalize_gates = false;  // divide the two gates by their sum
   bool route_padding = false;    // true: padding enters the router as zero vectors, as in the original run
 
-  // Slots per (group, expert), C: max(min_capacity, round half to even).
+  // Slots per (group, expert), C: max(min_capacity, the value above, rounded half to even).
   std::int64_t capacity(std::int64_t num_experts, bool training) const;
+  // The routing of one call of the model over `num_tokens` positions: the same, but with port the group is the call.
+  RoutingConfig of_call(std::int64_t num_tokens) const;
 };
 
 struct LossConfig {

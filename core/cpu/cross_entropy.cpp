@@ -2,7 +2,6 @@
 // writing the gradient.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "core/cpu/cpu_ops.h"
 #include "core/cpu/parallel.h"
@@ -15,11 +14,6 @@ void check_targets(const std::int32_t* targets, std::int64_t n, std::int64_t V) 
   for (std::int64_t i = 0; i < n; ++i)
     OPENMOE_CHECK(targets[i] >= 0 && targets[i] < V, "softmax_cross_entropy: targets[", i, "] is ",
                   targets[i], ", the vocabulary has ", V);
-}
-
-// Whether `target` is the first index of the row's largest value.
-bool is_argmax(const float* row, std::int32_t target, float largest) {
-  return row[target] == largest && std::find(row, row + target, largest) == row + target;
 }
 
 }  // namespace
@@ -35,7 +29,11 @@ LossSums CpuOps::do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor 
   float* const data = logits.as<float>();
   float* const losses = token_loss ? token_loss.as<float>() : nullptr;
   check_targets(target, n, V);
-  LossSums* const rows = scratch_.get<LossSums>(n);
+  // Per row its sums, then the shifts of its blocks.
+  const std::int64_t blocks = cpu::num_chunks(V, cpu::kReductionBlock);
+  LossSums* const rows = scratch_.get<LossSums>(n + cpu::num_chunks(n * blocks, 6));
+  static_assert(sizeof(LossSums) == 6 * sizeof(float));
+  float* const all_shifts = reinterpret_cast<float*>(rows + n);
   cpu::for_chunks(n, cpu::chunk_rows(V), [&](std::int64_t begin, std::int64_t end, std::int64_t) {
     for (std::int64_t i = begin; i < end; ++i) {
       float* const row = data + i * V;
@@ -45,21 +43,27 @@ LossSums CpuOps::do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor 
         if (scale > 0.0f) std::fill_n(row, V, 0.0f);
         continue;
       }
-      float largest = 0.0f;
-      double sum = 0.0;
-      kernels.exp_sum(row, V, &largest, &sum);
       const double w = static_cast<double>(weight[i]);
-      const double log_z = static_cast<double>(largest) + std::log(sum);
-      rows[i].cross_entropy = w * (log_z - static_cast<double>(row[target[i]]));
+      const double target_logit = static_cast<double>(row[target[i]]);
+      float* const shifts = all_shifts + i * blocks;
+      const cpu::ExpSum z =
+          scale > 0.0f ? kernels.exp_sum_in_place(row, shifts, V) : kernels.exp_sum(row, V);
+      const double log_z = static_cast<double>(z.largest) + std::log(z.sum);
+      rows[i].cross_entropy = w * (log_z - target_logit);
       rows[i].log_z_square = w * log_z * log_z;
-      rows[i].correct = is_argmax(row, target[i], largest) ? w : 0.0;
+      rows[i].correct = z.argmax == target[i] ? w : 0.0;
       if (losses != nullptr) losses[i] = static_cast<float>(rows[i].cross_entropy);
-      if (scale > 0.0f) {
-        const double factor =
-            static_cast<double>(scale) * w * (1.0 + 2.0 * static_cast<double>(z_weight) * log_z);
-        kernels.exp_scaled(row, row, largest, static_cast<float>(factor / sum), V);
-        row[target[i]] -= static_cast<float>(static_cast<double>(scale) * w);
+      if (scale == 0.0f) continue;
+      const double factor = static_cast<double>(scale) * w *
+                            (1.0 + 2.0 * static_cast<double>(z_weight) * log_z) / z.sum;
+      for (std::int64_t block = 0; block < blocks; ++block) {
+        float* const values = row + block * cpu::kReductionBlock;
+        const double raise =
+            std::exp(static_cast<double>(shifts[block]) - static_cast<double>(z.largest));
+        kernels.scale(values, static_cast<float>(factor * raise), values,
+                      std::min(cpu::kReductionBlock, V - block * cpu::kReductionBlock));
       }
+      row[target[i]] -= static_cast<float>(static_cast<double>(scale) * w);
     }
   });
   LossSums total;

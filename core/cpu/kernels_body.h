@@ -45,32 +45,38 @@ template <class V>
 
 // Where the rows of a tile of A lie. Packed: [depth][rows of the tile], tiles one after the other.
 struct PackedTiles {
-  static constexpr std::int64_t row_stride() { return 1; }
+  [[gnu::always_inline]] static constexpr std::int64_t row_stride() { return 1; }
   template <int kRows>
-  static constexpr std::int64_t step() {
+  [[gnu::always_inline]] static constexpr std::int64_t step() {
     return kRows;
   }
-  static std::int64_t tile_offset(std::int64_t row, std::int64_t depth) { return row * depth; }
+  [[gnu::always_inline]] static std::int64_t tile_offset(std::int64_t row, std::int64_t depth) {
+    return row * depth;
+  }
 };
 // Inside a dense block [depth][kWidth], rows of A along the width.
 template <std::int64_t kWidth>
 struct DepthMajor {
-  static constexpr std::int64_t row_stride() { return 1; }
+  [[gnu::always_inline]] static constexpr std::int64_t row_stride() { return 1; }
   template <int kRows>
-  static constexpr std::int64_t step() {
+  [[gnu::always_inline]] static constexpr std::int64_t step() {
     return kWidth;
   }
-  static std::int64_t tile_offset(std::int64_t row, std::int64_t) { return row; }
+  [[gnu::always_inline]] static std::int64_t tile_offset(std::int64_t row, std::int64_t) {
+    return row;
+  }
 };
 // Inside a dense block [rows][kWidth], depth along the width.
 template <std::int64_t kWidth>
 struct RowMajor {
-  static constexpr std::int64_t row_stride() { return kWidth; }
+  [[gnu::always_inline]] static constexpr std::int64_t row_stride() { return kWidth; }
   template <int kRows>
-  static constexpr std::int64_t step() {
+  [[gnu::always_inline]] static constexpr std::int64_t step() {
     return 1;
   }
-  static std::int64_t tile_offset(std::int64_t row, std::int64_t) { return row * kWidth; }
+  [[gnu::always_inline]] static std::int64_t tile_offset(std::int64_t row, std::int64_t) {
+    return row * kWidth;
+  }
 };
 
 // c (kRows, kVecs * kLanes) = or += a b over `depth` values; b is [depth][panel].

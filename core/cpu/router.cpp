@@ -76,11 +76,10 @@ void CpuOps::do_router_forward(const RouterOutput& out, Tensor logits, Tensor ro
   cpu::for_chunks(
       N, cpu::chunk_rows(16 * E), [&](std::int64_t begin, std::int64_t end, std::int64_t) {
         for (std::int64_t n = begin; n < end; ++n) {
-          float top = 0.0f;
-          double sum = 0.0;
-          kernels.exp_sum(in + n * E, E, &top, &sum);
-          log_z[n] = static_cast<float>(static_cast<double>(top) + std::log(sum));
-          kernels.exp_scaled(prob + n * E, in + n * E, top, static_cast<float>(1.0 / sum), E);
+          const cpu::ExpSum z = kernels.exp_sum(in + n * E, E);
+          log_z[n] = static_cast<float>(static_cast<double>(z.largest) + std::log(z.sum));
+          kernels.exp_scaled(prob + n * E, in + n * E, z.largest, static_cast<float>(1.0 / z.sum),
+                             E);
           const Choice pick = choose(in + n * E, E);
           const float first = prob[n * E + pick.first], second = prob[n * E + pick.second];
           const float divisor = options.normalize_gates ? first + second : 1.0f;

@@ -9,6 +9,15 @@
 
 namespace openmoe::cpu {
 
+// A sum runs for at most this many values in sixteen f32 lanes before it is emptied into an f64.
+inline constexpr std::int64_t kReductionBlock = 1024;
+
+struct ExpSum {
+  float largest;        // max(x)
+  std::int64_t argmax;  // its first index
+  double sum;           // sum of e^(x - largest)
+};
+
 struct RowKernels {
   // y += x
   void (*add)(float* y, const float* x, std::int64_t n);
@@ -39,8 +48,12 @@ struct RowKernels {
   // (x1, x2) = (x1 cos - x2 sin, x2 cos + x1 sin)
   void (*rotate)(float* x1, float* x2, const float* cos, const float* sin, std::int64_t n);
 
-  // *largest = max(x), *sum = sum of e^(x - max), in one pass over memory.
-  void (*exp_sum)(const float* x, std::int64_t n, float* largest, double* sum);
+  // In one pass over memory.
+  ExpSum (*exp_sum)(const float* x, std::int64_t n);
+  // The same, and x[i] = e^(x[i] - shifts[i / kReductionBlock]): the maximum may still rise while
+  // values are written, so each block has its own shift, to be made good by a later pass. shifts (n
+  // / kReductionBlock, rounded up)
+  ExpSum (*exp_sum_in_place)(float* x, float* shifts, std::int64_t n);
   // y = factor * e^(x - shift); y may be x
   void (*exp_scaled)(float* y, const float* x, float shift, float factor, std::int64_t n);
 

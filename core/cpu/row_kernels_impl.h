@@ -27,6 +27,7 @@ constexpr RowKernels make_row_kernels() {
       .gated_swiglu_backward = Elementwise::gated_swiglu_backward,
       .rotate = Elementwise::rotate,
       .exp_sum = Reduction::exp_sum,
+      .exp_sum_in_place = Reduction::exp_sum_in_place,
       .exp_scaled = Elementwise::exp_scaled,
       .adafactor_sums = Reduction::adafactor_sums,
       .product_square_sum = Reduction::product_square_sum,

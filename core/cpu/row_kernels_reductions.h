@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/cpu/row_kernels.h"
 #include "core/cpu/row_kernels_elementwise.h"
 
 namespace openmoe::cpu {
@@ -26,8 +27,7 @@ struct ReductionKernels {
     return sum(total);
   }
 
-  // Lanes run for at most this many values before they are emptied into an f64.
-  static constexpr Index kBlock = 1024;
+  static constexpr Index kBlock = kReductionBlock;
 
   template <class Square>
   [[gnu::always_inline]] static double blocked_sum(Index n, const Square& square) {
@@ -91,28 +91,53 @@ struct ReductionKernels {
     return largest(best);
   }
 
+  static Index first_index_of(float value, const float* x, Index n) {
+    for (Index i = 0; i < n; ++i)
+      if (x[i] == value) return i;
+    return 0;
+  }
+
   // Block by block, each read twice but the second time from the first-level cache; the sum so far
-  // is rescaled when a block raises the maximum (Milakov and Gimelshein 2018).
-  static void exp_sum(const float* x, Index n, float* largest_out, double* sum_out) {
-    float top = -__builtin_inff();
-    double total = 0.0;
+  // is rescaled when a block raises the maximum (Milakov and Gimelshein 2018). visit(index,
+  // exponentials, shift, store) sees every vector.
+  template <class Visit>
+  [[gnu::always_inline]] static ExpSum visit_exponentials(const float* x, Index n,
+                                                          const Visit& visit) {
+    ExpSum result{-__builtin_inff(), 0, 0.0};
     for (Index begin = 0; begin < n; begin += kBlock) {
       const Index count = begin + kBlock < n ? kBlock : n - begin;
       const float block_top = largest_of(x + begin, count);
-      if (block_top > top) {
-        total *= __builtin_exp(static_cast<double>(top) - static_cast<double>(block_top));
-        top = block_top;
+      if (block_top > result.largest) {
+        result.sum *=
+            __builtin_exp(static_cast<double>(result.largest) - static_cast<double>(block_top));
+        result.largest = block_top;
+        result.argmax = begin + first_index_of(block_top, x + begin, count);
       }
-      const V shift = V::fill(top);
+      const V shift = V::fill(result.largest);
       V block{};
       for_lanes(
-          count, -__builtin_inff(), [&](Index i, auto load, auto) __attribute__((always_inline)) {
-            block = block + exp(load(x + begin + i) - shift);
+          count,
+          -__builtin_inff(), [&](Index i, auto load, auto store) __attribute__((always_inline)) {
+            const V e = exp(load(x + begin + i) - shift);
+            visit(begin + i, e, result.largest, store);
+            block = block + e;
           });
-      total += static_cast<double>(sum(block));
+      result.sum += static_cast<double>(sum(block));
     }
-    *largest_out = top;
-    *sum_out = total;
+    return result;
+  }
+
+  static ExpSum exp_sum(const float* x, Index n) {
+    return visit_exponentials(x, n,
+                              [](Index, const V&, float, auto) __attribute__((always_inline)){});
+  }
+
+  static ExpSum exp_sum_in_place(float* x, float* shifts, Index n) {
+    return visit_exponentials(
+        x, n, [=](Index i, const V& e, float shift, auto store) __attribute__((always_inline)) {
+          store(x + i, e);
+          shifts[i / kBlock] = shift;
+        });
   }
 
   static void adafactor_sums(float* column_sums, const float* g, const float* w, Index n,

@@ -38,7 +38,7 @@ Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& 
              std::int64_t rows)
     : ops_(ops),
       config_(recipe.model),
-      routing_(recipe.routing),
+      routing_(recipe.routing.of_call(rows * recipe.data.sequence_length)),
       loss_(recipe.loss),
       params_(params),
       exchange_(exchange),
@@ -52,11 +52,13 @@ Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& 
 
 ExchangeShape Model::exchange_shape(const Recipe& recipe, std::int64_t rows) {
   const std::int64_t experts = recipe.model.num_experts;
-  return {.num_tokens = rows * recipe.data.sequence_length,
+  const std::int64_t num_tokens = rows * recipe.data.sequence_length;
+  const RoutingConfig routing = recipe.routing.of_call(num_tokens);
+  const bool has_moe = recipe.model.num_moe_layers() > 0;
+  return {.num_tokens = num_tokens,
           .num_experts = experts,
-          .group_tokens = recipe.routing.group_tokens,
-          .capacity = std::max(recipe.routing.capacity(experts, true),
-                               recipe.routing.capacity(experts, false)),
+          .group_tokens = has_moe ? routing.group_tokens : num_tokens,
+          .capacity = std::max(routing.capacity(experts, true), routing.capacity(experts, false)),
           .d_model = recipe.model.d_model};
 }
 

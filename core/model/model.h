@@ -52,7 +52,8 @@ class Model {
 
   std::int64_t rows() const { return rows_; }
   std::int64_t num_tokens() const { return rows_ * length_; }
-  // What an exchange for this model and micro-batch must hold.
+  // What an exchange for this model and micro-batch must hold. A dense model uses none; its shape
+  // is merely valid.
   static ExchangeShape exchange_shape(const Recipe& recipe, std::int64_t rows);
 
  private:

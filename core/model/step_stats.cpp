@@ -41,7 +41,7 @@ BatchCounts count_batch(const Batch& batch, const RoutingConfig& routing, bool h
     counts.real_tokens += batch.segment_ids[at] > 0 ? 1.0 : 0.0;
   }
   if (!has_moe) return counts;
-  const std::int64_t group = routing.group_tokens;
+  const std::int64_t group = routing.of_call(n).group_tokens;
   OPENMOE_CHECK(n % group == 0, n, " tokens are not whole groups of ", group);
   for (std::int64_t begin = 0; begin < n; begin += group) {
     const auto first = batch.segment_ids.begin() + begin;

@@ -14,7 +14,7 @@ std::size_t count(const std::string& text, const std::string& phrase) {
 
 // `arguments` on two ranks, where $RANK is the rank.
 CommandResult run_by_rank(const std::string& arguments) {
-  const std::string binary = environment("OPENMOE_BINARY");
+  const std::string binary = OPENMOE_TEST_BINARY;
   return run_command("OMP_NUM_THREADS=1 " + source_path("scripts/mpirun.sh") +
                      " -np 2 sh -c 'RANK=$OMPI_COMM_WORLD_RANK; exec " + binary + " " + arguments +
                      "'");
@@ -38,7 +38,7 @@ TEST_CASE("wrong input is one message and exit code 2 on any number of ranks", "
 
 TEST_CASE("the command line itself is checked", "[cli]") {
   const std::string recipe = source_path("recipes/quickstart.json");
-  for (const std::string arguments :
+  for (const std::string& arguments :
        {std::string("plan --jsn ") + recipe, std::string("plam"), std::string(""),
         std::string("plan"), "plan " + recipe + " --threads 0", "plan " + recipe + " --set"}) {
     const CommandResult result = run_openmoe(1, arguments);
@@ -82,7 +82,7 @@ TEST_CASE("threads follow the option, then the environment", "[cli]") {
     REQUIRE(result.exit_code == 0);
     return nlohmann::json::parse(result.output).at("threads_per_rank").get<int>();
   };
-  const std::string info = environment("OPENMOE_BINARY") + " info --json";
+  const std::string info = OPENMOE_TEST_BINARY " info --json";
   CHECK(threads("OMP_NUM_THREADS=3 " + info) == 3);
   CHECK(threads("OMP_NUM_THREADS=3 " + info + " --threads 2") == 2);
   const int alone = threads("env -u OMP_NUM_THREADS " + info);

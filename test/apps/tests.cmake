@@ -1,16 +1,13 @@
 # Tests of whole commands. The sample corpus is tokenised once for all of them.
-set(OPENMOE_SAMPLE_SHARDS ${CMAKE_BINARY_DIR}/test_shards)
 add_test(NAME "apps: prepare the sample corpus"
-         COMMAND ${CMAKE_SOURCE_DIR}/test/apps/prepare_sample.sh ${CMAKE_BINARY_DIR}/openmoe ${OPENMOE_SAMPLE_SHARDS})
+         COMMAND ${CMAKE_SOURCE_DIR}/test/apps/prepare_sample.sh ${CMAKE_BINARY_DIR}/openmoe ${OPENMOE_TEST_SHARDS})
 set_tests_properties("apps: prepare the sample corpus" PROPERTIES FIXTURES_SETUP sample_shards TIMEOUT 120 LABELS unit)
 
 file(GLOB sources CONFIGURE_DEPENDS apps/*_test.cpp)
 add_executable(test_apps ${sources})
-target_link_libraries(test_apps PRIVATE openmoe_test_support openmoe_apps openmoe_device)
+target_link_libraries(test_apps PRIVATE openmoe_test_main openmoe_apps openmoe_device)
 add_dependencies(test_apps openmoe)
-catch_discover_tests(test_apps TEST_PREFIX "apps: "
-                     PROPERTIES TIMEOUT 300 LABELS "apps;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2
-                     ENVIRONMENT "${OPENMOE_TEST_ENVIRONMENT};OPENMOE_SAMPLE_SHARDS=${OPENMOE_SAMPLE_SHARDS}")
+openmoe_discover_tests(test_apps apps TIMEOUT 300 LABELS "apps\;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2)
 
 foreach(ranks 1 2 4)
   foreach(ep 1 2)
@@ -24,3 +21,17 @@ foreach(ranks 1 2 4)
                          ENVIRONMENT "OMP_NUM_THREADS=1")
   endforeach()
 endforeach()
+
+# Conversion against the real libraries, which live in Python; what is not installed is skipped by the test and said.
+add_executable(logits_tool apps/logits_tool.cpp)
+target_link_libraries(logits_tool PRIVATE openmoe_apps)
+find_program(OPENMOE_PYTHON NAMES python3 PATHS ${CMAKE_SOURCE_DIR}/build/python/bin NO_DEFAULT_PATH)
+find_program(OPENMOE_PYTHON NAMES python3 PATHS /usr/bin NO_DEFAULT_PATH)
+find_program(OPENMOE_PYTHON NAMES python3)
+if(OPENMOE_PYTHON)
+  add_test(NAME "python: conversion against torch and safetensors"
+           COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/convert_test.py ${CMAKE_BINARY_DIR}/openmoe
+                   $<TARGET_FILE:logits_tool>)
+  set_tests_properties("python: conversion against torch and safetensors" PROPERTIES TIMEOUT 300 LABELS "python"
+                       SKIP_RETURN_CODE 77 ENVIRONMENT "OMP_NUM_THREADS=1")
+endif()

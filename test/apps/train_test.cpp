@@ -12,7 +12,7 @@ using nlohmann::json;
 
 // Shards of the sample corpus, made once by the fixture test "prepare the sample corpus".
 std::string sample_shards() {
-  return environment("OPENMOE_SAMPLE_SHARDS");
+  return OPENMOE_TEST_SHARDS;
 }
 
 std::string train_arguments(const std::string& recipe, const std::string& run,
@@ -80,8 +80,8 @@ TEST_CASE("the grid does not change the loss curve", "[grid]") {
     const auto reference = train(1, recipe, folder / (recipe + "-1"));
     REQUIRE(reference.size() == 30);
     CHECK(reference[0].at("dropped_second").get<double>() > 0.0);
-    CHECK(reference[0].at("real_tokens").get<double>() <
-          reference[0].at("positions").get<double>());
+    if (recipe == "tiny-released.json")  // its UL2 rows are padded, as the original's were
+      CHECK(reference[0].at("real_tokens") < reference[0].at("positions"));
     SECTION(recipe + " ep=2") {
       check_same_run(train(2, recipe, folder / "ep2", "--ep 2"), reference);
     }
@@ -127,9 +127,9 @@ TEST_CASE("wrong input ends every rank with one clear error", "[errors]") {
     CHECK(result.exit_code == 2);
     CHECK(result.output.find(phrase) != std::string::npos);
     // Said once, not once per rank.
-    const auto first = result.output.find("error:");
+    const auto first = result.output.find("openmoe: error");
     CHECK(first != std::string::npos);
-    CHECK(result.output.find("error:", first + 1) == std::string::npos);
+    CHECK(result.output.find("openmoe: error", first + 1) == std::string::npos);
   };
   const std::string run = folder / "run";
   refuse(2, train_arguments("tiny-released.json", run, "--set model.num_heds=3"), "num_heads");

@@ -6,7 +6,7 @@
 //   OPENMOE_BENCH_BLAS=<libopenblas.so> adds that library.
 #include <dlfcn.h>
 #include <omp.h>
-#include <sys/resource.h>
+#include <time.h>
 
 #include <algorithm>
 #include <chrono>
@@ -30,13 +30,12 @@ double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// CPU time of all threads of this process. Waiting threads spin, so that lost time of a team
+// counts; time taken by other processes does not.
 double cpu_seconds() {
-  rusage usage;
-  getrusage(RUSAGE_SELF, &usage);
-  const auto of = [](const timeval& t) {
-    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
-  };
-  return of(usage.ru_utime) + of(usage.ru_stime);
+  timespec time;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 // 24 independent accumulators in registers: nothing but the FMA units limits it. 768 (AVX-512) or
@@ -69,58 +68,64 @@ double cpu_seconds() {
 }
 #undef OPENMOE_FMA
 
-// FLOP/s of all threads together; the loop runs for about 5 ms.
+// Seconds of wall time and seconds of own CPU time per thread.
+struct Elapsed {
+  double wall, cpu;
+  static Elapsed of(const std::function<void()>& work) {
+    const double start = seconds(), cpu_start = cpu_seconds();
+    work();
+    return {seconds() - start, (cpu_seconds() - cpu_start) / omp_get_max_threads()};
+  }
+};
+
+// FLOP/s of all threads together, per own CPU second; the loop runs for about 5 ms.
 double peak_flops() {
   const bool avx512 = best_cpu_isa() >= CpuIsa::avx512;
   const long rounds = avx512 ? 600'000 : 1'200'000;
-  const double flops_a_round = avx512 ? 768.0 : 192.0;
   const int threads = omp_get_max_threads();
-  const double start = seconds();
+  const Elapsed time = Elapsed::of([&] {
 #pragma omp parallel num_threads(threads)
-  {
-    if (avx512)
-      fma_rounds_avx512(rounds);
-    else
-      fma_rounds_avx2(rounds);
-  }
-  return flops_a_round * static_cast<double>(rounds) * threads / (seconds() - start);
+    {
+      if (avx512)
+        fma_rounds_avx512(rounds);
+      else
+        fma_rounds_avx2(rounds);
+    }
+  });
+  return (avx512 ? 768.0 : 192.0) * static_cast<double>(rounds) * threads / time.cpu;
 }
 
 struct Result {
-  double share = 0.0, gflops = 0.0, peak_gflops = 0.0;
+  double share = 0.0, gflops = 0.0, peak_gflops = 0.0, cpu_use = 0.0;
   int samples = 0;
 };
 
-// The median of 7 accepted samples: the process had its threads to itself (own CPU time >= 93 % of
-// threads x wall).
+// The median of 7 samples, by own CPU time. cpu_use: own CPU time of that sample as a part of
+// threads x wall time; a figure well below 1 says that other processes took the cores, and that
+// their traces in the caches are in the result.
 Result measure(double flops, const std::function<void()>& work) {
-  const int threads = omp_get_max_threads();
   work();
-  std::vector<std::pair<double, double>> samples;  // share, flops/s
+  struct Sample {
+    double share, rate, use;
+  };
+  std::vector<Sample> samples;
   double peak_before = peak_flops();
-  const double limit = seconds() + 20.0;
-  double once = 0.0;
-  {
-    const double start = seconds();
-    work();
-    once = seconds() - start;
-  }
+  const double limit = seconds() + 10.0;
+  const double once = Elapsed::of(work).cpu;
   const int repeats = std::max(1, static_cast<int>(0.02 / once));
-  while (samples.size() < 7 && seconds() < limit) {
-    const double start = seconds(), cpu = cpu_seconds();
-    for (int i = 0; i < repeats; ++i) work();
-    const double wall = seconds() - start, used = cpu_seconds() - cpu;
+  while (samples.size() < 7 && (samples.empty() || seconds() < limit)) {
+    const Elapsed time = Elapsed::of([&] {
+      for (int i = 0; i < repeats; ++i) work();
+    });
     const double peak_after = peak_flops();
-    if (used >= 0.93 * threads * wall) {
-      const double rate = flops * repeats / wall;
-      samples.emplace_back(rate / (0.5 * (peak_before + peak_after)), rate);
-    }
+    const double rate = flops * repeats / time.cpu;
+    samples.push_back({rate / (0.5 * (peak_before + peak_after)), rate, time.cpu / time.wall});
     peak_before = peak_after;
   }
-  if (samples.empty()) return {};
-  std::sort(samples.begin(), samples.end());
-  const auto middle = samples[samples.size() / 2];
-  return {middle.first, middle.second * 1e-9, middle.second / middle.first * 1e-9,
+  std::sort(samples.begin(), samples.end(),
+            [](const Sample& x, const Sample& y) { return x.share < y.share; });
+  const Sample& middle = samples[samples.size() / 2];
+  return {middle.share, middle.rate * 1e-9, middle.rate / middle.share * 1e-9, middle.use,
           static_cast<int>(samples.size())};
 }
 
@@ -130,8 +135,8 @@ using Sgemm = void (*)(int order, int trans_a, int trans_b, int m, int n, int k,
 Sgemm g_blas = nullptr;
 
 void report(const char* group, const std::string& what, const Result& own, const Result& blas) {
-  std::printf("%-9s %-40s %6.3f of peak %8.1f GF/s (peak %6.1f, %d samples)", group, what.c_str(),
-              own.share, own.gflops, own.peak_gflops, own.samples);
+  std::printf("%-9s %-36s %6.3f of peak %8.1f GF/s (peak %6.1f, cpu use %.2f, n %d)", group,
+              what.c_str(), own.share, own.gflops, own.peak_gflops, own.cpu_use, own.samples);
   if (blas.samples > 0) std::printf("   blas %6.3f", blas.share);
   std::printf("\n");
   std::fflush(stdout);

@@ -62,17 +62,22 @@ Floats run_all(const RowKernels& kernels, std::int64_t n) {
   kernels.subtract_scaled_product(out[2].data(), 0.1f, a, b, n);
   end();
   begin();
-  double g_square = 1.0, w_square = 2.0, sum = 0.0;
-  float largest = 0.0f;
+  double g_square = 1.0, w_square = 2.0;
   kernels.adafactor_sums(out[0].data(), a, b, n, &g_square, &w_square);
+  out[2].resize(static_cast<std::size_t>((n + cpu::kReductionBlock - 1) / cpu::kReductionBlock));
+  const cpu::ExpSum sum = kernels.exp_sum(a, n);
+  const cpu::ExpSum in_place = kernels.exp_sum_in_place(out[1].data(), out[2].data(), n);
+  out[2].push_back(12345.0f);
   end();
-  kernels.exp_sum(a, n, &largest, &sum);
-  for (const double value : {g_square, w_square, sum, kernels.sum_of_squares(a, n),
-                             kernels.product_square_sum(a, b, n)}) {
+  for (const double value : {g_square, w_square, sum.sum, in_place.sum,
+                             kernels.sum_of_squares(a, n), kernels.product_square_sum(a, b, n)}) {
     all.push_back(static_cast<float>(value));
     all.push_back(static_cast<float>(value - static_cast<double>(all.back())));
   }
-  all.push_back(largest);
+  for (const cpu::ExpSum& z : {sum, in_place}) {
+    all.push_back(z.largest);
+    all.push_back(static_cast<float>(z.argmax));
+  }
   all.push_back(kernels.dot(a, b, n));
   return all;
 }

@@ -34,6 +34,7 @@ struct Matrix {
   float& at(std::int64_t i, std::int64_t j) {
     return values[static_cast<std::size_t>(transposed ? j * ld + i : i * ld + j)];
   }
+  float at(std::int64_t i, std::int64_t j) const { return const_cast<Matrix*>(this)->at(i, j); }
   GemmOperand operand() const { return {values.data(), ld, transposed}; }
 
   std::int64_t rows, cols, ld;
@@ -47,29 +48,38 @@ struct Case {
   std::int64_t pad;
 };
 
-// The worst |error| / (sum |a b| + |c|), and a failure if anything beside C was written.
+// The worst |error| / (sum |a b| + |c|); 1e30 for NaN, or if anything beside C was written.
 double worst_error(const Case& x, std::uint64_t seed) {
   Rng rng(seed, stream_id("gemm_test"));
   Matrix a(x.m, x.k, x.pad, x.a_transposed, rng), b(x.k, x.n, x.pad, x.b_transposed, rng);
   Matrix c(x.m, x.n, x.pad, false, rng);
-  Matrix old = c;
+  const Matrix old = c;
   gemm(x.m, x.n, x.k, a.operand(), b.operand(), c.values.data(), c.ld, x.accumulate);
   double worst = 0.0;
+  std::vector<double> sum(static_cast<std::size_t>(x.n)), size(static_cast<std::size_t>(x.n));
   for (std::int64_t i = 0; i < x.m; ++i) {
     for (std::int64_t j = 0; j < x.n; ++j) {
-      double sum = x.accumulate ? static_cast<double>(old.at(i, j)) : 0.0;
-      double size = std::fabs(sum);
-      for (std::int64_t p = 0; p < x.k; ++p) {
-        const double product = static_cast<double>(a.at(i, p)) * static_cast<double>(b.at(p, j));
-        sum += product;
-        size += std::fabs(product);
-      }
-      const double error = std::fabs(static_cast<double>(c.at(i, j)) - sum);
-      if (!(error <= 1e30)) return 1e30;  // also NaN
-      if (error > 0.0) worst = std::max(worst, error / size);
+      const double start = x.accumulate ? static_cast<double>(old.at(i, j)) : 0.0;
+      sum[static_cast<std::size_t>(j)] = start;
+      size[static_cast<std::size_t>(j)] = std::fabs(start);
     }
-    for (std::int64_t j = x.n; j < c.ld; ++j)
-      REQUIRE(std::isnan(c.values[static_cast<std::size_t>(i * c.ld + j)]));
+    for (std::int64_t p = 0; p < x.k; ++p) {
+      const auto left = static_cast<double>(a.at(i, p));
+      for (std::int64_t j = 0; j < x.n; ++j) {
+        const double product = left * static_cast<double>(b.at(p, j));
+        sum[static_cast<std::size_t>(j)] += product;
+        size[static_cast<std::size_t>(j)] += std::fabs(product);
+      }
+    }
+    for (std::int64_t j = 0; j < x.n; ++j) {
+      const auto at = static_cast<std::size_t>(j);
+      const double error = std::fabs(static_cast<double>(c.at(i, j)) - sum[at]);
+      if (!(error <= 1e30)) return 1e30;
+      if (error > 0.0) worst = std::max(worst, error / size[at]);
+    }
+    for (std::int64_t j = x.n; j < c.ld; ++j) {
+      if (!std::isnan(c.values[static_cast<std::size_t>(i * c.ld + j)])) return 1e30;
+    }
   }
   return worst;
 }

@@ -15,15 +15,8 @@
 
 namespace openmoe::test {
 
-inline std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  if (value == nullptr)
-    throw std::runtime_error(std::string(name) + " is not set: run this test through ctest");
-  return value;
-}
-
 inline std::string source_path(const std::string& relative) {
-  return environment("OPENMOE_SOURCE_DIR") + "/" + relative;
+  return std::string(OPENMOE_TEST_SOURCE_DIR) + "/" + relative;
 }
 
 struct CommandResult {
@@ -33,7 +26,7 @@ struct CommandResult {
 
 inline CommandResult run_command(const std::string& command) {
   CommandResult result;
-  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+  FILE* pipe = popen(("{ " + command + "; } 2>&1").c_str(), "r");
   if (pipe == nullptr) return result;
   char buffer[4096];
   for (std::size_t n; (n = fread(buffer, 1, sizeof buffer, pipe)) > 0;)
@@ -45,7 +38,7 @@ inline CommandResult run_command(const std::string& command) {
 
 // `openmoe ARGUMENTS` on `ranks` ranks with one thread each.
 inline CommandResult run_openmoe(int ranks, const std::string& arguments) {
-  const std::string binary = environment("OPENMOE_BINARY");
+  const std::string binary = OPENMOE_TEST_BINARY;
   if (ranks == 1) return run_command("OMP_NUM_THREADS=1 " + binary + " " + arguments);
   return run_command("OMP_NUM_THREADS=1 " + source_path("scripts/mpirun.sh") + " -np " +
                      std::to_string(ranks) + " " + binary + " " + arguments);

@@ -44,9 +44,6 @@ class Scratch {
   std::filesystem::path folder_;
 };
 
-inline std::string source_dir() {
-  const char* folder = std::getenv("OPENMOE_SOURCE_DIR");
-  return folder == nullptr ? "." : folder;
-}
+inline std::string source_dir() { return OPENMOE_TEST_SOURCE_DIR; }
 
 }  // namespace openmoe::test
