@@ -304,18 +304,27 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_dkv_kernel(Backwa
 
 constexpr std::int64_t kMaxHeadDim = 256;
 
-// Calls body(std::integral_constant<int, kHeadDim>) with the smallest compiled width that holds a head.
-template <typename Body>
+// Calls body(std::integral_constant<int, kHeadDim>) with the smallest compiled width that holds a head. Narrow heads of bf16 are
+// left to the tensor cores.
+template <typename T, typename Body>
 void with_head_dim(std::int64_t head_dim, Body&& body) {
   OPENMOE_CHECK(head_dim <= kMaxHeadDim, "head width ", head_dim, "; the CUDA backend has attention for up to ", kMaxHeadDim);
-  if (head_dim <= 32)
-    body(std::integral_constant<int, 32>{});
-  else if (head_dim <= 64)
-    body(std::integral_constant<int, 64>{});
-  else if (head_dim <= 128)
-    body(std::integral_constant<int, 128>{});
-  else
-    body(std::integral_constant<int, 256>{});
+  if constexpr (std::is_same_v<T, float>) {
+    if (head_dim <= 32) return body(std::integral_constant<int, 32>{});
+    if (head_dim <= 64) return body(std::integral_constant<int, 64>{});
+    if (head_dim <= 128) return body(std::integral_constant<int, 128>{});
+  }
+  body(std::integral_constant<int, 256>{});
+}
+
+bool use_tensor_cores(const Tensor& q) {
+  return q.dtype == DType::bf16 && q.size(3) <= kMaxMmaHeadDim;
+}
+std::int64_t vector_width(const Tensor& q) {
+  return 16 / size_of(q.dtype);
+}
+AttentionShape shape_of(const Tensor& q, float scale, bool vectors) {
+  return {q.size(0), q.size(1), q.size(2), q.size(3), scale, vectors};
 }
 
 }  // namespace
@@ -323,45 +332,62 @@ void with_head_dim(std::int64_t head_dim, Body&& body) {
 
 void CudaOps::do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v, Tensor segment_ids, float scale) {
   if (q.num_elements() == 0) return;
-  const cuda::AttentionShape shape{q.size(0), q.size(1), q.size(2), q.size(3), scale, cuda::can_vectorise(4, q.size(3), q, k, v)};
-  const cuda::ForwardArgs<float> args{o.as<float>(), log_z.as<float>(), q.as<float>(), k.as<float>(), v.as<float>(),
-                                      segment_ids.as<std::int32_t>(), shape};
-  cuda::with_head_dim(shape.Dh, [&](auto head_dim) {
-    using Tiles = cuda::ForwardTiles<head_dim.value>;
-    cuda::launch(stream_,
-                 {.blocks = cuda::ceil_div(shape.T, Tiles::kQueries) * shape.B * shape.H,
-                  .threads = cuda::kAttentionThreads,
-                  .shared_bytes = Tiles::kSharedBytes},
-                 cuda::attention_forward_kernel<float, head_dim.value>, args);
+  const cuda::AttentionShape shape = cuda::shape_of(q, scale, cuda::can_vectorise(cuda::vector_width(q), q.size(3), o, q, k, v));
+  if (cuda::use_tensor_cores(q)) {
+    using T = __nv_bfloat16;
+    cuda::mma_attention_forward(stream_, o.as<T>(), log_z.as<float>(), q.as<T>(), k.as<T>(), v.as<T>(),
+                                segment_ids.as<std::int32_t>(), shape);
+    return;
+  }
+  cuda::with_storage(q.dtype, [&]<typename T>(std::type_identity<T>) {
+    const cuda::ForwardArgs<T> args{
+        o.as<T>(), log_z.as<float>(), q.as<T>(), k.as<T>(), v.as<T>(), segment_ids.as<std::int32_t>(), shape};
+    cuda::with_head_dim<T>(shape.Dh, [&](auto head_dim) {
+      using Tiles = cuda::ForwardTiles<head_dim.value>;
+      cuda::launch(stream_,
+                   {.blocks = cuda::ceil_div(shape.T, Tiles::kQueries) * shape.B * shape.H,
+                    .threads = cuda::kAttentionThreads,
+                    .shared_bytes = Tiles::kSharedBytes},
+                   cuda::attention_forward_kernel<T, head_dim.value>, args);
+    });
   });
 }
 
 void CudaOps::do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k, Tensor v, Tensor o,
                                     Tensor segment_ids, Tensor log_z, float scale) {
   if (q.num_elements() == 0) return;
-  const cuda::AttentionShape shape{q.size(0), q.size(1), q.size(2), q.size(3), scale,
-                                   cuda::can_vectorise(4, q.size(3), d_o, q, k, v)};
+  const cuda::AttentionShape shape = cuda::shape_of(
+      q, scale, cuda::can_vectorise(cuda::vector_width(q), q.size(3), dq, dk, dv, d_o, q, k, v));
   const std::int64_t rows = shape.B * shape.T * shape.H;
   float* const delta = static_cast<float*>(scratch_.reserve(rows * static_cast<std::int64_t>(sizeof(float))));
-  cuda::launch(stream_, cuda::blocks_for(rows, cuda::kAttentionThreads / cuda::kWarp, cuda::kAttentionThreads),
-               cuda::attention_delta_kernel<float>, delta, d_o.as<float>(), o.as<float>(), shape);
-  const cuda::BackwardArgs<float> args{dq.as<float>(), dk.as<float>(), dv.as<float>(), d_o.as<float>(), q.as<float>(),
-                                       k.as<float>(), v.as<float>(), segment_ids.as<std::int32_t>(), log_z.as<float>(), delta,
-                                       shape};
-  cuda::with_head_dim(shape.Dh, [&](auto head_dim) {
-    constexpr int kHeadDim = head_dim.value;
-    using Tiles = cuda::BackwardTiles<kHeadDim>;
-    const std::int64_t blocks = cuda::ceil_div(shape.T, Tiles::kOwned) * shape.B * shape.H;
-    cuda::launch(stream_,
-                 {.blocks = blocks,
-                  .threads = cuda::kAttentionThreads,
-                  .shared_bytes = cuda::BackwardShared<Tiles::kOwned, Tiles::kWalked, kHeadDim>::kBytes},
-                 cuda::attention_dq_kernel<float, kHeadDim>, args);
-    cuda::launch(stream_,
-                 {.blocks = blocks,
-                  .threads = cuda::kAttentionThreads,
-                  .shared_bytes = cuda::BackwardShared<Tiles::kWalked, Tiles::kOwned, kHeadDim>::kBytes},
-                 cuda::attention_dkv_kernel<float, kHeadDim>, args);
+  cuda::with_storage(q.dtype, [&]<typename T>(std::type_identity<T>) {
+    cuda::launch(stream_, cuda::blocks_for(rows, cuda::kAttentionThreads / cuda::kWarp, cuda::kAttentionThreads),
+                 cuda::attention_delta_kernel<T>, delta, d_o.as<T>(), o.as<T>(), shape);
+  });
+  if (cuda::use_tensor_cores(q)) {
+    using T = __nv_bfloat16;
+    cuda::mma_attention_backward(stream_, dq.as<T>(), dk.as<T>(), dv.as<T>(), d_o.as<T>(), q.as<T>(), k.as<T>(), v.as<T>(),
+                                 segment_ids.as<std::int32_t>(), log_z.as<float>(), delta, shape);
+    return;
+  }
+  cuda::with_storage(q.dtype, [&]<typename T>(std::type_identity<T>) {
+    const cuda::BackwardArgs<T> args{dq.as<T>(), dk.as<T>(), dv.as<T>(), d_o.as<T>(), q.as<T>(), k.as<T>(), v.as<T>(),
+                                     segment_ids.as<std::int32_t>(), log_z.as<float>(), delta, shape};
+    cuda::with_head_dim<T>(shape.Dh, [&](auto head_dim) {
+      constexpr int kHeadDim = head_dim.value;
+      using Tiles = cuda::BackwardTiles<kHeadDim>;
+      const std::int64_t blocks = cuda::ceil_div(shape.T, Tiles::kOwned) * shape.B * shape.H;
+      cuda::launch(stream_,
+                   {.blocks = blocks,
+                    .threads = cuda::kAttentionThreads,
+                    .shared_bytes = cuda::BackwardShared<Tiles::kOwned, Tiles::kWalked, kHeadDim>::kBytes},
+                   cuda::attention_dq_kernel<T, kHeadDim>, args);
+      cuda::launch(stream_,
+                   {.blocks = blocks,
+                    .threads = cuda::kAttentionThreads,
+                    .shared_bytes = cuda::BackwardShared<Tiles::kWalked, Tiles::kOwned, kHeadDim>::kBytes},
+                   cuda::attention_dkv_kernel<T, kHeadDim>, args);
+    });
   });
 }
 

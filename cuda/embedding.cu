@@ -99,10 +99,12 @@ embedding_join_kernel(float* dtable, const float* head, const float* tail, const
 
 void CudaOps::do_embedding_forward(Tensor x, Tensor table, Tensor ids) {
   const std::int64_t N = x.size(0), D = x.size(1);
-  cuda::with_width<4>(cuda::can_vectorise(4, D, x, table), [&](auto width) {
-    cuda::launch(stream_, cuda::blocks_for(N, cuda::kThreads / cuda::kWarp),
-                 cuda::embedding_forward_kernel<float, float, width.value>, x.as<float>(), table.as<float>(),
-                 ids.as<std::int32_t>(), &device_report_->bad_id, N, table.size(0), D);
+  cuda::with_storage(table.dtype, [&]<typename W>(std::type_identity<W>) {
+    cuda::with_width<4>(cuda::can_vectorise(4, D, x, table), [&](auto width) {
+      cuda::launch(stream_, cuda::blocks_for(N, cuda::kThreads / cuda::kWarp),
+                   cuda::embedding_forward_kernel<float, W, width.value>, x.as<float>(), table.as<W>(),
+                   ids.as<std::int32_t>(), &device_report_->bad_id, N, table.size(0), D);
+    });
   });
 }
 

@@ -9,6 +9,11 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
+// Gradients of y (bf16 where y is) and rows.
+template <typename Body>
+void with_types(const Tensor& y, const Tensor& rows, Body&& body) {
+  with_storage(y.dtype, [&](auto y_type) { with_storage(rows.dtype, [&](auto row_type) { body(y_type, row_type); }); });
+}
 constexpr int kRowsPerBlock = kThreads / kWarp;
 
 template <typename T, int kWidth>
@@ -97,35 +102,44 @@ combine_backward_kernel(Row* drows, float* dgate, const Y* dy, const Row* rows, 
 
 void CudaOps::do_gather_rows(Tensor rows, Tensor x, Tensor row_token, std::int64_t num_rows) {
   const std::int64_t D = x.size(1);
-  cuda::with_width<4>(cuda::can_vectorise(4, D, rows, x), [&](auto width) {
-    cuda::launch(stream_, cuda::blocks_for(num_rows, cuda::kRowsPerBlock), cuda::gather_rows_kernel<float, width.value>,
-                 rows.as<float>(), x.as<float>(), row_token.as<std::int32_t>(), num_rows, D);
+  cuda::with_storage(x.dtype, [&]<typename T>(std::type_identity<T>) {
+    constexpr int kWidth = cuda::kVector<T>;
+    cuda::with_width<kWidth>(cuda::can_vectorise(kWidth, D, rows, x), [&](auto width) {
+      cuda::launch(stream_, cuda::blocks_for(num_rows, cuda::kRowsPerBlock), cuda::gather_rows_kernel<T, width.value>,
+                   rows.as<T>(), x.as<T>(), row_token.as<std::int32_t>(), num_rows, D);
+    });
   });
 }
 
 void CudaOps::do_gather_rows_backward_accumulate(Tensor dx, Tensor drows, Tensor assignment_row) {
   const std::int64_t N = dx.size(0), D = dx.size(1);
-  cuda::with_width<4>(cuda::can_vectorise(4, D, dx, drows), [&](auto width) {
-    cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock), cuda::add_rows_kernel<float, float, false, width.value>,
-                 dx.as<float>(), drows.as<float>(), nullptr, assignment_row.as<std::int32_t>(), N, D);
+  cuda::with_types(dx, drows, [&]<typename X, typename Row>(std::type_identity<X>, std::type_identity<Row>) {
+    cuda::with_width<4>(cuda::can_vectorise(4, D, dx, drows), [&](auto width) {
+      cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock), cuda::add_rows_kernel<X, Row, false, width.value>,
+                   dx.as<X>(), drows.as<Row>(), nullptr, assignment_row.as<std::int32_t>(), N, D);
+    });
   });
 }
 
 void CudaOps::do_combine_rows_forward_accumulate(Tensor y, Tensor rows, Tensor gate, Tensor assignment_row) {
   const std::int64_t N = y.size(0), D = y.size(1);
-  cuda::with_width<4>(cuda::can_vectorise(4, D, y, rows), [&](auto width) {
-    cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock), cuda::add_rows_kernel<float, float, true, width.value>,
-                 y.as<float>(), rows.as<float>(), gate.as<float>(), assignment_row.as<std::int32_t>(), N, D);
+  cuda::with_storage(rows.dtype, [&]<typename Row>(std::type_identity<Row>) {
+    cuda::with_width<4>(cuda::can_vectorise(4, D, y, rows), [&](auto width) {
+      cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock), cuda::add_rows_kernel<float, Row, true, width.value>,
+                   y.as<float>(), rows.as<Row>(), gate.as<float>(), assignment_row.as<std::int32_t>(), N, D);
+    });
   });
 }
 
 void CudaOps::do_combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor rows, Tensor gate,
                                        Tensor assignment_row) {
   const std::int64_t N = dy.size(0), D = dy.size(1);
-  cuda::with_width<4>(cuda::can_vectorise(4, D, drows, dy, rows), [&](auto width) {
-    cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock), cuda::combine_backward_kernel<float, float, width.value>,
-                 drows.as<float>(), dgate.as<float>(), dy.as<float>(), rows.as<float>(), gate.as<float>(),
-                 assignment_row.as<std::int32_t>(), N, D);
+  cuda::with_storage(rows.dtype, [&]<typename Row>(std::type_identity<Row>) {
+    cuda::with_width<4>(cuda::can_vectorise(4, D, drows, dy, rows), [&](auto width) {
+      cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock), cuda::combine_backward_kernel<float, Row, width.value>,
+                   drows.as<Row>(), dgate.as<float>(), dy.as<float>(), rows.as<Row>(), gate.as<float>(),
+                   assignment_row.as<std::int32_t>(), N, D);
+    });
   });
 }
 

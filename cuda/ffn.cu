@@ -68,12 +68,15 @@ ffn_backward_kernel(T* dgate, T* dup, const T* dh, const T* gate, const T* up, s
 void CudaOps::do_ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind, std::int64_t num_rows) {
   const std::int64_t F = h.size(1);
   const bool gated = kind == FfnKind::gated_swiglu;
-  cuda::with_width<4>(cuda::can_vectorise(4, F, h, gate, up), [&](auto width) {
-    constexpr int kWidth = width.value;
-    const std::int64_t vectors = num_rows * F / kWidth;
-    cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
-                 gated ? cuda::ffn_forward_kernel<float, true, kWidth> : cuda::ffn_forward_kernel<float, false, kWidth>,
-                 h.as<float>(), gate.as<float>(), up.as<float>(), vectors, F);
+  cuda::with_storage(h.dtype, [&]<typename T>(std::type_identity<T>) {
+    constexpr int kVectorWidth = cuda::kVector<T>;
+    cuda::with_width<kVectorWidth>(cuda::can_vectorise(kVectorWidth, F, h, gate, up), [&](auto width) {
+      constexpr int kWidth = width.value;
+      const std::int64_t vectors = num_rows * F / kWidth;
+      cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
+                   gated ? cuda::ffn_forward_kernel<T, true, kWidth> : cuda::ffn_forward_kernel<T, false, kWidth>, h.as<T>(),
+                   gate.as<T>(), up.as<T>(), vectors, F);
+    });
   });
 }
 
@@ -81,12 +84,15 @@ void CudaOps::do_ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Te
                                          std::int64_t num_rows) {
   const std::int64_t F = dh.size(1);
   const bool gated = kind == FfnKind::gated_swiglu;
-  cuda::with_width<4>(cuda::can_vectorise(4, F, dgate, dup, dh, gate, up), [&](auto width) {
-    constexpr int kWidth = width.value;
-    const std::int64_t vectors = num_rows * F / kWidth;
-    cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
-                 gated ? cuda::ffn_backward_kernel<float, true, kWidth> : cuda::ffn_backward_kernel<float, false, kWidth>,
-                 dgate.as<float>(), dup.as<float>(), dh.as<float>(), gate.as<float>(), up.as<float>(), vectors, F);
+  cuda::with_storage(dh.dtype, [&]<typename T>(std::type_identity<T>) {
+    constexpr int kVectorWidth = cuda::kVector<T>;
+    cuda::with_width<kVectorWidth>(cuda::can_vectorise(kVectorWidth, F, dgate, dup, dh, gate, up), [&](auto width) {
+      constexpr int kWidth = width.value;
+      const std::int64_t vectors = num_rows * F / kWidth;
+      cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
+                   gated ? cuda::ffn_backward_kernel<T, true, kWidth> : cuda::ffn_backward_kernel<T, false, kWidth>,
+                   dgate.as<T>(), dup.as<T>(), dh.as<T>(), gate.as<T>(), up.as<T>(), vectors, F);
+    });
   });
 }
 

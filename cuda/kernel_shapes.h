@@ -9,7 +9,14 @@
 #include "core/base/check.h"
 #include "core/tensor.h"
 
-namespace openmoe::cuda {
+namespace openmoe {
+
+template <>
+struct DTypeOf<__nv_bfloat16> {
+  static constexpr DType value = DType::bf16;
+};
+
+namespace cuda {
 
 // Whether rows of `row_length` elements of all tensors can be moved `width` elements at a time: every row must begin at an
 // aligned address. Empty tensors and those without memory do not matter.
@@ -31,7 +38,7 @@ void with_width(bool vectors, Body&& body) {
     body(std::integral_constant<int, 1>{});
 }
 
-// Calls body(std::type_identity<T>) with the storage type of `dtype`.
+// Calls body(std::type_identity<T>) with the storage type of `dtype`: [&]<typename T>(std::type_identity<T>) { ... }.
 template <typename Body>
 void with_storage(DType dtype, Body&& body) {
   OPENMOE_CHECK(dtype == DType::f32 || dtype == DType::bf16, "no kernels for ", name_of(dtype));
@@ -41,4 +48,9 @@ void with_storage(DType dtype, Body&& body) {
     body(std::type_identity<__nv_bfloat16>{});
 }
 
-}  // namespace openmoe::cuda
+// Elements of one 16-byte access.
+template <typename T>
+inline constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+
+}  // namespace cuda
+}  // namespace openmoe

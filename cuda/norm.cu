@@ -10,6 +10,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// The types of normalised activations and of the weight; the residual stream is f32.
+template <typename Body>
+void with_types(const Tensor& y, const Tensor& w, Body&& body) {
+  with_storage(y.dtype, [&](auto y_type) { with_storage(w.dtype, [&](auto w_type) { body(y_type, w_type); }); });
+}
+
 // A warp per row, which it reads twice: the second time from the cache.
 template <typename Y, typename X, typename W, int kWidth>
 __global__ void __launch_bounds__(kThreads)
@@ -94,10 +100,12 @@ rms_norm_backward_kernel(float* dx, float* partial, const Y* dy, const X* x, con
 // A padded row gets y = 0 and rstd = 0.
 void CudaOps::do_rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor segment_ids, float eps) {
   const std::int64_t N = x.size(0), D = x.size(1);
-  cuda::with_width<4>(cuda::can_vectorise(4, D, y, x, w), [&](auto width) {
-    cuda::launch(stream_, cuda::blocks_for(N, cuda::kThreads / cuda::kWarp),
-                 cuda::rms_norm_forward_kernel<float, float, float, width.value>, y.as<float>(), rstd.as<float>(),
-                 x.as<float>(), w.as<float>(), segment_ids.as<std::int32_t>(), eps, N, D);
+  cuda::with_types(y, w, [&]<typename Y, typename W>(std::type_identity<Y>, std::type_identity<W>) {
+    cuda::with_width<4>(cuda::can_vectorise(4, D, y, x, w), [&](auto width) {
+      cuda::launch(stream_, cuda::blocks_for(N, cuda::kThreads / cuda::kWarp),
+                   cuda::rms_norm_forward_kernel<Y, float, W, width.value>, y.as<Y>(), rstd.as<float>(), x.as<float>(),
+                   w.as<W>(), segment_ids.as<std::int32_t>(), eps, N, D);
+    });
   });
 }
 
@@ -107,10 +115,12 @@ void CudaOps::do_rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, T
   if (N == 0 || D == 0) return;
   const std::int64_t blocks = std::min(N, cuda::kMaxPartials), float_bytes = sizeof(float);
   float* const partial = static_cast<float*>(scratch_.reserve(blocks * D * float_bytes));
-  cuda::with_width<4>(cuda::can_vectorise(4, D, dx, dy, x, w), [&](auto width) {
-    cuda::launch(stream_, {.blocks = blocks, .threads = cuda::kThreads, .shared_bytes = D * float_bytes},
-                 cuda::rms_norm_backward_kernel<float, float, float, width.value>, dx.as<float>(), partial, dy.as<float>(),
-                 x.as<float>(), w.as<float>(), segment_ids.as<std::int32_t>(), rstd.as<float>(), N, D);
+  cuda::with_types(dy, w, [&]<typename Y, typename W>(std::type_identity<Y>, std::type_identity<W>) {
+    cuda::with_width<4>(cuda::can_vectorise(4, D, dx, dy, x, w), [&](auto width) {
+      cuda::launch(stream_, {.blocks = blocks, .threads = cuda::kThreads, .shared_bytes = D * float_bytes},
+                   cuda::rms_norm_backward_kernel<Y, float, W, width.value>, dx.as<float>(), partial, dy.as<Y>(), x.as<float>(),
+                   w.as<W>(), segment_ids.as<std::int32_t>(), rstd.as<float>(), N, D);
+    });
   });
   cuda::add_column_sums(stream_, dw.as<float>(), partial, blocks, D);
 }

@@ -72,10 +72,13 @@ void CudaOps::do_rope(Tensor x, float base, bool inverse) {
   if (x.num_elements() == 0) return;
   prepare_rope_table(T, half, base);
   const Tensor sines{rope_table_.sines, DType::f32, Device::cuda, {}};
-  cuda::with_width<4>(cuda::can_vectorise(4, half, x, sines), [&](auto width) {
-    const std::int64_t vectors = B * T * H * (half / width.value);
-    cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads), cuda::rope_kernel<float, width.value>, x.as<float>(),
-                 rope_table_.cosines, rope_table_.sines, inverse ? -1.0f : 1.0f, vectors, T, H, half);
+  cuda::with_storage(x.dtype, [&]<typename X>(std::type_identity<X>) {
+    constexpr int kWidth = cuda::kVector<X>;
+    cuda::with_width<kWidth>(cuda::can_vectorise(kWidth, half, x, sines), [&](auto width) {
+      const std::int64_t vectors = B * T * H * (half / width.value);
+      cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads), cuda::rope_kernel<X, width.value>, x.as<X>(),
+                   rope_table_.cosines, rope_table_.sines, inverse ? -1.0f : 1.0f, vectors, T, H, half);
+    });
   });
 }
 
