@@ -75,7 +75,6 @@ void prepare() {
   g_access.reader = static_cast<std::uint32_t*>(
       map(shadow_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1));
   g_access.base = base;
-  install_fault_handler();
 }
 
 std::size_t granules(std::size_t bytes) {
@@ -110,6 +109,7 @@ void* host_view(const void* p) {
 
 void* allocate(std::size_t bytes, int device) {
   prepare();
+  install_fault_handler();
   Memory& m = memory();
   const std::size_t rounded = (bytes + kAlignment - 1) & ~(kAlignment - 1);
   if (rounded < bytes || m.used[device] + rounded > hardware().memory_bytes) return nullptr;

@@ -17,6 +17,8 @@
 namespace cuda_emulation {
 namespace {
 
+constexpr std::size_t kHandlerStackBytes = 256 << 10;
+
 struct sigaction g_before;
 bool g_open = false;
 
@@ -46,17 +48,21 @@ void on_fault(int, siginfo_t* info, void*) {
 }  // namespace
 
 void install_fault_handler() {
+  struct sigaction now {};
+  sigaction(SIGSEGV, nullptr, &now);
+  if ((now.sa_flags & SA_SIGINFO) != 0 && now.sa_sigaction == on_fault) return;
+  g_before = now;
   // Fibers' stacks may be the cause of the fault: the handler has a stack of its own.
-  static char* const stack = static_cast<char*>(std::malloc(256 << 10));
+  static char* const stack = static_cast<char*>(std::malloc(kHandlerStackBytes));
   stack_t alternate{};
   alternate.ss_sp = stack;
-  alternate.ss_size = 256 << 10;
+  alternate.ss_size = kHandlerStackBytes;
   sigaltstack(&alternate, nullptr);
   struct sigaction action {};
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigemptyset(&action.sa_mask);
-  sigaction(SIGSEGV, &action, &g_before);
+  sigaction(SIGSEGV, &action, nullptr);
 }
 
 void protect_device_memory() {

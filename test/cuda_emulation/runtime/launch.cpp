@@ -190,6 +190,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* function, const
   grid.block_size = config.blockDim;
   grid.invoke = invoke;
   grid.arguments = g_parameters;
+  install_fault_handler();
   begin_launch();
   ++state().launches;
   run_blocks(grid, kernel);

@@ -31,12 +31,13 @@ namespace {
 namespace context = boost::context::detail;
 
 constexpr std::size_t kStackBytes = 256 << 10;
+constexpr std::size_t kStackGuardBytes = 64 << 10;
 constexpr std::uint32_t kMaxThreads = 1024;
 constexpr std::uint32_t kLanes = 32;
 
 struct Fiber {
   context::fcontext_t resume = nullptr;  // null: has not started
-  char* stack = nullptr;                 // lowest address, above the guard page
+  char* stack = nullptr;                 // lowest address, above the guard
   std::size_t stack_bytes = 0;
   void* sanitizer_state = nullptr;
 };
@@ -112,15 +113,14 @@ Scheduler g_scheduler;
 thread_local bool t_in_kernel = false;
 
 Fiber* make_fiber() {
-  constexpr std::size_t kPage = 4096;
-  void* p = mmap(nullptr, kStackBytes + kPage, PROT_READ | PROT_WRITE,
+  void* p = mmap(nullptr, kStackBytes + kStackGuardBytes, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED || mprotect(p, kPage, PROT_NONE) != 0) {
+  if (p == MAP_FAILED || mprotect(p, kStackGuardBytes, PROT_NONE) != 0) {
     std::perror("mmap of a fiber's stack");
     std::abort();
   }
   auto* fiber = new Fiber;
-  fiber->stack = static_cast<char*>(p) + kPage;
+  fiber->stack = static_cast<char*>(p) + kStackGuardBytes;
   // Tops at different offsets within a page: otherwise the hot ends of all stacks share a few cache
   // sets.
   fiber->stack_bytes = kStackBytes - 192 * (g_scheduler.fibers.size() % 20);
@@ -392,7 +392,8 @@ bool on_running_stack(std::uintptr_t address) {
 
 bool in_guard_of_running_stack(std::uintptr_t address) {
   const Fiber* fiber = g_scheduler.running;
-  return fiber != nullptr && reinterpret_cast<std::uintptr_t>(fiber->stack) - address - 1 < 4096;
+  return fiber != nullptr &&
+         reinterpret_cast<std::uintptr_t>(fiber->stack) - address - 1 < kStackGuardBytes;
 }
 
 std::int64_t num_switches() {
