@@ -11,6 +11,7 @@
 #include "apps/checkpoint.h"
 #include "apps/command.h"
 #include "apps/device.h"
+#include "apps/host_params.h"
 #include "apps/mixtures.h"
 #include "apps/network.h"
 #include "apps/trainer.h"
@@ -120,7 +121,9 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   if (checkpoint.empty()) {
     network.params().initialize(*ops, static_cast<std::uint64_t>(recipe.run.seed));
   } else {
-    const CheckpointMeta meta = load_checkpoint(checkpoint, network.params(), grid, true);
+    HostParams host(network.params(), *ops);
+    const CheckpointMeta meta = load_checkpoint(checkpoint, host.table(), grid, true);
+    host.upload();
     check_resumable(recipe, meta, stream.fingerprint(), checkpoint, grid.is_root());
     first_step = meta.step;
   }

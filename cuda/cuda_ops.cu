@@ -84,7 +84,7 @@ void check_device(int device_index) {
                            "CUDA_VISIBLE_DEVICES"));
   cudaFuncAttributes attributes{};
   const cudaError_t image = cudaFuncGetAttributes(&attributes, add_kernel);
-  if (image == cudaErrorNoKernelImageForDevice || image == cudaErrorInvalidDeviceFunction) {
+  if (image == cudaErrorNoKernelImageForDevice) {
     int major = 0, minor = 0;
     OPENMOE_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_index));
     OPENMOE_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_index));
