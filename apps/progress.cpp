@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <filesystem>
 
 namespace openmoe {
 namespace {
@@ -25,12 +27,24 @@ std::string duration(double seconds) {
   return text;
 }
 
+// Whether a person watches. Open MPI gives its ranks a terminal of its own even when its output
+// goes to a file, so under mpirun the output of the parent, mpirun itself on this host, decides.
+bool is_watched() {
+  if (isatty(STDOUT_FILENO) == 0) return false;
+  if (std::getenv("OMPI_COMM_WORLD_RANK") == nullptr) return true;
+  std::error_code error;
+  const auto output =
+      std::filesystem::read_symlink("/proc/" + std::to_string(getppid()) + "/fd/1", error);
+  return !error &&
+         (output.string().starts_with("/dev/pts/") || output.string().starts_with("/dev/tty"));
+}
+
 }  // namespace
 
 Progress::Progress(std::int64_t num_steps, std::int64_t first_step)
     : num_steps_(num_steps),
       first_step_(first_step),
-      terminal_(isatty(STDOUT_FILENO) != 0),
+      terminal_(is_watched()),
       start_(Clock::now()) {}
 
 void Progress::show(const Row& row) {
