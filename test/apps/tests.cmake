@@ -29,7 +29,7 @@ endforeach()
 
 # Conversion against the real libraries, which live in Python; what is not installed is skipped by the test and said.
 add_executable(logits_tool apps/logits_tool.cpp)
-target_link_libraries(logits_tool PRIVATE openmoe_apps)
+target_link_libraries(logits_tool PRIVATE openmoe_apps openmoe_device)
 find_program(OPENMOE_PYTHON NAMES python3 PATHS ${CMAKE_SOURCE_DIR}/build/python/bin NO_DEFAULT_PATH)
 find_program(OPENMOE_PYTHON NAMES python3 PATHS /usr/bin NO_DEFAULT_PATH)
 find_program(OPENMOE_PYTHON NAMES python3)
