@@ -28,8 +28,8 @@ std::string to_json(const Recipe& recipe);
 // Reference of all keys, one per line: path, allowed values, default, meaning.
 std::string recipe_key_reference();
 
-// Index of the phase that `step` belongs to, and the first step of a phase. Steps from 0. Phases that
-// end in real or loss tokens must have been resolved (data/token_budget.h).
+// Index of the phase that `step` belongs to, and the first step of a phase. Steps from 0. Phases
+// that end in real or loss tokens must have been resolved (data/token_budget.h).
 std::int64_t phase_at(const Recipe& recipe, std::int64_t step);
 std::int64_t first_step_of_phase(const Recipe& recipe, std::int64_t phase);
 
