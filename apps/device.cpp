@@ -25,19 +25,23 @@ int device_of(const MpiEnvironment& mpi) {
 }  // namespace
 
 void add_device_options(CLI::App& command, DeviceOptions& options) {
-  command.add_option("--device", options.device, "cpu, cuda, or auto: cuda where every rank sees a device")
+  command
+      .add_option("--device", options.device,
+                  "cpu, cuda, or auto: cuda where every rank sees a device")
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}))
       ->capture_default_str();
   command
       .add_option("--collectives", options.collectives,
-                  "how tensors of devices travel between ranks: nccl, or staged through host memory and MPI")
+                  "how tensors of devices travel between ranks: nccl, or staged through host "
+                  "memory and MPI")
       ->check(CLI::IsMember({"nccl", "staged"}))
       ->capture_default_str();
 }
 
 std::unique_ptr<Ops> make_ops(const DeviceOptions& options, MpiEnvironment& mpi) {
-  const bool use_cuda = options.device == "cuda" ||
-                        (options.device == "auto" && every_rank(device_of(mpi) < num_cuda_devices(), mpi.world()));
+  const bool use_cuda =
+      options.device == "cuda" ||
+      (options.device == "auto" && every_rank(device_of(mpi) < num_cuda_devices(), mpi.world()));
   if (use_cuda) return make_cuda_ops(device_of(mpi));
   return make_cpu_ops();
 }
@@ -53,7 +57,8 @@ void attach_device(const DeviceOptions& options, ProcessGrid& grid, Ops& ops) {
 }
 
 std::string describe_device(const Ops& ops, const MpiEnvironment& mpi) {
-  if (ops.device() == Device::host) return concat("cpu: ", cpu::name_of(cpu::cpu_isa()), " kernels");
+  if (ops.device() == Device::host)
+    return concat("cpu: ", cpu::name_of(cpu::cpu_isa()), " kernels");
   return concat("cuda: ", describe_cuda_device(device_of(mpi)), ", one of ", num_cuda_devices());
 }
 

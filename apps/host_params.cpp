@@ -24,11 +24,13 @@ void HostParams::for_each_pair(Visit&& visit) {
 }
 
 void HostParams::download() {
-  if (is_mirror()) for_each_pair([&](const Tensor& device, const Tensor& host) { ops_.copy(host, device); });
+  if (is_mirror())
+    for_each_pair([&](const Tensor& device, const Tensor& host) { ops_.copy(host, device); });
 }
 
 void HostParams::upload() {
-  if (is_mirror()) for_each_pair([&](const Tensor& device, const Tensor& host) { ops_.copy(device, host); });
+  if (is_mirror())
+    for_each_pair([&](const Tensor& device, const Tensor& host) { ops_.copy(device, host); });
 }
 
 }  // namespace openmoe

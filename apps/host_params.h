@@ -1,5 +1,5 @@
-// HostParams: the values and optimizer state of a ParamTable in host memory, where files are read and written. For a table that
-// is there already it is the table itself, and nothing is copied.
+// HostParams: the values and optimizer state of a ParamTable in host memory, where files are read
+// and written. For a table that is there already it is the table itself, and nothing is copied.
 #pragma once
 
 #include <vector>

@@ -27,9 +27,11 @@ Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t
                  bool training)
     : ops_(ops),
       params_(recipe.model, recipe.optimizer, grid.ep(), grid.ep_rank()),
-      exchange_(ops.device() == Device::cuda
-                    ? make_cuda_exchange(ops, Model::exchange_shape(recipe, rows), grid.device_expert())
-                    : make_exchange(Model::exchange_shape(recipe, rows), recipe.model.num_moe_layers() == 0, grid.expert())),
+      exchange_(
+          ops.device() == Device::cuda
+              ? make_cuda_exchange(ops, Model::exchange_shape(recipe, rows), grid.device_expert())
+              : make_exchange(Model::exchange_shape(recipe, rows),
+                              recipe.model.num_moe_layers() == 0, grid.expert())),
       model_(ops, recipe, params_, *exchange_, rows) {
   Arena dry;
   allocate(dry, params_, model_, training);

@@ -93,10 +93,10 @@ void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& networ
                   const CommandContext& context) {
   const ParameterCounts counts = count_parameters(recipe.model);
   std::printf("%s\n", to_json(recipe).c_str());
-  std::printf(
-      "grid        %lld data ranks = dp %lld x ep %lld, tp %lld; %d threads per rank\n",
-      static_cast<long long>(grid.num_data_ranks()), static_cast<long long>(grid.dp()),
-      static_cast<long long>(grid.ep()), static_cast<long long>(grid.tp()), context.num_threads);
+  std::printf("grid        %lld data ranks = dp %lld x ep %lld, tp %lld; %d threads per rank\n",
+              static_cast<long long>(grid.num_data_ranks()), static_cast<long long>(grid.dp()),
+              static_cast<long long>(grid.ep()), static_cast<long long>(grid.tp()),
+              context.num_threads);
   std::printf("device      %s\n", describe_device(network.ops(), context.mpi).c_str());
   std::printf(
       "parameters  %lld total, %lld active per token, %lld active with embedding and head\n",

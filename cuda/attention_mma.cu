@@ -1,6 +1,6 @@
-// Causal attention within segments on tensor cores: bf16 operands, f32 softmax and accumulation (Dao 2023, FlashAttention-2).
-// A warp owns 16 queries (or, for dk and dv, 16 keys) and keeps their results and weights in registers; a block of four warps
-// shares the tiles of the other side.
+// Causal attention within segments on tensor cores: bf16 operands, f32 softmax and accumulation
+// (Dao 2023, FlashAttention-2). A warp owns 16 queries (or, for dk and dv, 16 keys) and keeps their
+// results and weights in registers; a block of four warps shares the tiles of the other side.
 #include "cuda/attention_mma.cuh"
 #include "cuda/attention_shapes.h"
 #include "cuda/launch.h"
@@ -11,7 +11,8 @@ namespace {
 constexpr int kOwned = 16 * kMmaWarps;  // rows of a block
 constexpr int kKeys = 64;               // walked over by queries
 template <int kHeadDim>
-constexpr int kQueries = kHeadDim <= 64 ? 64 : 32;  // walked over by keys; more do not fit in the registers
+constexpr int kQueries =
+    kHeadDim <= 64 ? 64 : 32;  // walked over by keys; more do not fit in the registers
 
 using Element = __nv_bfloat16;
 
@@ -24,8 +25,8 @@ __device__ inline Place place_of(const AttentionShape& shape, bool reverse) {
   return {reverse ? tiles - 1 - tile : tile, head % shape.H, head / shape.H};
 }
 __device__ inline HeadRows head_rows(const AttentionShape& shape, const Place& at) {
-  return {at.b * shape.T * shape.H * shape.Dh + at.h * shape.Dh, shape.H * shape.Dh, shape.T, static_cast<int>(shape.Dh),
-          shape.vectors};
+  return {at.b * shape.T * shape.H * shape.Dh + at.h * shape.Dh, shape.H * shape.Dh, shape.T,
+          static_cast<int>(shape.Dh), shape.vectors};
 }
 
 template <int kHeadDim>
@@ -35,15 +36,16 @@ constexpr std::int64_t forward_bytes() {
 
 template <int kHeadDim>
 __global__ void __launch_bounds__(kMmaThreads)
-mma_forward_kernel(Element* o, float* log_z, const Element* q, const Element* k, const Element* v,
-                   const std::int32_t* segment_ids, AttentionShape shape) {
+    mma_forward_kernel(Element* o, float* log_z, const Element* q, const Element* k,
+                       const Element* v, const std::int32_t* segment_ids, AttentionShape shape) {
   constexpr int kTiles = kKeys / 8;
   Element* const q_tile = dynamic_shared<Element>();
   Element* const k_tile = q_tile + kOwned * kMmaStride<kHeadDim>;
   Element* const v_tile = k_tile + kKeys * kMmaStride<kHeadDim>;
   int* const q_segment = reinterpret_cast<int*>(v_tile + kKeys * kMmaStride<kHeadDim>);
   int* const k_segment = q_segment + kOwned;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
   const Place at = place_of(shape, true);
   const HeadRows head = head_rows(shape, at);
   const std::int32_t* const segments = segment_ids + at.b * shape.T;
@@ -58,7 +60,8 @@ mma_forward_kernel(Element* o, float* log_z, const Element* q, const Element* k,
 
   float out[kHeadDim / 8][4] = {};
   float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
-  for (std::int64_t first_key = 0; first_key < first_query + kOwned && first_key < shape.T; first_key += kKeys) {
+  for (std::int64_t first_key = 0; first_key < first_query + kOwned && first_key < shape.T;
+       first_key += kKeys) {
     __syncthreads();  // the tiles before have been used
     load_mma_segments<kKeys>(k_segment, segments, shape.T, first_key);
     __syncthreads();
@@ -76,7 +79,8 @@ mma_forward_kernel(Element* o, float* log_z, const Element* q, const Element* k,
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int key = 8 * n + lane % 4 * 2 + j;
-          const bool seen = segment[half] > 0 && segment[half] == k_segment[key] && first_key + key <= first_query + row[half];
+          const bool seen = segment[half] > 0 && segment[half] == k_segment[key] &&
+                            first_key + key <= first_query + row[half];
           float& weight = p[n][2 * half + j];
           weight = seen ? weight * scale : -INFINITY;
           top = fmaxf(top, weight);
@@ -115,7 +119,8 @@ mma_forward_kernel(Element* o, float* log_z, const Element* q, const Element* k,
   store_mma_rows<kHeadDim>(o, head, first_query + 16 * warp, out, factor);
 }
 
-// With P = exp(scale q k^T - log_z) and dP = d_o v^T: dS = P (dP - delta), dq = scale dS k, dk = scale dS^T q, dv = P^T d_o.
+// With P = exp(scale q k^T - log_z) and dP = d_o v^T: dS = P (dP - delta), dq = scale dS k, dk =
+// scale dS^T q, dv = P^T d_o.
 struct BackwardArgs {
   Element *dq, *dk, *dv;
   const Element *d_o, *q, *k, *v;
@@ -139,7 +144,8 @@ __global__ void __launch_bounds__(kMmaThreads) mma_dq_kernel(BackwardArgs args) 
   int* const q_segment = reinterpret_cast<int*>(v_tile + kKeys * kStride);
   int* const k_segment = q_segment + kOwned;
   const AttentionShape& shape = args.shape;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
   const Place at = place_of(shape, true);
   const HeadRows head = head_rows(shape, at);
   const std::int32_t* const segments = args.segment_ids + at.b * shape.T;
@@ -161,7 +167,8 @@ __global__ void __launch_bounds__(kMmaThreads) mma_dq_kernel(BackwardArgs args) 
   }
 
   float dq[kHeadDim / 8][4] = {};
-  for (std::int64_t first_key = 0; first_key < first_query + kOwned && first_key < shape.T; first_key += kKeys) {
+  for (std::int64_t first_key = 0; first_key < first_query + kOwned && first_key < shape.T;
+       first_key += kKeys) {
     __syncthreads();  // the tiles before have been used
     load_mma_segments<kKeys>(k_segment, segments, shape.T, first_key);
     __syncthreads();
@@ -177,7 +184,8 @@ __global__ void __launch_bounds__(kMmaThreads) mma_dq_kernel(BackwardArgs args) 
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int half = i / 2, key = 8 * n + lane % 4 * 2 + i % 2;
-        const bool seen = segment[half] > 0 && segment[half] == k_segment[key] && first_key + key <= first_query + row[half];
+        const bool seen = segment[half] > 0 && segment[half] == k_segment[key] &&
+                          first_key + key <= first_query + row[half];
         const float weight = seen ? exp2f(p[n][i] * scale - shift[half]) : 0.0f;
         ds[n][i] = weight * (ds[n][i] - delta[half]);
       }
@@ -189,7 +197,8 @@ __global__ void __launch_bounds__(kMmaThreads) mma_dq_kernel(BackwardArgs args) 
 
 template <int kHeadDim>
 constexpr std::int64_t dkv_bytes() {
-  return (2 * kOwned + 2 * kQueries<kHeadDim>) * kMmaStride<kHeadDim> * 2 + (kOwned + 3 * kQueries<kHeadDim>) * 4;
+  return (2 * kOwned + 2 * kQueries<kHeadDim>)*kMmaStride<kHeadDim> * 2 +
+         (kOwned + 3 * kQueries<kHeadDim>)*4;
 }
 
 // Everything transposed: a warp's rows are keys, the columns of its products queries.
@@ -205,7 +214,8 @@ __global__ void __launch_bounds__(kMmaThreads) mma_dkv_kernel(BackwardArgs args)
   float* const shift = reinterpret_cast<float*>(q_segment + kWalked);
   float* const delta = shift + kWalked;
   const AttentionShape& shape = args.shape;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
   const Place at = place_of(shape, false);
   const HeadRows head = head_rows(shape, at);
   const std::int32_t* const segments = args.segment_ids + at.b * shape.T;
@@ -241,7 +251,8 @@ __global__ void __launch_bounds__(kMmaThreads) mma_dkv_kernel(BackwardArgs args)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int half = i / 2, query = 8 * n + lane % 4 * 2 + i % 2;
-        const bool seen = segment[half] > 0 && segment[half] == q_segment[query] && first_key + row[half] <= first_query + query;
+        const bool seen = segment[half] > 0 && segment[half] == q_segment[query] &&
+                          first_key + row[half] <= first_query + query;
         p[n][i] = seen ? exp2f(p[n][i] * scale - shift[query]) : 0.0f;
         ds[n][i] = p[n][i] * (ds[n][i] - delta[query]);
       }
@@ -262,26 +273,32 @@ void with_head_dim(std::int64_t head_dim, Body&& body) {
 }
 
 LaunchShape shape_of(const AttentionShape& shape, std::int64_t shared_bytes) {
-  return {.blocks = ceil_div(shape.T, kOwned) * shape.B * shape.H, .threads = kMmaThreads, .shared_bytes = shared_bytes};
+  return {.blocks = ceil_div(shape.T, kOwned) * shape.B * shape.H,
+          .threads = kMmaThreads,
+          .shared_bytes = shared_bytes};
 }
 
 }  // namespace
 
-void mma_attention_forward(cudaStream_t stream, Element* o, float* log_z, const Element* q, const Element* k, const Element* v,
-                           const std::int32_t* segment_ids, const AttentionShape& shape) {
+void mma_attention_forward(cudaStream_t stream, Element* o, float* log_z, const Element* q,
+                           const Element* k, const Element* v, const std::int32_t* segment_ids,
+                           const AttentionShape& shape) {
   with_head_dim(shape.Dh, [&](auto head_dim) {
-    launch(stream, shape_of(shape, forward_bytes<head_dim.value>()), mma_forward_kernel<head_dim.value>, o, log_z, q, k, v,
-           segment_ids, shape);
+    launch(stream, shape_of(shape, forward_bytes<head_dim.value>()),
+           mma_forward_kernel<head_dim.value>, o, log_z, q, k, v, segment_ids, shape);
   });
 }
 
-void mma_attention_backward(cudaStream_t stream, Element* dq, Element* dk, Element* dv, const Element* d_o, const Element* q,
-                            const Element* k, const Element* v, const std::int32_t* segment_ids, const float* log_z,
+void mma_attention_backward(cudaStream_t stream, Element* dq, Element* dk, Element* dv,
+                            const Element* d_o, const Element* q, const Element* k,
+                            const Element* v, const std::int32_t* segment_ids, const float* log_z,
                             const float* delta, const AttentionShape& shape) {
   const BackwardArgs args{dq, dk, dv, d_o, q, k, v, segment_ids, log_z, delta, shape};
   with_head_dim(shape.Dh, [&](auto head_dim) {
-    launch(stream, shape_of(shape, dq_bytes<head_dim.value>()), mma_dq_kernel<head_dim.value>, args);
-    launch(stream, shape_of(shape, dkv_bytes<head_dim.value>()), mma_dkv_kernel<head_dim.value>, args);
+    launch(stream, shape_of(shape, dq_bytes<head_dim.value>()), mma_dq_kernel<head_dim.value>,
+           args);
+    launch(stream, shape_of(shape, dkv_bytes<head_dim.value>()), mma_dkv_kernel<head_dim.value>,
+           args);
   });
 }
 

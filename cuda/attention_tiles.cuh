@@ -1,5 +1,6 @@
-// Pieces of the portable attention kernels: tiles of rows in shared memory, in f32, and products of them on 16 x 16 threads.
-// Thread (tx, ty) = (thread % 16, thread / 16) owns rows ty, ty + 16, ... and columns tx, tx + 16, ... of every product.
+// Pieces of the portable attention kernels: tiles of rows in shared memory, in f32, and products of
+// them on 16 x 16 threads. Thread (tx, ty) = (thread % 16, thread / 16) owns rows ty, ty + 16, ...
+// and columns tx, tx + 16, ... of every product.
 #pragma once
 
 #include <cmath>
@@ -20,13 +21,15 @@ struct HeadRows {
   bool vectors;  // rows can be moved four elements at a time
 };
 
-// Tile rows hold kHeadDim >= Dh values, the rest 0, and four more that keep the threads on different banks.
+// Tile rows hold kHeadDim >= Dh values, the rest 0, and four more that keep the threads on
+// different banks.
 template <int kHeadDim>
 inline constexpr int kTileStride = kHeadDim + 4;
 
 // tile[r] = row first_row + r, zero beyond the sequence. All threads of the block.
 template <int kRows, int kHeadDim, typename T>
-__device__ inline void load_tile(float* tile, const T* data, const HeadRows& head, std::int64_t first_row) {
+__device__ inline void load_tile(float* tile, const T* data, const HeadRows& head,
+                                 std::int64_t first_row) {
   for (int i = static_cast<int>(threadIdx.x); i < kRows * (kHeadDim / 4); i += kAttentionThreads) {
     const int r = i / (kHeadDim / 4), d = i % (kHeadDim / 4) * 4;
     const std::int64_t row = first_row + r;
@@ -47,7 +50,8 @@ __device__ inline void load_tile(float* tile, const T* data, const HeadRows& hea
 
 // Segment ids of rows, 0 beyond the sequence.
 template <int kRows>
-__device__ inline void load_segments(int* tile, const std::int32_t* segment_ids, std::int64_t T, std::int64_t first_row) {
+__device__ inline void load_segments(int* tile, const std::int32_t* segment_ids, std::int64_t T,
+                                     std::int64_t first_row) {
   for (int r = static_cast<int>(threadIdx.x); r < kRows; r += kAttentionThreads)
     tile[r] = first_row + r < T ? segment_ids[first_row + r] : 0;
 }
@@ -76,7 +80,8 @@ __device__ inline bool overlap(const SegmentRange& a, const SegmentRange& b) {
 
 // product[i][j] = <row ty + 16 i of a, row tx + 16 j of b>
 template <int kHeadDim, int kRows, int kColumns>
-__device__ inline void row_products(float (&product)[kRows][kColumns], const float* a, const float* b) {
+__device__ inline void row_products(float (&product)[kRows][kColumns], const float* a,
+                                    const float* b) {
   const int tx = static_cast<int>(threadIdx.x) % kSide, ty = static_cast<int>(threadIdx.x) / kSide;
 #pragma unroll
   for (int i = 0; i < kRows; ++i)
@@ -88,7 +93,8 @@ __device__ inline void row_products(float (&product)[kRows][kColumns], const flo
 #pragma unroll
     for (int i = 0; i < kRows; ++i) load(left[i], a + (ty + kSide * i) * kTileStride<kHeadDim> + d);
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) load(right[j], b + (tx + kSide * j) * kTileStride<kHeadDim> + d);
+    for (int j = 0; j < kColumns; ++j)
+      load(right[j], b + (tx + kSide * j) * kTileStride<kHeadDim> + d);
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
@@ -98,9 +104,11 @@ __device__ inline void row_products(float (&product)[kRows][kColumns], const flo
   }
 }
 
-// sum[i][j] += sum over k < kDepth of weights[ty + 16 i][k] * tile[k][tx + 16 j]; weights have rows of kStride values.
+// sum[i][j] += sum over k < kDepth of weights[ty + 16 i][k] * tile[k][tx + 16 j]; weights have rows
+// of kStride values.
 template <int kHeadDim, int kDepth, int kStride, int kRows, int kColumns>
-__device__ inline void add_weighted_rows(float (&sum)[kRows][kColumns], const float* weights, const float* tile) {
+__device__ inline void add_weighted_rows(float (&sum)[kRows][kColumns], const float* weights,
+                                         const float* tile) {
   const int tx = static_cast<int>(threadIdx.x) % kSide, ty = static_cast<int>(threadIdx.x) / kSide;
 #pragma unroll 4
   for (int k = 0; k < kDepth; ++k) {
@@ -116,9 +124,11 @@ __device__ inline void add_weighted_rows(float (&sum)[kRows][kColumns], const fl
   }
 }
 
-// The same with the weights read by column: sum[i][j] += sum over k of weights[k][ty + 16 i] * tile[k][tx + 16 j].
+// The same with the weights read by column: sum[i][j] += sum over k of weights[k][ty + 16 i] *
+// tile[k][tx + 16 j].
 template <int kHeadDim, int kDepth, int kStride, int kRows, int kColumns>
-__device__ inline void add_weighted_rows_transposed(float (&sum)[kRows][kColumns], const float* weights, const float* tile) {
+__device__ inline void add_weighted_rows_transposed(float (&sum)[kRows][kColumns],
+                                                    const float* weights, const float* tile) {
   const int tx = static_cast<int>(threadIdx.x) % kSide, ty = static_cast<int>(threadIdx.x) / kSide;
 #pragma unroll 4
   for (int k = 0; k < kDepth; ++k) {
@@ -136,7 +146,8 @@ __device__ inline void add_weighted_rows_transposed(float (&sum)[kRows][kColumns
 
 // Row ty + 16 i, columns tx + 16 j of a result, times factor, into rows first_row + ... of a head.
 template <int kRows, int kColumns, typename T>
-__device__ inline void store_rows(T* data, const HeadRows& head, std::int64_t first_row, const float (&value)[kRows][kColumns],
+__device__ inline void store_rows(T* data, const HeadRows& head, std::int64_t first_row,
+                                  const float (&value)[kRows][kColumns],
                                   const float (&factor)[kRows]) {
   const int tx = static_cast<int>(threadIdx.x) % kSide, ty = static_cast<int>(threadIdx.x) / kSide;
 #pragma unroll
@@ -146,19 +157,22 @@ __device__ inline void store_rows(T* data, const HeadRows& head, std::int64_t fi
 #pragma unroll
     for (int j = 0; j < kColumns; ++j)
       if (tx + kSide * j < head.head_dim)
-        data[head.first + row * head.row_stride + tx + kSide * j] = from_float<T>(value[i][j] * factor[i]);
+        data[head.first + row * head.row_stride + tx + kSide * j] =
+            from_float<T>(value[i][j] * factor[i]);
   }
 }
 
 // Maximum and sum over the 16 threads that share a row.
 __device__ inline float row_max(float value) {
 #pragma unroll
-  for (int offset = kSide / 2; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, offset));
+  for (int offset = kSide / 2; offset > 0; offset /= 2)
+    value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, offset));
   return value;
 }
 __device__ inline float row_sum(float value) {
 #pragma unroll
-  for (int offset = kSide / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  for (int offset = kSide / 2; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(kFullWarp, value, offset);
   return value;
 }
 

@@ -11,9 +11,11 @@ constexpr int kWarps = kThreads / kWarp;
 
 // A lane per column; the warps of a block share the rows.
 __global__ void __launch_bounds__(kThreads)
-add_column_sums_kernel(float* out, const float* partial, std::int64_t rows, std::int64_t columns) {
+    add_column_sums_kernel(float* out, const float* partial, std::int64_t rows,
+                           std::int64_t columns) {
   __shared__ float sums[kWarps][kWarp];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kWarp + lane;
   float sum = 0.0f;
   if (column < columns)
@@ -27,9 +29,10 @@ add_column_sums_kernel(float* out, const float* partial, std::int64_t rows, std:
 
 }  // namespace
 
-void add_column_sums(cudaStream_t stream, float* out, const float* partial, std::int64_t rows, std::int64_t columns) {
-  launch(stream, {.blocks = ceil_div(columns, kWarp), .threads = kThreads}, add_column_sums_kernel, out, partial, rows,
-         columns);
+void add_column_sums(cudaStream_t stream, float* out, const float* partial, std::int64_t rows,
+                     std::int64_t columns) {
+  launch(stream, {.blocks = ceil_div(columns, kWarp), .threads = kThreads}, add_column_sums_kernel,
+         out, partial, rows, columns);
 }
 
 }  // namespace openmoe::cuda

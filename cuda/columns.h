@@ -7,10 +7,12 @@
 
 namespace openmoe::cuda {
 
-// Rows of partial sums that a first stage should leave, at most; each block covers an equal share of the rows.
+// Rows of partial sums that a first stage should leave, at most; each block covers an equal share
+// of the rows.
 inline constexpr std::int64_t kMaxPartials = 512;
 
 // out[c] += sum over r < rows of partial[r * columns + c], in a fixed order.
-void add_column_sums(cudaStream_t stream, float* out, const float* partial, std::int64_t rows, std::int64_t columns);
+void add_column_sums(cudaStream_t stream, float* out, const float* partial, std::int64_t rows,
+                     std::int64_t columns);
 
 }  // namespace openmoe::cuda

@@ -1,5 +1,6 @@
-// Softmax cross-entropy over a large vocabulary: a block per token. The first pass over the logits takes their maximum, its
-// place and the sum of exponentials at once; the second writes the gradient in place.
+// Softmax cross-entropy over a large vocabulary: a block per token. The first pass over the logits
+// takes their maximum, its place and the sum of exponentials at once; the second writes the
+// gradient in place.
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
@@ -14,7 +15,8 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kSumThreads = 256;
 
-// Of the logits a thread has seen: the largest, where it is first, and the sum of e^(logit - largest).
+// Of the logits a thread has seen: the largest, where it is first, and the sum of e^(logit -
+// largest).
 struct Softmax {
   float largest;
   float sum;
@@ -31,7 +33,8 @@ __device__ inline void take(Softmax& state, float logit, std::int64_t place) {
     state.largest = logit;
     state.place = place;
   } else {
-    // Also the way of a NaN and, where all logits so far are -infinity, of another one: both make the sum NaN, as they should.
+    // Also the way of a NaN and, where all logits so far are -infinity, of another one: both make
+    // the sum NaN, as they should.
     state.sum += expf(logit - state.largest);
     if (logit == state.largest && place < state.place) state.place = place;
   }
@@ -58,20 +61,24 @@ __device__ inline Softmax warp_merge(Softmax state) {
     other.sum = __shfl_xor_sync(kFullWarp, state.sum, offset);
     other.place = __shfl_xor_sync(kFullWarp, static_cast<long long>(state.place), offset);
     // Of the two halves the lower always comes first, so that both compute the same bits.
-    state = (static_cast<int>(threadIdx.x) & offset) == 0 ? merge(state, other) : merge(other, state);
+    state =
+        (static_cast<int>(threadIdx.x) & offset) == 0 ? merge(state, other) : merge(other, state);
   }
   return state;
 }
 
-// For one token, with p = softmax: d(log Z) = p, so dlogits = scale w ((1 + 2 z_weight log Z) p - onehot(target)).
-// sums (3, n): cross_entropy, log_z_square and correct of each token.
+// For one token, with p = softmax: d(log Z) = p, so dlogits = scale w ((1 + 2 z_weight log Z) p -
+// onehot(target)). sums (3, n): cross_entropy, log_z_square and correct of each token.
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
-cross_entropy_kernel(float* logits, double* sums, float* token_loss, const std::int32_t* targets, const float* weights,
-                     int* bad_target, float z_weight, float scale, std::int64_t n, std::int64_t V) {
+    cross_entropy_kernel(float* logits, double* sums, float* token_loss,
+                         const std::int32_t* targets, const float* weights, int* bad_target,
+                         float z_weight, float scale, std::int64_t n, std::int64_t V) {
   __shared__ Softmax room[kWarp];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const std::int64_t i = blockIdx.x, first = static_cast<std::int64_t>(threadIdx.x) * kWidth, stride = kThreads * kWidth;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
+  const std::int64_t i = blockIdx.x, first = static_cast<std::int64_t>(threadIdx.x) * kWidth,
+                     stride = kThreads * kWidth;
   float* const row = logits + i * V;
   const float w = weights[i];
   const std::int32_t target = targets[i];
@@ -126,7 +133,8 @@ cross_entropy_kernel(float* logits, double* sums, float* token_loss, const std::
 }
 
 // totals[k] = sum of sums[k, :]. One block.
-__global__ void __launch_bounds__(kSumThreads) loss_sums_kernel(double* totals, const double* sums, std::int64_t n) {
+__global__ void __launch_bounds__(kSumThreads)
+    loss_sums_kernel(double* totals, const double* sums, std::int64_t n) {
   __shared__ double room[3][kWarp];
   for (int k = 0; k < 3; ++k) {
     double sum = 0.0;
@@ -139,19 +147,24 @@ __global__ void __launch_bounds__(kSumThreads) loss_sums_kernel(double* totals, 
 }  // namespace
 }  // namespace cuda
 
-LossSums CudaOps::do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights, Tensor token_loss, float z_weight,
-                                           float scale) {
+LossSums CudaOps::do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights,
+                                           Tensor token_loss, float z_weight, float scale) {
   const std::int64_t n = logits.size(0), V = logits.size(1);
   if (n == 0) return {};
-  double* const sums = static_cast<double*>(scratch_.reserve(3 * n * static_cast<std::int64_t>(sizeof(double))));
+  double* const sums =
+      static_cast<double*>(scratch_.reserve(3 * n * static_cast<std::int64_t>(sizeof(double))));
   cuda::with_width<4>(cuda::can_vectorise(4, V, logits), [&](auto width) {
-    cuda::launch(stream_, {.blocks = n, .threads = cuda::kThreads}, cuda::cross_entropy_kernel<width.value>, logits.as<float>(),
-                 sums, token_loss ? token_loss.as<float>() : nullptr, targets.as<std::int32_t>(), weights.as<float>(),
-                 &device_report_->bad_target, z_weight, scale, n, V);
+    cuda::launch(stream_, {.blocks = n, .threads = cuda::kThreads},
+                 cuda::cross_entropy_kernel<width.value>, logits.as<float>(), sums,
+                 token_loss ? token_loss.as<float>() : nullptr, targets.as<std::int32_t>(),
+                 weights.as<float>(), &device_report_->bad_target, z_weight, scale, n, V);
   });
-  cuda::launch(stream_, {.blocks = 1, .threads = cuda::kSumThreads}, cuda::loss_sums_kernel, device_report_->values, sums, n);
+  cuda::launch(stream_, {.blocks = 1, .threads = cuda::kSumThreads}, cuda::loss_sums_kernel,
+               device_report_->values, sums, n);
   const Report& report = wait_for_report();
-  return {.cross_entropy = report.values[0], .log_z_square = report.values[1], .correct = report.values[2]};
+  return {.cross_entropy = report.values[0],
+          .log_z_square = report.values[1],
+          .correct = report.values[2]};
 }
 
 }  // namespace openmoe

@@ -15,11 +15,13 @@ namespace openmoe {
 namespace cuda {
 namespace {
 
-// Blocks of a reduction to one number: enough for any device, and a constant, so that the order of the sum is one too.
+// Blocks of a reduction to one number: enough for any device, and a constant, so that the order of
+// the sum is one too.
 constexpr std::int64_t kSumBlocks = 1024;
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads) add_kernel(float* y, const float* x, std::int64_t n, std::int64_t vectors) {
+__global__ void __launch_bounds__(kThreads)
+    add_kernel(float* y, const float* x, std::int64_t n, std::int64_t vectors) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
     float sum[4], term[4];
     load(sum, y + 4 * i);
@@ -28,10 +30,12 @@ __global__ void __launch_bounds__(kThreads) add_kernel(float* y, const float* x,
     for (int j = 0; j < 4; ++j) sum[j] += term[j];
     store(y + 4 * i, sum);
   }
-  for (std::int64_t i = 4 * vectors + global_thread(); i < n; i += num_global_threads()) y[i] += x[i];
+  for (std::int64_t i = 4 * vectors + global_thread(); i < n; i += num_global_threads())
+    y[i] += x[i];
 }
 
-__global__ void __launch_bounds__(kThreads) multiply_kernel(float* x, float factor, std::int64_t n, std::int64_t vectors) {
+__global__ void __launch_bounds__(kThreads)
+    multiply_kernel(float* x, float factor, std::int64_t n, std::int64_t vectors) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
     float value[4];
     load(value, x + 4 * i);
@@ -39,13 +43,14 @@ __global__ void __launch_bounds__(kThreads) multiply_kernel(float* x, float fact
     for (int j = 0; j < 4; ++j) value[j] *= factor;
     store(x + 4 * i, value);
   }
-  for (std::int64_t i = 4 * vectors + global_thread(); i < n; i += num_global_threads()) x[i] *= factor;
+  for (std::int64_t i = 4 * vectors + global_thread(); i < n; i += num_global_threads())
+    x[i] *= factor;
 }
 
-// partial[block] = sum of x^2 over the block's elements. Four squares add up in f32 before they go into f64, which is scarce on
-// many devices.
+// partial[block] = sum of x^2 over the block's elements. Four squares add up in f32 before they go
+// into f64, which is scarce on many devices.
 __global__ void __launch_bounds__(kThreads)
-sum_of_squares_kernel(double* partial, const float* x, std::int64_t n, std::int64_t vectors) {
+    sum_of_squares_kernel(double* partial, const float* x, std::int64_t n, std::int64_t vectors) {
   __shared__ double room[kWarp];
   double sum = 0.0;
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
@@ -60,7 +65,8 @@ sum_of_squares_kernel(double* partial, const float* x, std::int64_t n, std::int6
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(kThreads) sum_kernel(double* total, const double* partial, std::int64_t count) {
+__global__ void __launch_bounds__(kThreads)
+    sum_kernel(double* total, const double* partial, std::int64_t count) {
   __shared__ double room[kWarp];
   double sum = 0.0;
   for (std::int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
@@ -72,15 +78,20 @@ void check_device(int device_index) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error == cudaErrorInsufficientDriver)
-    throw UserError("--device cuda: the NVIDIA driver of this machine is older than the CUDA toolkit openmoe was built with; "
-                    "update the driver, build with an older toolkit, or use --device cpu");
+    throw UserError(
+        "--device cuda: the NVIDIA driver of this machine is older than the CUDA toolkit openmoe "
+        "was built with; "
+        "update the driver, build with an older toolkit, or use --device cpu");
   if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0))
-    throw UserError("--device cuda: no CUDA device is visible here (nvidia-smi lists them; CUDA_VISIBLE_DEVICES hides "
-                    "them); use --device cpu");
+    throw UserError(
+        "--device cuda: no CUDA device is visible here (nvidia-smi lists them; "
+        "CUDA_VISIBLE_DEVICES hides "
+        "them); use --device cpu");
   OPENMOE_CUDA(error);
   if (device_index < 0 || device_index >= count)
-    throw UserError(concat("--device cuda: device ", device_index, " was asked for, this rank sees ", count,
-                           " (0 to ", count - 1, "); start no more ranks per host than it has devices, or set "
+    throw UserError(concat("--device cuda: device ", device_index,
+                           " was asked for, this rank sees ", count, " (0 to ", count - 1,
+                           "); start no more ranks per host than it has devices, or set "
                            "CUDA_VISIBLE_DEVICES"));
   cudaFuncAttributes attributes{};
   const cudaError_t image = cudaFuncGetAttributes(&attributes, add_kernel);
@@ -88,9 +99,10 @@ void check_device(int device_index) {
     int major = 0, minor = 0;
     OPENMOE_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_index));
     OPENMOE_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_index));
-    throw UserError(concat("--device cuda: device ", device_index, " has architecture sm_", major, minor,
-                           ", which this openmoe was not built for; configure with -DCMAKE_CUDA_ARCHITECTURES=", major,
-                           minor, " and build again, or use --device cpu"));
+    throw UserError(concat(
+        "--device cuda: device ", device_index, " has architecture sm_", major, minor,
+        ", which this openmoe was not built for; configure with -DCMAKE_CUDA_ARCHITECTURES=", major,
+        minor, " and build again, or use --device cpu"));
   }
   OPENMOE_CUDA(image);
 }
@@ -154,10 +166,12 @@ CudaOps::~CudaOps() {
 }
 
 const CudaOps::Report& CudaOps::wait_for_report() {
-  OPENMOE_CUDA(cudaMemcpyAsync(report_, device_report_, sizeof(Report), cudaMemcpyDeviceToHost, stream_));
+  OPENMOE_CUDA(
+      cudaMemcpyAsync(report_, device_report_, sizeof(Report), cudaMemcpyDeviceToHost, stream_));
   OPENMOE_CUDA(cudaStreamSynchronize(stream_));
   OPENMOE_CHECK(report_->bad_id == 0, "embedding: a token id is outside the table");
-  OPENMOE_CHECK(report_->bad_target == 0, "softmax_cross_entropy: a target is outside the vocabulary");
+  OPENMOE_CHECK(report_->bad_target == 0,
+                "softmax_cross_entropy: a target is outside the vocabulary");
   return *report_;
 }
 
@@ -168,10 +182,10 @@ void* CudaOps::allocate_bytes(std::int64_t bytes) {
   if (error == cudaErrorMemoryAllocation) {
     std::size_t available = 0, total = 0;
     OPENMOE_CUDA(cudaMemGetInfo(&available, &total));
-    throw RuntimeFault(concat("cannot allocate ", bytes, " bytes (", static_cast<double>(bytes) / (1 << 30),
-                              " GiB) on CUDA device ", device_index_, ": ",
-                              static_cast<double>(available) / (1 << 30), " GiB of ",
-                              static_cast<double>(total) / (1 << 30),
+    throw RuntimeFault(concat("cannot allocate ", bytes, " bytes (",
+                              static_cast<double>(bytes) / (1 << 30), " GiB) on CUDA device ",
+                              device_index_, ": ", static_cast<double>(available) / (1 << 30),
+                              " GiB of ", static_cast<double>(total) / (1 << 30),
                               " GiB are free. `openmoe plan` prints what the memory is for; lower "
                               "parallel.micro_batch_rows or raise parallel.ep"));
   }
@@ -188,7 +202,8 @@ void CudaOps::do_zero(Tensor x) {
   OPENMOE_CUDA(cudaMemsetAsync(x.data, 0, static_cast<std::size_t>(x.size_bytes()), stream_));
 }
 
-// From host memory the call returns when the bytes have left it; to host memory, when they are there.
+// From host memory the call returns when the bytes have left it; to host memory, when they are
+// there.
 void CudaOps::do_copy(Tensor dst, Tensor src) {
   if (src.num_elements() == 0) return;
   const bool from_host = src.device == Device::host, to_host = dst.device == Device::host;
@@ -196,20 +211,23 @@ void CudaOps::do_copy(Tensor dst, Tensor src) {
   const cudaMemcpyKind kind = from_host ? cudaMemcpyHostToDevice
                               : to_host ? cudaMemcpyDeviceToHost
                                         : cudaMemcpyDeviceToDevice;
-  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, static_cast<std::size_t>(src.size_bytes()), kind, stream_));
+  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, static_cast<std::size_t>(src.size_bytes()), kind,
+                               stream_));
   if (from_host || to_host) OPENMOE_CUDA(cudaStreamSynchronize(stream_));
 }
 
 void CudaOps::do_add_accumulate(Tensor y, Tensor x) {
   const std::int64_t n = x.num_elements();
   const std::int64_t vectors = cuda::can_vectorise(4, 0, y, x) ? n / 4 : 0;
-  cuda::launch(stream_, cuda::blocks_for(n, 4 * cuda::kThreads), cuda::add_kernel, y.as<float>(), x.as<float>(), n, vectors);
+  cuda::launch(stream_, cuda::blocks_for(n, 4 * cuda::kThreads), cuda::add_kernel, y.as<float>(),
+               x.as<float>(), n, vectors);
 }
 
 void CudaOps::do_multiply(Tensor x, float factor) {
   const std::int64_t n = x.num_elements();
   const std::int64_t vectors = cuda::can_vectorise(4, 0, x) ? n / 4 : 0;
-  cuda::launch(stream_, cuda::blocks_for(n, 4 * cuda::kThreads), cuda::multiply_kernel, x.as<float>(), factor, n, vectors);
+  cuda::launch(stream_, cuda::blocks_for(n, 4 * cuda::kThreads), cuda::multiply_kernel,
+               x.as<float>(), factor, n, vectors);
 }
 
 double CudaOps::do_sum_of_squares(Tensor x) {
@@ -217,10 +235,12 @@ double CudaOps::do_sum_of_squares(Tensor x) {
   if (n == 0) return 0.0;
   const std::int64_t vectors = cuda::can_vectorise(4, 0, x) ? n / 4 : 0;
   const std::int64_t blocks = std::min(cuda::kSumBlocks, cuda::ceil_div(n, 4 * cuda::kThreads));
-  double* const partial = static_cast<double*>(scratch_.reserve(blocks * static_cast<std::int64_t>(sizeof(double))));
-  cuda::launch(stream_, {.blocks = blocks, .threads = cuda::kThreads}, cuda::sum_of_squares_kernel, partial, x.as<float>(), n,
-               vectors);
-  cuda::launch(stream_, {.blocks = 1, .threads = cuda::kThreads}, cuda::sum_kernel, &device_report_->values[0], partial, blocks);
+  double* const partial =
+      static_cast<double*>(scratch_.reserve(blocks * static_cast<std::int64_t>(sizeof(double))));
+  cuda::launch(stream_, {.blocks = blocks, .threads = cuda::kThreads}, cuda::sum_of_squares_kernel,
+               partial, x.as<float>(), n, vectors);
+  cuda::launch(stream_, {.blocks = 1, .threads = cuda::kThreads}, cuda::sum_kernel,
+               &device_report_->values[0], partial, blocks);
   return wait_for_report().values[0];
 }
 

@@ -1,9 +1,10 @@
-// CudaOps: the CUDA backend of Ops. One file per op family, named as in core/cpu. f32 today; the kernels are templates over the
-// storage type.
+// CudaOps: the CUDA backend of Ops. One file per op family, named as in core/cpu. f32 today; the
+// kernels are templates over the storage type.
 //
-// Every op is enqueued on one stream and returns at once, except those that give a number to the host (sum_of_squares,
-// softmax_cross_entropy, copy to the host), which wait for that stream and nothing else. Results are deterministic: no atomics
-// on floating point, reductions in fixed order, whose shape depends on the sizes alone and not on the device.
+// Every op is enqueued on one stream and returns at once, except those that give a number to the
+// host (sum_of_squares, softmax_cross_entropy, copy to the host), which wait for that stream and
+// nothing else. Results are deterministic: no atomics on floating point, reductions in fixed order,
+// whose shape depends on the sizes alone and not on the device.
 #pragma once
 
 #include <cublasLt.h>
@@ -30,14 +31,17 @@ class CudaOps final : public Ops {
   cudaStream_t stream() const { return stream_; }
 
  private:
-  // What an op tells the host, in pinned memory, written by a kernel or a copy and read after the stream has been waited for.
+  // What an op tells the host, in pinned memory, written by a kernel or a copy and read after the
+  // stream has been waited for.
   struct Report {
     double values[3];
-    // Set by kernels that met an index outside its table; stays set, so that it is seen at the next wait.
+    // Set by kernels that met an index outside its table; stays set, so that it is seen at the next
+    // wait.
     int bad_id;
     int bad_target;
   };
-  // Rotations of rope on the device, in one block: cos then sin (length, half) of t * base^(-j/half).
+  // Rotations of rope on the device, in one block: cos then sin (length, half) of t *
+  // base^(-j/half).
   struct RopeTable {
     float* cosines = nullptr;
     float* sines = nullptr;

@@ -1,4 +1,5 @@
-// What kernels share: element types, vector loads and stores, sums over a warp or a block. All sums run in a fixed order.
+// What kernels share: element types, vector loads and stores, sums over a warp or a block. All sums
+// run in a fixed order.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -31,7 +32,8 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-// kWidth neighbouring elements, moved by as few instructions as their alignment allows: at most 16 bytes each.
+// kWidth neighbouring elements, moved by as few instructions as their alignment allows: at most 16
+// bytes each.
 template <typename T, int kWidth>
 struct alignas(sizeof(T) * kWidth < 16 ? sizeof(T) * kWidth : 16) Pack {
   T at[kWidth];
@@ -67,8 +69,8 @@ __device__ inline float warp_max(float value) {
   return value;
 }
 
-// Every thread gets the sum over the block. blockDim.x is a multiple of 32; `room` has 32 values in shared memory and may be
-// used again after the next __syncthreads.
+// Every thread gets the sum over the block. blockDim.x is a multiple of 32; `room` has 32 values in
+// shared memory and may be used again after the next __syncthreads.
 template <typename T>
 __device__ inline T block_sum(T value, T* room) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;

@@ -1,5 +1,6 @@
-// DeviceExchange: the token exchange of a CUDA device. Row order is that of RoutingPlanner, computed on the device; only the
-// rows per expert come to the host, which the sizes of the grouped products and of the all-to-all need.
+// DeviceExchange: the token exchange of a CUDA device. Row order is that of RoutingPlanner,
+// computed on the device; only the rows per expert come to the host, which the sizes of the grouped
+// products and of the all-to-all need.
 #pragma once
 
 #include <deque>
@@ -44,9 +45,9 @@ class DeviceExchange final : public TokenExchange {
   CudaOps& ops_;
   RoutingPlanner planner_;
   DeviceCommunicator* group_;
-  Tensor queue_begin_;   // (E * N/G) i32: first row of each (expert, group)
-  Tensor expert_rows_;   // (E) i64: rows sent to each expert
-  Tensor staging_;       // (rows of other ranks, D)
+  Tensor queue_begin_;                        // (E * N/G) i32: first row of each (expert, group)
+  Tensor expert_rows_;                        // (E) i64: rows sent to each expert
+  Tensor staging_;                            // (rows of other ranks, D)
   std::int64_t* host_expert_rows_ = nullptr;  // (E), pinned
   std::deque<std::vector<std::int64_t>> expert_offsets_;  // of every handle: they stay on the host
   std::vector<Block> blocks_;

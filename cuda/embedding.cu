@@ -13,11 +13,12 @@ constexpr int kThreads = 256;
 // Sorted tokens of one block of the backward.
 constexpr int kRun = 32;
 
-// A warp per token. An id outside the table gives NaN, which reaches the loss, and is reported at the next wait.
+// A warp per token. An id outside the table gives NaN, which reaches the loss, and is reported at
+// the next wait.
 template <typename X, typename W, int kWidth>
 __global__ void __launch_bounds__(kThreads)
-embedding_forward_kernel(X* x, const W* table, const std::int32_t* ids, int* bad_id, std::int64_t N, std::int64_t V,
-                         std::int64_t D) {
+    embedding_forward_kernel(X* x, const W* table, const std::int32_t* ids, int* bad_id,
+                             std::int64_t N, std::int64_t V, std::int64_t D) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for (std::int64_t n = global_thread() / kWarp; n < N; n += num_global_threads() / kWarp) {
     const std::int32_t id = ids[n];
@@ -38,7 +39,8 @@ embedding_forward_kernel(X* x, const W* table, const std::int32_t* ids, int* bad
 
 // The keys to sort: the id, or V for one outside the table.
 __global__ void __launch_bounds__(kThreads)
-embedding_keys_kernel(std::int32_t* keys, int* bad_id, const std::int32_t* ids, std::int64_t N, std::int64_t V) {
+    embedding_keys_kernel(std::int32_t* keys, int* bad_id, const std::int32_t* ids, std::int64_t N,
+                          std::int64_t V) {
   for (std::int64_t n = global_thread(); n < N; n += num_global_threads()) {
     const std::int32_t id = ids[n];
     const bool known = id >= 0 && id < V;
@@ -47,13 +49,15 @@ embedding_keys_kernel(std::int32_t* keys, int* bad_id, const std::int32_t* ids, 
   }
 }
 
-// Block (run, columns): sums the gradients of kRun sorted tokens by id, a thread per column. An id whose tokens all lie in this
-// run is added to the table here. The sum of an id that came from the run before goes to head, whether or not it ends here; the
-// sum of one that begins here and goes on, to tail.
+// Block (run, columns): sums the gradients of kRun sorted tokens by id, a thread per column. An id
+// whose tokens all lie in this run is added to the table here. The sum of an id that came from the
+// run before goes to head, whether or not it ends here; the sum of one that begins here and goes
+// on, to tail.
 template <typename X>
 __global__ void __launch_bounds__(kThreads)
-embedding_runs_kernel(float* dtable, float* head, float* tail, const X* dx, const std::int32_t* ids, const std::int32_t* order,
-                      std::int64_t N, std::int64_t V, std::int64_t D) {
+    embedding_runs_kernel(float* dtable, float* head, float* tail, const X* dx,
+                          const std::int32_t* ids, const std::int32_t* order, std::int64_t N,
+                          std::int64_t V, std::int64_t D) {
   const std::int64_t d = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (d >= D) return;
   for (std::int64_t run = blockIdx.x; run * kRun < N; run += gridDim.x) {
@@ -77,10 +81,11 @@ embedding_runs_kernel(float* dtable, float* head, float* tail, const X* dx, cons
   }
 }
 
-// Adds up the parts of the ids that cross runs; the block of the run where an id begins does it, in order.
+// Adds up the parts of the ids that cross runs; the block of the run where an id begins does it, in
+// order.
 __global__ void __launch_bounds__(kThreads)
-embedding_join_kernel(float* dtable, const float* head, const float* tail, const std::int32_t* ids, std::int64_t N,
-                      std::int64_t V, std::int64_t D) {
+    embedding_join_kernel(float* dtable, const float* head, const float* tail,
+                          const std::int32_t* ids, std::int64_t N, std::int64_t V, std::int64_t D) {
   const std::int64_t d = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (d >= D) return;
   for (std::int64_t run = blockIdx.x; (run + 1) * kRun < N; run += gridDim.x) {
@@ -89,7 +94,8 @@ embedding_join_kernel(float* dtable, const float* head, const float* tail, const
     const bool begins_here = begin == 0 || ids[begin - 1] != id;
     if (id >= V || ids[end] != id || !begins_here) continue;
     float sum = tail[run * D + d];
-    for (std::int64_t next = run + 1; next * kRun < N && ids[next * kRun] == id; ++next) sum += head[next * D + d];
+    for (std::int64_t next = run + 1; next * kRun < N && ids[next * kRun] == id; ++next)
+      sum += head[next * D + d];
     dtable[id * D + d] += sum;
   }
 }
@@ -102,14 +108,15 @@ void CudaOps::do_embedding_forward(Tensor x, Tensor table, Tensor ids) {
   cuda::with_storage(table.dtype, [&]<typename W>(std::type_identity<W>) {
     cuda::with_width<4>(cuda::can_vectorise(4, D, x, table), [&](auto width) {
       cuda::launch(stream_, cuda::blocks_for(N, cuda::kThreads / cuda::kWarp),
-                   cuda::embedding_forward_kernel<float, W, width.value>, x.as<float>(), table.as<W>(),
-                   ids.as<std::int32_t>(), &device_report_->bad_id, N, table.size(0), D);
+                   cuda::embedding_forward_kernel<float, W, width.value>, x.as<float>(),
+                   table.as<W>(), ids.as<std::int32_t>(), &device_report_->bad_id, N, table.size(0),
+                   D);
     });
   });
 }
 
-// Tokens share table rows, so they are sorted by id: every row of the table then has one owner, which adds its tokens in rising
-// order.
+// Tokens share table rows, so they are sorted by id: every row of the table then has one owner,
+// which adds its tokens in rising order.
 void CudaOps::do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids) {
   const std::int64_t N = dx.size(0), D = dx.size(1), V = dtable.size(0);
   if (N == 0 || D == 0) return;
@@ -125,14 +132,15 @@ void CudaOps::do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids) {
     head = cursor.take<float>(runs * D);
     tail = cursor.take<float>(runs * D);
   });
-  cuda::launch(stream_, cuda::blocks_for(N, cuda::kThreads), cuda::embedding_keys_kernel, buffers.keys[0],
-               &device_report_->bad_id, ids.as<std::int32_t>(), N, V);
+  cuda::launch(stream_, cuda::blocks_for(N, cuda::kThreads), cuda::embedding_keys_kernel,
+               buffers.keys[0], &device_report_->bad_id, ids.as<std::int32_t>(), N, V);
   const int sorted = cuda::sort_keys(stream_, buffers, N, V);
   cuda::LaunchShape shape = cuda::blocks_for(runs, 1, cuda::kThreads);
   shape.blocks_y = cuda::ceil_div(D, cuda::kThreads);
-  cuda::launch(stream_, shape, cuda::embedding_runs_kernel<float>, dtable.as<float>(), head, tail, dx.as<float>(),
-               buffers.keys[sorted], buffers.order[sorted], N, V, D);
-  cuda::launch(stream_, shape, cuda::embedding_join_kernel, dtable.as<float>(), head, tail, buffers.keys[sorted], N, V, D);
+  cuda::launch(stream_, shape, cuda::embedding_runs_kernel<float>, dtable.as<float>(), head, tail,
+               dx.as<float>(), buffers.keys[sorted], buffers.order[sorted], N, V, D);
+  cuda::launch(stream_, shape, cuda::embedding_join_kernel, dtable.as<float>(), head, tail,
+               buffers.keys[sorted], N, V, D);
 }
 
 }  // namespace openmoe

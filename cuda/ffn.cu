@@ -13,13 +13,15 @@ __device__ inline float sigmoid(float x) {
   return 1.0f / (1.0f + expf(-x));
 }
 
-// swiglu: h = b sigmoid(b) up. gated: h = a b sigmoid(b) up with gate = [a | b] by columns. kWidth neighbours per thread.
+// swiglu: h = b sigmoid(b) up. gated: h = a b sigmoid(b) up with gate = [a | b] by columns. kWidth
+// neighbours per thread.
 template <typename T, bool kGated, int kWidth>
 __global__ void __launch_bounds__(kThreads)
-ffn_forward_kernel(T* h, const T* gate, const T* up, std::int64_t vectors, std::int64_t F) {
+    ffn_forward_kernel(T* h, const T* gate, const T* up, std::int64_t vectors, std::int64_t F) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
     const std::int64_t at = i * kWidth;
-    const std::int64_t b_at = kGated ? at + (at / F + 1) * F : at;  // row n of the gate begins at 2 n F
+    const std::int64_t b_at =
+        kGated ? at + (at / F + 1) * F : at;  // row n of the gate begins at 2 n F
     float b[kWidth], u[kWidth], out[kWidth];
     load(b, gate + b_at);
     load(u, up + at);
@@ -35,11 +37,13 @@ ffn_forward_kernel(T* h, const T* gate, const T* up, std::int64_t vectors, std::
   }
 }
 
-// With s = b sigmoid(b): dup = dh a s, da = dh s up, db = dh a up s', s' = sigmoid(b) (1 + b (1 - sigmoid(b))). All of a
-// place is read before any of it is written: dgate and dup may be gate and up.
+// With s = b sigmoid(b): dup = dh a s, da = dh s up, db = dh a up s', s' = sigmoid(b) (1 + b (1 -
+// sigmoid(b))). All of a place is read before any of it is written: dgate and dup may be gate and
+// up.
 template <typename T, bool kGated, int kWidth>
 __global__ void __launch_bounds__(kThreads)
-ffn_backward_kernel(T* dgate, T* dup, const T* dh, const T* gate, const T* up, std::int64_t vectors, std::int64_t F) {
+    ffn_backward_kernel(T* dgate, T* dup, const T* dh, const T* gate, const T* up,
+                        std::int64_t vectors, std::int64_t F) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
     const std::int64_t at = i * kWidth;
     const std::int64_t b_at = kGated ? at + (at / F + 1) * F : at;
@@ -65,34 +69,40 @@ ffn_backward_kernel(T* dgate, T* dup, const T* dh, const T* gate, const T* up, s
 }  // namespace
 }  // namespace cuda
 
-void CudaOps::do_ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind, std::int64_t num_rows) {
+void CudaOps::do_ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind,
+                                        std::int64_t num_rows) {
   const std::int64_t F = h.size(1);
   const bool gated = kind == FfnKind::gated_swiglu;
   cuda::with_storage(h.dtype, [&]<typename T>(std::type_identity<T>) {
     constexpr int kVectorWidth = cuda::kVector<T>;
-    cuda::with_width<kVectorWidth>(cuda::can_vectorise(kVectorWidth, F, h, gate, up), [&](auto width) {
-      constexpr int kWidth = width.value;
-      const std::int64_t vectors = num_rows * F / kWidth;
-      cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
-                   gated ? cuda::ffn_forward_kernel<T, true, kWidth> : cuda::ffn_forward_kernel<T, false, kWidth>, h.as<T>(),
-                   gate.as<T>(), up.as<T>(), vectors, F);
-    });
+    cuda::with_width<kVectorWidth>(
+        cuda::can_vectorise(kVectorWidth, F, h, gate, up), [&](auto width) {
+          constexpr int kWidth = width.value;
+          const std::int64_t vectors = num_rows * F / kWidth;
+          cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
+                       gated ? cuda::ffn_forward_kernel<T, true, kWidth>
+                             : cuda::ffn_forward_kernel<T, false, kWidth>,
+                       h.as<T>(), gate.as<T>(), up.as<T>(), vectors, F);
+        });
   });
 }
 
-void CudaOps::do_ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor gate, Tensor up, FfnKind kind,
-                                         std::int64_t num_rows) {
+void CudaOps::do_ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor gate,
+                                         Tensor up, FfnKind kind, std::int64_t num_rows) {
   const std::int64_t F = dh.size(1);
   const bool gated = kind == FfnKind::gated_swiglu;
   cuda::with_storage(dh.dtype, [&]<typename T>(std::type_identity<T>) {
     constexpr int kVectorWidth = cuda::kVector<T>;
-    cuda::with_width<kVectorWidth>(cuda::can_vectorise(kVectorWidth, F, dgate, dup, dh, gate, up), [&](auto width) {
-      constexpr int kWidth = width.value;
-      const std::int64_t vectors = num_rows * F / kWidth;
-      cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
-                   gated ? cuda::ffn_backward_kernel<T, true, kWidth> : cuda::ffn_backward_kernel<T, false, kWidth>,
-                   dgate.as<T>(), dup.as<T>(), dh.as<T>(), gate.as<T>(), up.as<T>(), vectors, F);
-    });
+    cuda::with_width<kVectorWidth>(
+        cuda::can_vectorise(kVectorWidth, F, dgate, dup, dh, gate, up), [&](auto width) {
+          constexpr int kWidth = width.value;
+          const std::int64_t vectors = num_rows * F / kWidth;
+          cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
+                       gated ? cuda::ffn_backward_kernel<T, true, kWidth>
+                             : cuda::ffn_backward_kernel<T, false, kWidth>,
+                       dgate.as<T>(), dup.as<T>(), dh.as<T>(), gate.as<T>(), up.as<T>(), vectors,
+                       F);
+        });
   });
 }
 

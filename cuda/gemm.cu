@@ -23,8 +23,8 @@ struct PointerBatch {
   const void* c[kPointerBatch];
 };
 
-// The pointer arrays of a grouped call lie on the device. As kernel arguments they need no staging memory that would have to
-// outlive the call.
+// The pointer arrays of a grouped call lie on the device. As kernel arguments they need no staging
+// memory that would have to outlive the call.
 __global__ void store_pointers_kernel(const void** pointers, PointerBatch batch, int count,
                                       std::int64_t first, std::int64_t num_jobs) {
   const int i = static_cast<int>(threadIdx.x);
@@ -50,10 +50,12 @@ int as_int(std::int64_t value) {
 
 std::int64_t alignment(const void* data) {
   const auto address = reinterpret_cast<std::uintptr_t>(data);
-  return std::min<std::int64_t>(kMaxAlignment, std::int64_t{1} << std::countr_zero(address | kMaxAlignment));
+  return std::min<std::int64_t>(kMaxAlignment,
+                                std::int64_t{1} << std::countr_zero(address | kMaxAlignment));
 }
 
-// The operand as cuBLAS sees it: its transpose, column-major. `rows` and `cols` are of the row-major product's factor.
+// The operand as cuBLAS sees it: its transpose, column-major. `rows` and `cols` are of the
+// row-major product's factor.
 cublasLtMatrixLayout_t make_layout(DType dtype, std::int64_t rows, std::int64_t cols,
                                    bool transposed, std::int64_t ld) {
   cublasLtMatrixLayout_t layout = nullptr;
@@ -73,7 +75,8 @@ Gemm::Gemm(cudaStream_t stream) : stream_(stream) {
   OPENMOE_CUBLAS(cublasLtCreate(&lt_handle_));
   OPENMOE_CUDA(cudaMalloc(&workspace_, static_cast<std::size_t>(kWorkspaceBytes)));
   // One workspace serves both libraries: all products run on one stream.
-  OPENMOE_CUBLAS(cublasSetWorkspace(handle_, workspace_, static_cast<std::size_t>(kWorkspaceBytes)));
+  OPENMOE_CUBLAS(
+      cublasSetWorkspace(handle_, workspace_, static_cast<std::size_t>(kWorkspaceBytes)));
 }
 
 Gemm::~Gemm() {
@@ -124,15 +127,16 @@ const Gemm::Plan& Gemm::plan_for(const GemmJob& job, bool accumulate) {
         cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(kWorkspaceBytes));
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<std::uint32_t>(alignment(job.b.data)));
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<std::uint32_t>(alignment(job.a.data)));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+         static_cast<std::uint32_t>(alignment(job.b.data)));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+         static_cast<std::uint32_t>(alignment(job.a.data)));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<std::uint32_t>(alignment(job.c)));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<std::uint32_t>(alignment(job.c)));
   cublasLtMatmulHeuristicResult_t result{};
   int count = 0;
-  const cublasStatus_t status =
-      cublasLtMatmulAlgoGetHeuristic(lt_handle_, plan.description, plan.a, plan.b, plan.c, plan.c,
-                                     preference, 1, &result, &count);
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+      lt_handle_, plan.description, plan.a, plan.b, plan.c, plan.c, preference, 1, &result, &count);
   cublasLtMatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_NOT_SUPPORTED) OPENMOE_CUBLAS(status);
   plan.found = status == CUBLAS_STATUS_SUCCESS && count > 0;
@@ -188,8 +192,8 @@ void Gemm::upload_pointers(const std::vector<GemmJob>& jobs) {
       batch.b[i] = job.a.data;
       batch.c[i] = job.c;
     }
-    launch(stream_, {.blocks = 1, .threads = kPointerBatch}, store_pointers_kernel, pointers_, batch,
-           part, first, count);
+    launch(stream_, {.blocks = 1, .threads = kPointerBatch}, store_pointers_kernel, pointers_,
+           batch, part, first, count);
   }
 }
 
@@ -208,7 +212,8 @@ void Gemm::grouped(const std::vector<GemmJob>& all_jobs, bool accumulate) {
   const bool one_type = kind.a.dtype == kind.b.dtype && kind.a.dtype == kind.c_dtype;
   if (has_grouped_ && one_type) {
     const std::size_t count = jobs.size();
-    std::vector<cublasOperation_t> first(count, operation(kind.b)), second(count, operation(kind.a));
+    std::vector<cublasOperation_t> first(count, operation(kind.b)),
+        second(count, operation(kind.a));
     std::vector<int> m, n, k, lda, ldb, ldc, size(count, 1);
     for (const GemmJob& job : jobs) {
       m.push_back(as_int(job.N));
@@ -224,8 +229,8 @@ void Gemm::grouped(const std::vector<GemmJob>& all_jobs, bool accumulate) {
         handle_, first.data(), second.data(), m.data(), n.data(), k.data(), alpha.data(), pointers_,
         library_type(kind.b.dtype), lda.data(), pointers_ + count, library_type(kind.a.dtype),
         ldb.data(), beta.data(), const_cast<void* const*>(pointers_ + 2 * count),
-        library_type(kind.c_dtype), ldc.data(), as_int(static_cast<std::int64_t>(count)), size.data(),
-        CUBLAS_COMPUTE_32F);
+        library_type(kind.c_dtype), ldc.data(), as_int(static_cast<std::int64_t>(count)),
+        size.data(), CUBLAS_COMPUTE_32F);
     if (status == CUBLAS_STATUS_SUCCESS) return;
     if (status != CUBLAS_STATUS_NOT_SUPPORTED && status != CUBLAS_STATUS_ARCH_MISMATCH)
       OPENMOE_CUBLAS(status);

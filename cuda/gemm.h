@@ -1,5 +1,6 @@
-// Matrix products of the CUDA backend, through cuBLASLt and cuBLAS. Everything here is row-major; the libraries are
-// column-major, so C = A B is handed over as C^T = B^T A^T, whose transposes cost nothing.
+// Matrix products of the CUDA backend, through cuBLASLt and cuBLAS. Everything here is row-major;
+// the libraries are column-major, so C = A B is handed over as C^T = B^T A^T, whose transposes cost
+// nothing.
 //
 // f32 operands are multiplied in f32 (never TF32), bf16 operands with f32 accumulation.
 #pragma once
@@ -17,7 +18,8 @@
 
 namespace openmoe::cuda {
 
-// A matrix as it lies in memory: rows of `ld` elements. `transposed`: the product reads its transpose.
+// A matrix as it lies in memory: rows of `ld` elements. `transposed`: the product reads its
+// transpose.
 struct Operand {
   const void* data = nullptr;
   DType dtype = DType::f32;
@@ -44,11 +46,13 @@ class Gemm {
   Gemm& operator=(const Gemm&) = delete;
 
   void product(const GemmJob& job, bool accumulate);
-  // Products of one kind (types and transposes) and any sizes, those of size 0 included, in one call where cuBLAS can.
+  // Products of one kind (types and transposes) and any sizes, those of size 0 included, in one
+  // call where cuBLAS can.
   void grouped(const std::vector<GemmJob>& jobs, bool accumulate);
 
  private:
-  // What a choice of algorithm depends on: sizes, leading dimensions, alignments, types, transposes, accumulate.
+  // What a choice of algorithm depends on: sizes, leading dimensions, alignments, types,
+  // transposes, accumulate.
   using PlanKey = std::array<std::int64_t, 14>;
   struct Plan {
     cublasLtMatmulDesc_t description = nullptr;
@@ -67,7 +71,7 @@ class Gemm {
   cublasLtHandle_t lt_handle_ = nullptr;
   void* workspace_ = nullptr;
   std::map<PlanKey, Plan> plans_;
-  bool has_grouped_ = true;  // until cuBLAS says otherwise
+  bool has_grouped_ = true;          // until cuBLAS says otherwise
   const void** pointers_ = nullptr;  // device: a, b and c of each job of a grouped call
   std::int64_t max_pointers_ = 0;
 };

@@ -18,13 +18,15 @@ struct DTypeOf<__nv_bfloat16> {
 
 namespace cuda {
 
-// Whether rows of `row_length` elements of all tensors can be moved `width` elements at a time: every row must begin at an
-// aligned address. Empty tensors and those without memory do not matter.
+// Whether rows of `row_length` elements of all tensors can be moved `width` elements at a time:
+// every row must begin at an aligned address. Empty tensors and those without memory do not matter.
 template <typename... Tensors>
 bool can_vectorise(std::int64_t width, std::int64_t row_length, const Tensors&... tensors) {
   const auto aligned = [&](const Tensor& x) {
     const std::int64_t bytes = width * size_of(x.dtype);
-    return reinterpret_cast<std::uintptr_t>(x.data) % static_cast<std::uintptr_t>(bytes < 16 ? bytes : 16) == 0;
+    return reinterpret_cast<std::uintptr_t>(x.data) %
+               static_cast<std::uintptr_t>(bytes < 16 ? bytes : 16) ==
+           0;
   };
   return row_length % width == 0 && (aligned(tensors) && ...);
 }
@@ -38,7 +40,8 @@ void with_width(bool vectors, Body&& body) {
     body(std::integral_constant<int, 1>{});
 }
 
-// Calls body(std::type_identity<T>) with the storage type of `dtype`: [&]<typename T>(std::type_identity<T>) { ... }.
+// Calls body(std::type_identity<T>) with the storage type of `dtype`: [&]<typename
+// T>(std::type_identity<T>) { ... }.
 template <typename Body>
 void with_storage(DType dtype, Body&& body) {
   OPENMOE_CHECK(dtype == DType::f32 || dtype == DType::bf16, "no kernels for ", name_of(dtype));

@@ -1,5 +1,5 @@
-// The one way kernels are launched: cudaLaunchKernelEx, an ordinary function, so that the same sources also compile for the
-// host against the emulation of the tests.
+// The one way kernels are launched: cudaLaunchKernelEx, an ordinary function, so that the same
+// sources also compile for the host against the emulation of the tests.
 #pragma once
 
 #include <cuda_runtime.h>

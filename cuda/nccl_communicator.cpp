@@ -1,5 +1,6 @@
-// DeviceCommunicator over NCCL. The ranks find each other through the group's host communicator. Transfers run on a stream of
-// their own; events order them with the ops: nothing waits on the host.
+// DeviceCommunicator over NCCL. The ranks find each other through the group's host communicator.
+// Transfers run on a stream of their own; events order them with the ops: nothing waits on the
+// host.
 #include <nccl.h>
 
 #include <cstring>
@@ -47,27 +48,34 @@ class NcclCommunicator final : public DeviceCommunicator {
     OPENMOE_CHECK(data.dtype == DType::f32, "sum of ", name_of(data.dtype));
     if (data.num_elements() == 0) return;
     begin();
-    check(ncclAllReduce(data.data, data.data, static_cast<std::size_t>(data.num_elements()), ncclFloat32, ncclSum, comm_, stream_),
+    check(ncclAllReduce(data.data, data.data, static_cast<std::size_t>(data.num_elements()),
+                        ncclFloat32, ncclSum, comm_, stream_),
           "ncclAllReduce");
     end();
   }
 
-  void all_to_all_rows(Tensor sent, const RowBlocks& sent_blocks, Tensor received, const RowBlocks& received_blocks) override {
-    OPENMOE_CHECK(sent.dtype == received.dtype && sent.size(1) == received.size(1), "rows of ", name_of(sent.dtype), " ",
-                  sent.shape.to_string(), " and ", name_of(received.dtype), " ", received.shape.to_string());
+  void all_to_all_rows(Tensor sent, const RowBlocks& sent_blocks, Tensor received,
+                       const RowBlocks& received_blocks) override {
+    OPENMOE_CHECK(sent.dtype == received.dtype && sent.size(1) == received.size(1), "rows of ",
+                  name_of(sent.dtype), " ", sent.shape.to_string(), " and ",
+                  name_of(received.dtype), " ", received.shape.to_string());
     const std::int64_t row_bytes = sent.size(1) * size_of(sent.dtype);
     begin();
     check(ncclGroupStart(), "ncclGroupStart");
     std::int64_t sent_row = 0, received_row = 0;  // of blocks that lie back to back
     for (int peer = 0; peer < group_.size(); ++peer) {
       const auto i = static_cast<std::size_t>(peer);
-      const std::int64_t from = first_row(sent_blocks, i, sent_row), to = first_row(received_blocks, i, received_row);
+      const std::int64_t from = first_row(sent_blocks, i, sent_row),
+                         to = first_row(received_blocks, i, received_row);
       const auto sent_bytes = static_cast<std::size_t>(sent_blocks.num_rows[i] * row_bytes);
       const auto received_bytes = static_cast<std::size_t>(received_blocks.num_rows[i] * row_bytes);
       if (sent_bytes > 0)
-        check(ncclSend(static_cast<char*>(sent.data) + from * row_bytes, sent_bytes, ncclInt8, peer, comm_, stream_), "ncclSend");
+        check(ncclSend(static_cast<char*>(sent.data) + from * row_bytes, sent_bytes, ncclInt8, peer,
+                       comm_, stream_),
+              "ncclSend");
       if (received_bytes > 0)
-        check(ncclRecv(static_cast<char*>(received.data) + to * row_bytes, received_bytes, ncclInt8, peer, comm_, stream_),
+        check(ncclRecv(static_cast<char*>(received.data) + to * row_bytes, received_bytes, ncclInt8,
+                       peer, comm_, stream_),
               "ncclRecv");
     }
     check(ncclGroupEnd(), "ncclGroupEnd");
@@ -84,11 +92,13 @@ class NcclCommunicator final : public DeviceCommunicator {
   void check(ncclResult_t result, const char* call) const {
     if (result == ncclSuccess) return;
     const char* const details = comm_ == nullptr ? "" : ncclGetLastError(comm_);
-    throw RuntimeFault(concat("NCCL: ", call, " failed on ", group_.description(), ": ", ncclGetErrorString(result), "; ",
-                              details, ". NCCL_DEBUG=INFO says more; --collectives staged does without NCCL"));
+    throw RuntimeFault(concat(
+        "NCCL: ", call, " failed on ", group_.description(), ": ", ncclGetErrorString(result), "; ",
+        details, ". NCCL_DEBUG=INFO says more; --collectives staged does without NCCL"));
   }
 
-  // The transfer starts when the ops before it are done. Also where the fault of an earlier transfer is noticed.
+  // The transfer starts when the ops before it are done. Also where the fault of an earlier
+  // transfer is noticed.
   void begin() {
     ncclResult_t earlier = ncclSuccess;
     check(ncclCommGetAsyncError(comm_, &earlier), "ncclCommGetAsyncError");

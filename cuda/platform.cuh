@@ -1,4 +1,5 @@
-// The two things that a kernel cannot write the same way for a device and for the host emulation of the tests.
+// The two things that a kernel cannot write the same way for a device and for the host emulation of
+// the tests.
 #pragma once
 
 #include <cuda_runtime.h>

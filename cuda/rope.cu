@@ -12,7 +12,8 @@ constexpr int kThreads = 256;
 
 // In f64: an angle of thousands of radians has no digits to lose.
 __global__ void __launch_bounds__(kThreads)
-rope_table_kernel(float* cosines, float* sines, std::int64_t length, std::int64_t half, double base) {
+    rope_table_kernel(float* cosines, float* sines, std::int64_t length, std::int64_t half,
+                      double base) {
   for (std::int64_t i = global_thread(); i < length * half; i += num_global_threads()) {
     const std::int64_t t = i / half, j = i % half;
     const double angle =
@@ -22,11 +23,12 @@ rope_table_kernel(float* cosines, float* sines, std::int64_t length, std::int64_
   }
 }
 
-// Rotates the pairs (j, j + half) of every head, kWidth neighbouring j per thread. `sign` -1 is the inverse.
+// Rotates the pairs (j, j + half) of every head, kWidth neighbouring j per thread. `sign` -1 is the
+// inverse.
 template <typename X, int kWidth>
 __global__ void __launch_bounds__(kThreads)
-rope_kernel(X* x, const float* cosines, const float* sines, float sign, std::int64_t vectors, std::int64_t T, std::int64_t H,
-            std::int64_t half) {
+    rope_kernel(X* x, const float* cosines, const float* sines, float sign, std::int64_t vectors,
+                std::int64_t T, std::int64_t H, std::int64_t half) {
   const std::int64_t per_head = half / kWidth;
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
     const std::int64_t head = i / per_head, j = i % per_head * kWidth, t = head / H % T;
@@ -50,7 +52,8 @@ rope_kernel(X* x, const float* cosines, const float* sines, float sign, std::int
 }  // namespace
 }  // namespace cuda
 
-// Keeps the longest table so far of one (half, base): a model has only one of these, and shorter rows read its beginning.
+// Keeps the longest table so far of one (half, base): a model has only one of these, and shorter
+// rows read its beginning.
 void CudaOps::prepare_rope_table(std::int64_t length, std::int64_t half, float base) {
   RopeTable& table = rope_table_;
   if (table.half == half && table.base == base && table.length >= length) return;
@@ -63,8 +66,8 @@ void CudaOps::prepare_rope_table(std::int64_t length, std::int64_t half, float b
   table.length = length;
   table.half = half;
   table.base = base;
-  cuda::launch(stream_, cuda::blocks_for(size, cuda::kThreads), cuda::rope_table_kernel, table.cosines, table.sines, length,
-               half, static_cast<double>(base));
+  cuda::launch(stream_, cuda::blocks_for(size, cuda::kThreads), cuda::rope_table_kernel,
+               table.cosines, table.sines, length, half, static_cast<double>(base));
 }
 
 void CudaOps::do_rope(Tensor x, float base, bool inverse) {
@@ -76,8 +79,9 @@ void CudaOps::do_rope(Tensor x, float base, bool inverse) {
     constexpr int kWidth = cuda::kVector<X>;
     cuda::with_width<kWidth>(cuda::can_vectorise(kWidth, half, x, sines), [&](auto width) {
       const std::int64_t vectors = B * T * H * (half / width.value);
-      cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads), cuda::rope_kernel<X, width.value>, x.as<X>(),
-                   rope_table_.cosines, rope_table_.sines, inverse ? -1.0f : 1.0f, vectors, T, H, half);
+      cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
+                   cuda::rope_kernel<X, width.value>, x.as<X>(), rope_table_.cosines,
+                   rope_table_.sines, inverse ? -1.0f : 1.0f, vectors, T, H, half);
     });
   });
 }

@@ -1,5 +1,5 @@
-// The router: probabilities and choices per token, queues and sums per group. Small beside the products around it; nothing
-// waits for another block, and every sum has a fixed order.
+// The router: probabilities and choices per token, queues and sums per group. Small beside the
+// products around it; nothing waits for another block, and every sum has a fixed order.
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
@@ -20,8 +20,8 @@ struct RouterPointers {
 };
 
 RouterPointers pointers_of(const RouterOutput& out) {
-  return {out.prob.as<float>(),        out.log_z.as<float>(),      out.gate.as<float>(),
-          out.group_picks.as<float>(), out.group_prob.as<float>(), out.group_routed.as<float>(),
+  return {out.prob.as<float>(),        out.log_z.as<float>(),         out.gate.as<float>(),
+          out.group_picks.as<float>(), out.group_prob.as<float>(),    out.group_routed.as<float>(),
           out.group_z.as<float>(),     out.choice.as<std::int32_t>(), out.slot.as<std::int32_t>()};
 }
 
@@ -46,14 +46,15 @@ __device__ inline void offer(Candidate& first, Candidate& second, const Candidat
 }
 
 __device__ inline Candidate from_lane(const Candidate& mine, int offset) {
-  return {__shfl_xor_sync(kFullWarp, mine.logit, offset), __shfl_xor_sync(kFullWarp, mine.expert, offset)};
+  return {__shfl_xor_sync(kFullWarp, mine.logit, offset),
+          __shfl_xor_sync(kFullWarp, mine.expert, offset)};
 }
 
-// A warp per token: softmax in f32, best two experts, gates. A NaN logit counts as -infinity in the choice, which keeps the
-// indices valid; it reaches the loss through prob.
+// A warp per token: softmax in f32, best two experts, gates. A NaN logit counts as -infinity in the
+// choice, which keeps the indices valid; it reaches the loss through prob.
 __global__ void __launch_bounds__(kThreads)
-router_token_kernel(RouterPointers out, const float* logits, const std::int32_t* routed, bool normalize, std::int64_t N,
-                    std::int64_t E) {
+    router_token_kernel(RouterPointers out, const float* logits, const std::int32_t* routed,
+                        bool normalize, std::int64_t N, std::int64_t E) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, num_experts = static_cast<int>(E);
   for (std::int64_t n = global_thread() / kWarp; n < N; n += num_global_threads() / kWarp) {
     const float* const row = logits + n * E;
@@ -63,7 +64,8 @@ router_token_kernel(RouterPointers out, const float* logits, const std::int32_t*
       offer(first, second, {logit == logit ? logit : -INFINITY, e});
     }
     for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      const Candidate other_first = from_lane(first, offset), other_second = from_lane(second, offset);
+      const Candidate other_first = from_lane(first, offset),
+                      other_second = from_lane(second, offset);
       offer(first, second, other_first);
       offer(first, second, other_second);
     }
@@ -71,7 +73,8 @@ router_token_kernel(RouterPointers out, const float* logits, const std::int32_t*
     for (int e = lane; e < num_experts; e += kWarp) sum += expf(row[e] - first.logit);
     sum = warp_sum(sum);
     const float inverse = 1.0f / sum;
-    for (int e = lane; e < num_experts; e += kWarp) out.prob[n * E + e] = expf(row[e] - first.logit) * inverse;
+    for (int e = lane; e < num_experts; e += kWarp)
+      out.prob[n * E + e] = expf(row[e] - first.logit) * inverse;
     if (lane != 0) continue;
     const float p1 = expf(row[first.expert] - first.logit) * inverse;
     const float p2 = expf(row[second.expert] - first.logit) * inverse;
@@ -88,13 +91,16 @@ router_token_kernel(RouterPointers out, const float* logits, const std::int32_t*
   }
 }
 
-// Block (expert, group): walks the group's first choices, then its second ones, kThreads at a time, and gives those that chose
-// this expert the next places of its queue. Also the sum of the expert's probability over the group.
+// Block (expert, group): walks the group's first choices, then its second ones, kThreads at a time,
+// and gives those that chose this expert the next places of its queue. Also the sum of the expert's
+// probability over the group.
 __global__ void __launch_bounds__(kThreads)
-router_queue_kernel(RouterPointers out, const std::int32_t* routed, std::int64_t G, std::int64_t E, std::int64_t capacity) {
+    router_queue_kernel(RouterPointers out, const std::int32_t* routed, std::int64_t G,
+                        std::int64_t E, std::int64_t capacity) {
   __shared__ int votes[2][kWarps];
   __shared__ float room[kWarp];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
   const int expert = static_cast<int>(blockIdx.x);
   const std::int64_t group = blockIdx.y, first_token = group * G;
   std::int64_t filled = 0;
@@ -129,7 +135,7 @@ router_queue_kernel(RouterPointers out, const std::int32_t* routed, std::int64_t
 
 // A block per group.
 __global__ void __launch_bounds__(kThreads)
-router_group_kernel(RouterPointers out, const std::int32_t* routed, std::int64_t G) {
+    router_group_kernel(RouterPointers out, const std::int32_t* routed, std::int64_t G) {
   __shared__ float room[2][kWarp];
   const std::int64_t group = blockIdx.x;
   float count = 0.0f, z = 0.0f;
@@ -147,12 +153,14 @@ router_group_kernel(RouterPointers out, const std::int32_t* routed, std::int64_t
   }
 }
 
-// total = sum of dgate gate + scale.balance * sum over groups of E sum_e f_e P_e + scale.z * sum of log_z^2, where f is a
-// constant and P_e = group_prob / routed. With q_e = d total / d prob_e: dlogit_e = prob_e (q_e - sum_j q_j prob_j), plus 2
-// scale.z log_z prob_e. A normalised gate g_k = p_k / (p_1 + p_2) passes on (dg_k - sum_j dg_j g_j) / (p_1 + p_2).
+// total = sum of dgate gate + scale.balance * sum over groups of E sum_e f_e P_e + scale.z * sum of
+// log_z^2, where f is a constant and P_e = group_prob / routed. With q_e = d total / d prob_e:
+// dlogit_e = prob_e (q_e - sum_j q_j prob_j), plus 2 scale.z log_z prob_e. A normalised gate g_k =
+// p_k / (p_1 + p_2) passes on (dg_k - sum_j dg_j g_j) / (p_1 + p_2).
 __global__ void __launch_bounds__(kThreads)
-router_backward_kernel(float* dlogits, const float* dgate, const std::int32_t* routed, RouterPointers saved,
-                       RouterLossScale scale, bool normalize, std::int64_t N, std::int64_t G, std::int64_t E) {
+    router_backward_kernel(float* dlogits, const float* dgate, const std::int32_t* routed,
+                           RouterPointers saved, RouterLossScale scale, bool normalize,
+                           std::int64_t N, std::int64_t G, std::int64_t E) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for (std::int64_t n = global_thread() / kWarp; n < N; n += num_global_threads() / kWarp) {
     float* const out = dlogits + n * E;
@@ -186,23 +194,28 @@ router_backward_kernel(float* dlogits, const float* dgate, const std::int32_t* r
 }  // namespace
 }  // namespace cuda
 
-void CudaOps::do_router_forward(const RouterOutput& out, Tensor logits, Tensor routed, const RouterOptions& options) {
-  const std::int64_t N = logits.size(0), E = logits.size(1), G = options.group_tokens, groups = N / G;
+void CudaOps::do_router_forward(const RouterOutput& out, Tensor logits, Tensor routed,
+                                const RouterOptions& options) {
+  const std::int64_t N = logits.size(0), E = logits.size(1), G = options.group_tokens,
+                     groups = N / G;
   const cuda::RouterPointers pointers = cuda::pointers_of(out);
   const std::int32_t* const real = routed.as<std::int32_t>();
-  cuda::launch(stream_, cuda::blocks_for(N, cuda::kWarps), cuda::router_token_kernel, pointers, logits.as<float>(), real,
-               options.normalize_gates, N, E);
-  cuda::launch(stream_, {.blocks = E, .threads = cuda::kThreads, .blocks_y = groups}, cuda::router_queue_kernel, pointers, real, G,
-               E, options.capacity);
-  cuda::launch(stream_, {.blocks = groups, .threads = cuda::kThreads}, cuda::router_group_kernel, pointers, real, G);
+  cuda::launch(stream_, cuda::blocks_for(N, cuda::kWarps), cuda::router_token_kernel, pointers,
+               logits.as<float>(), real, options.normalize_gates, N, E);
+  cuda::launch(stream_, {.blocks = E, .threads = cuda::kThreads, .blocks_y = groups},
+               cuda::router_queue_kernel, pointers, real, G, E, options.capacity);
+  cuda::launch(stream_, {.blocks = groups, .threads = cuda::kThreads}, cuda::router_group_kernel,
+               pointers, real, G);
 }
 
-void CudaOps::do_router_backward(Tensor dlogits, Tensor dgate, Tensor routed, const RouterOutput& saved,
-                                 const RouterLossScale& scale, const RouterOptions& options) {
+void CudaOps::do_router_backward(Tensor dlogits, Tensor dgate, Tensor routed,
+                                 const RouterOutput& saved, const RouterLossScale& scale,
+                                 const RouterOptions& options) {
   const std::int64_t N = dlogits.size(0), E = dlogits.size(1);
-  cuda::launch(stream_, cuda::blocks_for(N, cuda::kWarps), cuda::router_backward_kernel, dlogits.as<float>(),
-               dgate.as<float>(), routed.as<std::int32_t>(), cuda::pointers_of(saved), scale, options.normalize_gates, N,
-               options.group_tokens, E);
+  cuda::launch(stream_, cuda::blocks_for(N, cuda::kWarps), cuda::router_backward_kernel,
+               dlogits.as<float>(), dgate.as<float>(), routed.as<std::int32_t>(),
+               cuda::pointers_of(saved), scale, options.normalize_gates, N, options.group_tokens,
+               E);
 }
 
 }  // namespace openmoe

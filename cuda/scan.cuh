@@ -5,10 +5,11 @@
 
 namespace openmoe::cuda {
 
-// Exclusive sums over the block of one value per thread; `room` has 33 values, of which [32] becomes the total. Ends with a
-// barrier.
+// Exclusive sums over the block of one value per thread; `room` has 33 values, of which [32]
+// becomes the total. Ends with a barrier.
 __device__ inline int block_exclusive_sum(int value, int* room) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
   int inclusive = value;
   for (int offset = 1; offset < kWarp; offset *= 2) {
@@ -31,7 +32,8 @@ __device__ inline int block_exclusive_sum(int value, int* room) {
   return room[warp] + inclusive - value;
 }
 
-// values (count) become their exclusive sums. All kThreads threads of one block; room has 33 values.
+// values (count) become their exclusive sums. All kThreads threads of one block; room has 33
+// values.
 template <int kThreads>
 __device__ inline void scan_in_place(std::int32_t* values, std::int64_t count, int* room) {
   int carried = 0;

@@ -24,8 +24,8 @@ void* Scratch::reserve(std::int64_t bytes) {
   const cudaError_t error = cudaMalloc(&data_, static_cast<std::size_t>(wanted));
   if (error != cudaSuccess) {
     data_ = nullptr;
-    throw RuntimeFault(concat("cannot allocate ", wanted, " bytes of device scratch memory: ",
-                              cudaGetErrorString(error)));
+    throw RuntimeFault(concat("cannot allocate ", wanted,
+                              " bytes of device scratch memory: ", cudaGetErrorString(error)));
   }
   capacity_bytes_ = wanted;
   return data_;

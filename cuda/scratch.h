@@ -1,5 +1,6 @@
-// Scratch: device memory an op needs only while it runs. All ops run on one stream, so one block serves them all. It grows to
-// the largest demand, which the first step meets; afterwards nothing is allocated.
+// Scratch: device memory an op needs only while it runs. All ops run on one stream, so one block
+// serves them all. It grows to the largest demand, which the first step meets; afterwards nothing
+// is allocated.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  // Room for `bytes`, valid until the next call of reserve. Throws RuntimeFault that names the size.
+  // Room for `bytes`, valid until the next call of reserve. Throws RuntimeFault that names the
+  // size.
   void* reserve(std::int64_t bytes);
   std::int64_t capacity_bytes() const { return capacity_bytes_; }
 
@@ -22,8 +24,8 @@ class Scratch {
   std::int64_t capacity_bytes_ = 0;
 };
 
-// Cuts a reservation into arrays, each 256-byte aligned. Two passes over the same calls, as an Arena: with a null base it only
-// counts.
+// Cuts a reservation into arrays, each 256-byte aligned. Two passes over the same calls, as an
+// Arena: with a null base it only counts.
 class ScratchCursor {
  public:
   explicit ScratchCursor(void* base = nullptr) : base_(static_cast<char*>(base)) {}

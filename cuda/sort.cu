@@ -1,5 +1,5 @@
-// Radix sort, least significant digit first, four bits a pass: digits are counted per tile, the counts scanned, and the items
-// placed. All integers, so the order of additions does not matter.
+// Radix sort, least significant digit first, four bits a pass: digits are counted per tile, the
+// counts scanned, and the items placed. All integers, so the order of additions does not matter.
 #include "cuda/sort.h"
 
 #include <bit>
@@ -30,7 +30,7 @@ __global__ void iota_kernel(std::int32_t* order, std::int64_t n) {
 
 // counts[digit * tiles + tile]
 __global__ void __launch_bounds__(kThreads)
-count_kernel(std::int32_t* counts, const std::int32_t* keys, std::int64_t n, int shift) {
+    count_kernel(std::int32_t* counts, const std::int32_t* keys, std::int64_t n, int shift) {
   __shared__ int count[kDigits];
   if (threadIdx.x < kDigits) count[threadIdx.x] = 0;
   __syncthreads();
@@ -42,16 +42,18 @@ count_kernel(std::int32_t* counts, const std::int32_t* keys, std::int64_t n, int
 }
 
 // counts become their exclusive sums. One block.
-__global__ void __launch_bounds__(kScanThreads) scan_kernel(std::int32_t* counts, std::int64_t count) {
+__global__ void __launch_bounds__(kScanThreads)
+    scan_kernel(std::int32_t* counts, std::int64_t count) {
   __shared__ int room[kWarp + 1];
   scan_in_place<kScanThreads>(counts, count, room);
 }
 
-// Each thread counts the digits of its neighbouring items; sums over (digit, thread) give every item its place in the tile's
-// part of its digit.
+// Each thread counts the digits of its neighbouring items; sums over (digit, thread) give every
+// item its place in the tile's part of its digit.
 __global__ void __launch_bounds__(kThreads)
-place_kernel(std::int32_t* out_keys, std::int32_t* out_order, const std::int32_t* keys, const std::int32_t* order,
-             const std::int32_t* offsets, std::int64_t n, int shift) {
+    place_kernel(std::int32_t* out_keys, std::int32_t* out_order, const std::int32_t* keys,
+                 const std::int32_t* order, const std::int32_t* offsets, std::int64_t n,
+                 int shift) {
   __shared__ int place[kDigits * kThreads];
   __shared__ int room[kWarp + 1];
   const int thread = static_cast<int>(threadIdx.x);
@@ -62,7 +64,8 @@ place_kernel(std::int32_t* out_keys, std::int32_t* out_order, const std::int32_t
   __syncthreads();
 
   int sum = 0;
-  for (int i = 0; i < kDigits; ++i) {  // thread t scans the t-th sixteenth-of-a-digit row of the table
+  for (int i = 0; i < kDigits;
+       ++i) {  // thread t scans the t-th sixteenth-of-a-digit row of the table
     const int value = place[thread * kDigits + i];
     place[thread * kDigits + i] = sum;
     sum += value;
@@ -71,7 +74,8 @@ place_kernel(std::int32_t* out_keys, std::int32_t* out_order, const std::int32_t
   for (int i = 0; i < kDigits; ++i) place[thread * kDigits + i] += below;
   __syncthreads();
 
-  // A digit's first place in the tile is that of thread 0, which no thread but thread 0 changes; take it before anybody does.
+  // A digit's first place in the tile is that of thread 0, which no thread but thread 0 changes;
+  // take it before anybody does.
   int first[kDigits];
 #pragma unroll
   for (int digit = 0; digit < kDigits; ++digit) first[digit] = place[digit * kThreads];
@@ -84,7 +88,10 @@ place_kernel(std::int32_t* out_keys, std::int32_t* out_order, const std::int32_t
     for (int d = 0; d < kDigits; ++d)  // a register array allows no computed index
       if (d == digit) first_place = first[d];
     const int rank = place[digit * kThreads + thread]++ - first_place;
-    const std::int64_t to = static_cast<std::int64_t>(offsets[static_cast<std::int64_t>(digit) * gridDim.x + blockIdx.x]) + rank;
+    const std::int64_t to =
+        static_cast<std::int64_t>(
+            offsets[static_cast<std::int64_t>(digit) * gridDim.x + blockIdx.x]) +
+        rank;
     out_keys[to] = key;
     out_order[to] = order[begin + i];
   }
@@ -104,9 +111,10 @@ int sort_keys(cudaStream_t stream, const SortBuffers& buffers, std::int64_t n, s
   int from = 0;
   for (int shift = 0; (bound >> shift) > 0; shift += kDigitBits, from = 1 - from) {
     launch(stream, shape, count_kernel, buffers.counts, buffers.keys[from], n, shift);
-    launch(stream, {.blocks = 1, .threads = kScanThreads}, scan_kernel, buffers.counts, kDigits * tiles);
-    launch(stream, shape, place_kernel, buffers.keys[1 - from], buffers.order[1 - from], buffers.keys[from],
-           buffers.order[from], buffers.counts, n, shift);
+    launch(stream, {.blocks = 1, .threads = kScanThreads}, scan_kernel, buffers.counts,
+           kDigits * tiles);
+    launch(stream, shape, place_kernel, buffers.keys[1 - from], buffers.order[1 - from],
+           buffers.keys[from], buffers.order[from], buffers.counts, n, shift);
   }
   return from;
 }

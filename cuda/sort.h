@@ -1,4 +1,5 @@
-// A stable sort of integers on the device, for ops that must add up what shares a destination in a fixed order.
+// A stable sort of integers on the device, for ops that must add up what shares a destination in a
+// fixed order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,8 +16,9 @@ struct SortBuffers {
 };
 std::int64_t sort_counts(std::int64_t n);
 
-// Sorts the n keys in buffers.keys[0], which are in [0, bound], ascending; equal keys keep their order. Returns the index i
-// such that buffers.keys[i] holds the sorted keys and buffers.order[i] where each one was.
+// Sorts the n keys in buffers.keys[0], which are in [0, bound], ascending; equal keys keep their
+// order. Returns the index i such that buffers.keys[i] holds the sorted keys and buffers.order[i]
+// where each one was.
 int sort_keys(cudaStream_t stream, const SortBuffers& buffers, std::int64_t n, std::int64_t bound);
 
 }  // namespace openmoe::cuda

@@ -1,6 +1,7 @@
-// DeviceCommunicator: the verbs of a step that move tensors of a device between the ranks of a group. Calls are collective over
-// the group and ordered with the ops of the device: they read what earlier ops wrote, and later ops read what they wrote. No
-// CUDA type here. Small numbers on the host go through the group's Communicator.
+// DeviceCommunicator: the verbs of a step that move tensors of a device between the ranks of a
+// group. Calls are collective over the group and ordered with the ops of the device: they read what
+// earlier ops wrote, and later ops read what they wrote. No CUDA type here. Small numbers on the
+// host go through the group's Communicator.
 #pragma once
 
 #include <memory>
@@ -25,8 +26,8 @@ class DeviceCommunicator {
                                const RowBlocks& received_blocks) = 0;
 };
 
-// Through host memory and `group`: the fallback where devices have no network of their own, and the cross-check of one that
-// have. `ops` and `group` must outlive it.
+// Through host memory and `group`: the fallback where devices have no network of their own, and the
+// cross-check of one that have. `ops` and `group` must outlive it.
 std::unique_ptr<DeviceCommunicator> make_staged_communicator(Ops& ops, Communicator& group);
 
 }  // namespace openmoe

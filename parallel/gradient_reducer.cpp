@@ -12,10 +12,12 @@ namespace {
 void sum(const Tensor& grads, Communicator& group, DeviceCommunicator* device_group) {
   if (group.size() == 1) return;
   if (grads.device == Device::host) {
-    group.all_reduce_sum(std::span<float>(grads.as<float>(), static_cast<std::size_t>(grads.num_elements())));
+    group.all_reduce_sum(
+        std::span<float>(grads.as<float>(), static_cast<std::size_t>(grads.num_elements())));
     return;
   }
-  OPENMOE_CHECK(device_group != nullptr, "gradients of a device, and no device attached to the grid");
+  OPENMOE_CHECK(device_group != nullptr,
+                "gradients of a device, and no device attached to the grid");
   device_group->all_reduce_sum(grads);
 }
 

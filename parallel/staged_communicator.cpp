@@ -32,25 +32,33 @@ class StagedCommunicator final : public DeviceCommunicator {
     }
   }
 
-  void all_to_all_rows(Tensor sent, const RowBlocks& sent_blocks, Tensor received, const RowBlocks& received_blocks) override {
-    OPENMOE_CHECK(sent.dtype == received.dtype && sent.size(1) == received.size(1), "rows of ", name_of(sent.dtype), " ",
-                  sent.shape.to_string(), " and ", name_of(received.dtype), " ", received.shape.to_string());
+  void all_to_all_rows(Tensor sent, const RowBlocks& sent_blocks, Tensor received,
+                       const RowBlocks& received_blocks) override {
+    OPENMOE_CHECK(sent.dtype == received.dtype && sent.size(1) == received.size(1), "rows of ",
+                  name_of(sent.dtype), " ", sent.shape.to_string(), " and ",
+                  name_of(received.dtype), " ", received.shape.to_string());
     const std::int64_t row_bytes = sent.size(1) * size_of(sent.dtype);
-    const std::vector<std::int64_t> out_rows = block_rows(sent_blocks), in_rows = block_rows(received_blocks);
+    const std::vector<std::int64_t> out_rows = block_rows(sent_blocks),
+                                    in_rows = block_rows(received_blocks);
     sent_.resize(static_cast<std::size_t>(out_rows.back() * row_bytes));
     received_.resize(static_cast<std::size_t>(in_rows.back() * row_bytes));
     // Blocks lie back to back in host memory, wherever they are on the device.
     const auto host_rows = [&](std::vector<char>& bytes, std::int64_t first, std::int64_t rows) {
-      return Tensor{bytes.data() + first * row_bytes, sent.dtype, Device::host, {rows, sent.size(1)}};
+      return Tensor{
+          bytes.data() + first * row_bytes, sent.dtype, Device::host, {rows, sent.size(1)}};
     };
     for (std::size_t i = 0; i < sent_blocks.num_rows.size(); ++i) {
-      const std::int64_t rows = sent_blocks.num_rows[i], first = first_row(sent_blocks, out_rows, i);
+      const std::int64_t rows = sent_blocks.num_rows[i],
+                         first = first_row(sent_blocks, out_rows, i);
       if (rows > 0) ops_.copy(host_rows(sent_, out_rows[i], rows), sent.rows(first, first + rows));
     }
-    group_.all_to_all_rows(sent_.data(), {sent_blocks.num_rows, {}}, received_.data(), {received_blocks.num_rows, {}}, row_bytes);
+    group_.all_to_all_rows(sent_.data(), {sent_blocks.num_rows, {}}, received_.data(),
+                           {received_blocks.num_rows, {}}, row_bytes);
     for (std::size_t i = 0; i < received_blocks.num_rows.size(); ++i) {
-      const std::int64_t rows = received_blocks.num_rows[i], first = first_row(received_blocks, in_rows, i);
-      if (rows > 0) ops_.copy(received.rows(first, first + rows), host_rows(received_, in_rows[i], rows));
+      const std::int64_t rows = received_blocks.num_rows[i],
+                         first = first_row(received_blocks, in_rows, i);
+      if (rows > 0)
+        ops_.copy(received.rows(first, first + rows), host_rows(received_, in_rows[i], rows));
     }
   }
 
@@ -61,7 +69,8 @@ class StagedCommunicator final : public DeviceCommunicator {
     for (const std::int64_t rows : blocks.num_rows) offsets.push_back(offsets.back() + rows);
     return offsets;
   }
-  static std::int64_t first_row(const RowBlocks& blocks, const std::vector<std::int64_t>& offsets, std::size_t i) {
+  static std::int64_t first_row(const RowBlocks& blocks, const std::vector<std::int64_t>& offsets,
+                                std::size_t i) {
     return blocks.row_offsets.empty() ? offsets[i] : blocks.row_offsets[i];
   }
 

@@ -7,8 +7,10 @@ namespace openmoe {
 namespace {
 
 [[noreturn]] void refuse() {
-  throw UserError("--device cuda: this openmoe was built without CUDA; configure with -DOPENMOE_CUDA=ON on a machine with nvcc, "
-                  "or use --device cpu");
+  throw UserError(
+      "--device cuda: this openmoe was built without CUDA; configure with -DOPENMOE_CUDA=ON on a "
+      "machine with nvcc, "
+      "or use --device cpu");
 }
 
 }  // namespace

@@ -22,34 +22,43 @@ std::vector<std::int32_t> packed_segments(std::int64_t B, std::int64_t T) {
   return ids;
 }
 
-void check_attention(std::int64_t B, std::int64_t T, std::int64_t H, std::int64_t Dh, const std::vector<std::int32_t>& segments,
-                     bool misaligned = false) {
+void check_attention(std::int64_t B, std::int64_t T, std::int64_t H, std::int64_t Dh,
+                     const std::vector<std::int32_t>& segments, bool misaligned = false) {
   INFO("B " << B << ", T " << T << ", H " << H << ", Dh " << Dh << ", misaligned " << misaligned);
-  test::compare_backends([&](OpRun& run) {
-    const Shape shape{B, T, H, Dh};
-    const float scale = 1.0f / std::sqrt(static_cast<float>(Dh));
-    const Tensor q = run.normal("q", shape, 2.0, misaligned), k = run.normal("k", shape, 1.0, misaligned);
-    const Tensor v = run.normal("v", shape, 1.0, misaligned), segment_ids = run.ints("segment_ids", {B, T}, segments);
-    const Tensor o = run.poisoned("o", shape), log_z = run.poisoned("log_z", {B, H, T});
-    run.ops().attention_forward(o, log_z, q, k, v, segment_ids, scale);
-    const Tensor d_o = run.normal("d_o", shape, 1.0, misaligned);
-    const Tensor dq = run.poisoned("dq", shape), dk = run.poisoned("dk", shape), dv = run.poisoned("dv", shape);
-    run.ops().attention_backward(dq, dk, dv, d_o, q, k, v, o, segment_ids, log_z, scale);
-  }, 2e-5);
+  test::compare_backends(
+      [&](OpRun& run) {
+        const Shape shape{B, T, H, Dh};
+        const float scale = 1.0f / std::sqrt(static_cast<float>(Dh));
+        const Tensor q = run.normal("q", shape, 2.0, misaligned),
+                     k = run.normal("k", shape, 1.0, misaligned);
+        const Tensor v = run.normal("v", shape, 1.0, misaligned),
+                     segment_ids = run.ints("segment_ids", {B, T}, segments);
+        const Tensor o = run.poisoned("o", shape), log_z = run.poisoned("log_z", {B, H, T});
+        run.ops().attention_forward(o, log_z, q, k, v, segment_ids, scale);
+        const Tensor d_o = run.normal("d_o", shape, 1.0, misaligned);
+        const Tensor dq = run.poisoned("dq", shape), dk = run.poisoned("dk", shape),
+                     dv = run.poisoned("dv", shape);
+        run.ops().attention_backward(dq, dk, dv, d_o, q, k, v, o, segment_ids, log_z, scale);
+      },
+      2e-5);
 }
 
 }  // namespace
 
 TEST_CASE("rope: both directions, odd half widths, shorter rows after longer ones", "[cuda]") {
   for (const std::int64_t Dh : {2, 6, 16, 32})
-    test::compare_backends([=](OpRun& run) {
-      const Tensor longer = run.normal("longer", {2, 9, 3, Dh}), shorter = run.normal("shorter", {3, 4, 1, Dh});
-      const Tensor back = run.normal("back", {2, 9, 3, Dh}), empty = run.normal("empty", {0, 4, 2, Dh});
-      run.ops().rope_forward(longer, 10000.0f);
-      run.ops().rope_forward(shorter, 10000.0f);
-      run.ops().rope_backward(back, 500.0f);
-      run.ops().rope_forward(empty, 500.0f);
-    }, 1e-6);
+    test::compare_backends(
+        [=](OpRun& run) {
+          const Tensor longer = run.normal("longer", {2, 9, 3, Dh}),
+                       shorter = run.normal("shorter", {3, 4, 1, Dh});
+          const Tensor back = run.normal("back", {2, 9, 3, Dh}),
+                       empty = run.normal("empty", {0, 4, 2, Dh});
+          run.ops().rope_forward(longer, 10000.0f);
+          run.ops().rope_forward(shorter, 10000.0f);
+          run.ops().rope_backward(back, 500.0f);
+          run.ops().rope_forward(empty, 500.0f);
+        },
+        1e-6);
 }
 
 TEST_CASE("attention: one segment, lengths around the tile", "[cuda]") {

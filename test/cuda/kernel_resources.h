@@ -1,7 +1,9 @@
-// What ptxas reported about each kernel of a build, and what the sources state: a kernel with the comment
+// What ptxas reported about each kernel of a build, and what the sources state: a kernel with the
+// comment
 //   // hot: at least 4 blocks per SM
 //   // hot: at least 2 blocks per SM, with 53000 bytes of dynamic shared memory
-// above it must not spill and must fit that often on a multiprocessor, in every instance and for every architecture built.
+// above it must not spill and must fit that often on a multiprocessor, in every instance and for
+// every architecture built.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +36,8 @@ inline std::vector<KernelReport> parse_ptxas(const std::string& text) {
     if (std::regex_search(line, match, entry)) reports.push_back({match[1], match[2]});
     if (reports.empty()) continue;
     KernelReport& report = reports.back();
-    if (std::regex_search(line, match, spills)) report.spill_bytes = std::stoll(match[1]) + std::stoll(match[2]);
+    if (std::regex_search(line, match, spills))
+      report.spill_bytes = std::stoll(match[1]) + std::stoll(match[2]);
     if (std::regex_search(line, match, used)) report.registers = std::stoll(match[1]);
     if (std::regex_search(line, match, shared)) report.shared_bytes = std::stoll(match[1]);
   }
@@ -50,7 +53,8 @@ struct HotKernel {
 };
 
 // `constants`: values of the names in __launch_bounds__ that other files define.
-inline std::vector<HotKernel> hot_kernels(const std::string& source, std::map<std::string, std::int64_t> constants) {
+inline std::vector<HotKernel> hot_kernels(const std::string& source,
+                                          std::map<std::string, std::int64_t> constants) {
   const std::regex constant("constexpr int (k\\w+) = (\\d+);");
   for (std::sregex_iterator it(source.begin(), source.end(), constant), end; it != end; ++it)
     constants[(*it)[1]] = std::stoll((*it)[2]);
@@ -61,23 +65,27 @@ inline std::vector<HotKernel> hot_kernels(const std::string& source, std::map<st
   for (std::sregex_iterator it(source.begin(), source.end(), hot), end; it != end; ++it) {
     const std::smatch& match = *it;
     const auto threads = constants.find(match[3]);
-    kernels.push_back({match[4], threads == constants.end() ? 0 : threads->second, std::stoll(match[1]),
-                       match[2].matched ? std::stoll(match[2]) : 0});
+    kernels.push_back({match[4], threads == constants.end() ? 0 : threads->second,
+                       std::stoll(match[1]), match[2].matched ? std::stoll(match[2]) : 0});
   }
   return kernels;
 }
 
-// Blocks that fit on a multiprocessor at once. CUDA programming guide, table of technical specifications per compute capability.
-inline std::int64_t blocks_per_sm(const KernelReport& report, std::int64_t threads, std::int64_t dynamic_shared_bytes) {
+// Blocks that fit on a multiprocessor at once. CUDA programming guide, table of technical
+// specifications per compute capability.
+inline std::int64_t blocks_per_sm(const KernelReport& report, std::int64_t threads,
+                                  std::int64_t dynamic_shared_bytes) {
   const std::int64_t shared_total = (report.arch == "sm_80" ? 164 : 228) << 10, reserved = 1 << 10;
   const std::int64_t warps = threads / 32;
   const std::int64_t registers_per_warp = (report.registers * 32 + 255) / 256 * 256;
   const std::int64_t by_registers = 65536 / (registers_per_warp * warps), by_warps = 64 / warps;
-  const std::int64_t by_shared = shared_total / (report.shared_bytes + dynamic_shared_bytes + reserved);
+  const std::int64_t by_shared =
+      shared_total / (report.shared_bytes + dynamic_shared_bytes + reserved);
   return std::min({by_registers, by_warps, by_shared});
 }
 
-// Whether `mangled` is an instance of the kernel `name`: an Itanium name holds its length before it.
+// Whether `mangled` is an instance of the kernel `name`: an Itanium name holds its length before
+// it.
 inline bool is_instance(const std::string& mangled, const std::string& name) {
   return mangled.find(std::to_string(name.size()) + name) != std::string::npos;
 }

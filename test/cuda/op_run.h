@@ -1,6 +1,6 @@
-// One test body for every backend: it makes its tensors through an OpRun and calls ops; then every tensor it made is compared,
-// inputs too, which must not have changed. On the emulated device the body runs under several schedules of blocks and threads,
-// which must give the same bits.
+// One test body for every backend: it makes its tensors through an OpRun and calls ops; then every
+// tensor it made is compared, inputs too, which must not have changed. On the emulated device the
+// body runs under several schedules of blocks and threads, which must give the same bits.
 #pragma once
 
 #include <cmath>
@@ -32,30 +32,36 @@ class OpRun {
 
   Ops& ops() { return ops_; }
 
-  // Normal values, the same for every backend, a function of the name. `misaligned`: the tensor begins one element past an
-  // aligned address, so that no vector access fits.
-  Tensor normal(const std::string& name, const Shape& shape, double scale = 1.0, bool misaligned = false) {
+  // Normal values, the same for every backend, a function of the name. `misaligned`: the tensor
+  // begins one element past an aligned address, so that no vector access fits.
+  Tensor normal(const std::string& name, const Shape& shape, double scale = 1.0,
+                bool misaligned = false) {
     const Rng rng(1, stream_id(name));
     std::vector<float> values(static_cast<std::size_t>(shape.num_elements()));
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(scale * rng.normal_at(i));
+    for (std::size_t i = 0; i < values.size(); ++i)
+      values[i] = static_cast<float>(scale * rng.normal_at(i));
     return floats(name, shape, values, misaligned);
   }
   // NaN everywhere: what an op leaves alone stays NaN, what it reads spoils its results.
   Tensor poisoned(const std::string& name, const Shape& shape, bool misaligned = false) {
     return floats(name, shape,
-                  std::vector<float>(static_cast<std::size_t>(shape.num_elements()), std::numeric_limits<float>::quiet_NaN()),
+                  std::vector<float>(static_cast<std::size_t>(shape.num_elements()),
+                                     std::numeric_limits<float>::quiet_NaN()),
                   misaligned);
   }
-  Tensor floats(const std::string& name, const Shape& shape, const std::vector<float>& values, bool misaligned = false) {
+  Tensor floats(const std::string& name, const Shape& shape, const std::vector<float>& values,
+                bool misaligned = false) {
     return make(name, shape, DType::f32, values.data(), misaligned);
   }
-  Tensor ints(const std::string& name, const Shape& shape, const std::vector<std::int32_t>& values) {
+  Tensor ints(const std::string& name, const Shape& shape,
+              const std::vector<std::int32_t>& values) {
     OPENMOE_CHECK(static_cast<std::int64_t>(values.size()) == shape.num_elements(), name);
     return make(name, shape, DType::i32, values.data(), false);
   }
   // An integer result, -7 before it is written.
   Tensor unwritten_ints(const std::string& name, const Shape& shape) {
-    return ints(name, shape, std::vector<std::int32_t>(static_cast<std::size_t>(shape.num_elements()), -7));
+    return ints(name, shape,
+                std::vector<std::int32_t>(static_cast<std::size_t>(shape.num_elements()), -7));
   }
   void number(const std::string& name, double value) { numbers_.push_back({name, value}); }
 
@@ -96,7 +102,8 @@ class OpRun {
     Tensor tensor;
   };
 
-  Tensor make(const std::string& name, const Shape& shape, DType dtype, const void* values, bool misaligned) {
+  Tensor make(const std::string& name, const Shape& shape, DType dtype, const void* values,
+              bool misaligned) {
     const std::int64_t element = size_of(dtype), skip = misaligned ? element : 0;
     const std::int64_t bytes = shape.num_elements() * element + skip;
     void* const block = ops_.allocate_bytes(bytes);
@@ -128,7 +135,8 @@ double relative_difference(const std::vector<T>& found, const std::vector<T>& ex
 
 template <typename T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 using OpBody = std::function<void(OpRun&)>;

@@ -12,29 +12,38 @@ struct Case {
 
 RouterOutput make_output(OpRun& run, const Case& c) {
   const std::int64_t groups = c.N / c.G;
-  return {run.poisoned("prob", {c.N, c.E}),           run.poisoned("log_z", {c.N}),
-          run.unwritten_ints("choice", {c.N, 2}),     run.poisoned("gate", {c.N, 2}),
-          run.unwritten_ints("slot", {c.N, 2}),       run.poisoned("group_picks", {groups, c.E}),
-          run.poisoned("group_prob", {groups, c.E}),  run.poisoned("group_routed", {groups}),
+  return {run.poisoned("prob", {c.N, c.E}),          run.poisoned("log_z", {c.N}),
+          run.unwritten_ints("choice", {c.N, 2}),    run.poisoned("gate", {c.N, 2}),
+          run.unwritten_ints("slot", {c.N, 2}),      run.poisoned("group_picks", {groups, c.E}),
+          run.poisoned("group_prob", {groups, c.E}), run.poisoned("group_routed", {groups}),
           run.poisoned("group_z", {groups})};
 }
 
-void check_router(const Case& c, const std::vector<float>& logits, const std::vector<std::int32_t>& routed) {
-  INFO("N " << c.N << ", E " << c.E << ", G " << c.G << ", C " << c.C << ", normalize " << c.normalize);
-  test::compare_backends([&](OpRun& run) {
-    const RouterOptions options{.group_tokens = c.G, .capacity = c.C, .normalize_gates = c.normalize};
-    const Tensor in = run.floats("logits", {c.N, c.E}, logits), real = run.ints("routed", {c.N}, routed);
-    const RouterOutput out = make_output(run, c);
-    run.ops().router_forward(out, in, real, options);
-    const Tensor dlogits = run.poisoned("dlogits", {c.N, c.E}), dgate = run.normal("dgate", {c.N, 2});
-    run.ops().router_backward(dlogits, dgate, real, out, {.balance = 0.3f, .z = 0.01f}, options);
-  }, 5e-6);
+void check_router(const Case& c, const std::vector<float>& logits,
+                  const std::vector<std::int32_t>& routed) {
+  INFO("N " << c.N << ", E " << c.E << ", G " << c.G << ", C " << c.C << ", normalize "
+            << c.normalize);
+  test::compare_backends(
+      [&](OpRun& run) {
+        const RouterOptions options{
+            .group_tokens = c.G, .capacity = c.C, .normalize_gates = c.normalize};
+        const Tensor in = run.floats("logits", {c.N, c.E}, logits),
+                     real = run.ints("routed", {c.N}, routed);
+        const RouterOutput out = make_output(run, c);
+        run.ops().router_forward(out, in, real, options);
+        const Tensor dlogits = run.poisoned("dlogits", {c.N, c.E}),
+                     dgate = run.normal("dgate", {c.N, 2});
+        run.ops().router_backward(dlogits, dgate, real, out, {.balance = 0.3f, .z = 0.01f},
+                                  options);
+      },
+      5e-6);
 }
 
 std::vector<float> random_logits(const Case& c) {
   const Rng rng(5, stream_id("logits"));
   std::vector<float> logits(static_cast<std::size_t>(c.N * c.E));
-  for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(2.0 * rng.normal_at(i));
+  for (std::size_t i = 0; i < logits.size(); ++i)
+    logits[i] = static_cast<float>(2.0 * rng.normal_at(i));
   return logits;
 }
 
@@ -46,9 +55,11 @@ std::vector<std::int32_t> all_but(std::int64_t N, std::int64_t every) {
 
 }  // namespace
 
-TEST_CASE("router: experts below, at and above a warp; drops; groups longer than a block", "[cuda]") {
-  for (const Case c : {Case{6, 2, 3, 2, false}, Case{12, 5, 6, 1, true}, Case{40, 32, 20, 3, false}, Case{20, 70, 10, 1, true},
-                       Case{600, 4, 300, 100, false}, Case{0, 4, 2, 1, false}}) {
+TEST_CASE("router: experts below, at and above a warp; drops; groups longer than a block",
+          "[cuda]") {
+  for (const Case c :
+       {Case{6, 2, 3, 2, false}, Case{12, 5, 6, 1, true}, Case{40, 32, 20, 3, false},
+        Case{20, 70, 10, 1, true}, Case{600, 4, 300, 100, false}, Case{0, 4, 2, 1, false}}) {
     check_router(c, random_logits(c), all_but(c.N, c.N + 1));
     check_router(c, random_logits(c), all_but(c.N, 3));
   }
@@ -70,8 +81,8 @@ TEST_CASE("router: NaN logits keep the indices valid and reach the probabilities
   logits[4] = 1.0f;  // of the second token, one number among NaN
   logits[8] = logits[9] = logits[10] = logits[11] = 0.5f;
   const RouterOutput out = make_output(run, c);
-  cuda->router_forward(out, run.floats("logits", {3, 4}, logits), run.ints("routed", {3}, {1, 1, 1}),
-                       {.group_tokens = 3, .capacity = 3});
+  cuda->router_forward(out, run.floats("logits", {3, 4}, logits),
+                       run.ints("routed", {3}, {1, 1, 1}), {.group_tokens = 3, .capacity = 3});
   for (const std::int32_t choice : run.read_ints(out.choice)) CHECK((choice >= 0 && choice < 4));
   const std::vector<float> prob = run.read_floats(out.prob);
   CHECK(std::isnan(prob[0]));
