@@ -2,6 +2,7 @@
 
 #include "core/cpu/cpu_ops.h"
 #include "core/moe/local_exchange.h"
+#include "cuda/device_ops.h"
 #include "parallel/expert_exchange.h"
 #include "parallel/planned_group.h"
 
@@ -26,7 +27,10 @@ Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t
                  bool training)
     : ops_(ops),
       params_(recipe.model, recipe.optimizer, grid.ep(), grid.ep_rank()),
-      exchange_(make_exchange(Model::exchange_shape(recipe, rows),
+      exchange_(
+          ops.device() == Device::cuda
+              ? make_cuda_exchange(ops, Model::exchange_shape(recipe, rows), grid.device_expert())
+              : make_exchange(Model::exchange_shape(recipe, rows),
                               recipe.model.num_moe_layers() == 0, grid.expert())),
       model_(ops, recipe, params_, *exchange_, rows) {
   Arena dry;

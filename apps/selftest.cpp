@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "apps/command.h"
+#include "apps/device.h"
 #include "apps/network.h"
 #include "core/base/error.h"
-#include "core/cpu/cpu_ops.h"
 #include "core/train/adafactor.h"
 #include "data/h5_file.h"
 #include "parallel/gradient_reducer.h"
@@ -30,6 +30,7 @@ constexpr double kLossTolerance = 1e-5;  // relative
 struct SelftestOptions {
   std::string golden_folder;
   std::int64_t ep = 1;
+  DeviceOptions device;
 };
 
 // The worst disagreement of one kind in one file.
@@ -340,7 +341,8 @@ int run_selftest(const SelftestOptions& options, MpiEnvironment& mpi) {
   if (paths.empty()) throw UserError("--golden " + options.golden_folder + ": no *.h5 file in it");
 
   ProcessGrid grid(mpi.world(), options.ep, 1);
-  const auto ops = make_cpu_ops();
+  const auto ops = make_ops(options.device, mpi);
+  attach_device(options.device, grid, *ops);
   int failed = 0, skipped = 0;
   for (const std::string& path : paths) {
     const CaseResult result = GoldenCase(path, *ops, grid).run();
@@ -374,6 +376,7 @@ void register_selftest(CLI::App& app, CommandContext& context) {
   command->add_option("--golden", options->golden_folder, "folder of golden *.h5 files")
       ->required();
   command->add_option("--ep", options->ep, "expert-parallel degree")->check(CLI::PositiveNumber);
+  add_device_options(*command, options->device);
   command->callback([&context, options] {
     context.run = [&context, options] { return run_selftest(*options, context.mpi); };
   });

@@ -11,12 +11,13 @@
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
 #include "apps/command.h"
+#include "apps/device.h"
+#include "apps/host_params.h"
 #include "apps/mixtures.h"
 #include "apps/network.h"
 #include "apps/trainer.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
-#include "core/cpu/cpu_ops.h"
 #include "core/cpu/peak.h"
 #include "data/batch_stream.h"
 #include "parallel/process_grid.h"
@@ -34,6 +35,7 @@ struct TrainOptions {
   std::string run_folder;
   std::int64_t ep = 0;  // 0: as the recipe says
   bool resume = false;
+  DeviceOptions device;
 };
 
 // The port's groups are whatever one call holds, so that a loss would depend on the grid and on
@@ -88,14 +90,14 @@ void check_resumable(const Recipe& recipe, const CheckpointMeta& meta,
 }
 
 void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& network,
-                  int num_threads) {
+                  const CommandContext& context) {
   const ParameterCounts counts = count_parameters(recipe.model);
   std::printf("%s\n", to_json(recipe).c_str());
-  std::printf(
-      "grid        %lld data ranks = dp %lld x ep %lld, tp %lld; %d threads per rank; backend %s\n",
-      static_cast<long long>(grid.num_data_ranks()), static_cast<long long>(grid.dp()),
-      static_cast<long long>(grid.ep()), static_cast<long long>(grid.tp()), num_threads,
-      network.ops().name());
+  std::printf("grid        %lld data ranks = dp %lld x ep %lld, tp %lld; %d threads per rank\n",
+              static_cast<long long>(grid.num_data_ranks()), static_cast<long long>(grid.dp()),
+              static_cast<long long>(grid.ep()), static_cast<long long>(grid.tp()),
+              context.num_threads);
+  std::printf("device      %s\n", describe_device(network.ops(), context.mpi).c_str());
   std::printf(
       "parameters  %lld total, %lld active per token, %lld active with embedding and head\n",
       static_cast<long long>(counts.total), static_cast<long long>(counts.active),
@@ -118,7 +120,8 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   const Recipe& recipe = stream.recipe();  // with ends of phases in tokens turned into steps
   const std::string checkpoint = open_run_folder(options, mpi.world());
 
-  const auto ops = make_cpu_ops();
+  const auto ops = make_ops(options.device, mpi);
+  attach_device(options.device, grid, *ops);
   Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid), true);
   std::int64_t first_step = 0, first_positions = 0;
   if (checkpoint.empty()) {
@@ -127,7 +130,9 @@ int run_train(const TrainOptions& options, CommandContext& context) {
     // Imported weights come without optimizer statistics; the first update overwrites them anyway
     // (its decay is 0).
     const bool is_import = read_checkpoint_meta(checkpoint).data_fingerprint == kImportedWeights;
-    const CheckpointMeta meta = load_checkpoint(checkpoint, network.params(), grid, !is_import);
+    HostParams host(network.params(), *ops);
+    const CheckpointMeta meta = load_checkpoint(checkpoint, host.table(), grid, !is_import);
+    host.upload();
     check_resumable(recipe, meta, is_import ? kImportedWeights : stream.fingerprint(), checkpoint,
                     grid.is_root());
     first_step = meta.step;
@@ -143,7 +148,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
     log.emplace(options.run_folder, first_step);
     log->write_recipe(to_json(recipe));
     keep_mixtures(recipe, options.recipe.path, options.run_folder);
-    print_header(recipe, grid, network, context.num_threads);
+    print_header(recipe, grid, network, context);
     if (!checkpoint.empty())
       std::printf("resuming from %s at step %lld\n", checkpoint.c_str(),
                   static_cast<long long>(first_step));
@@ -174,6 +179,7 @@ void register_train(CLI::App& app, CommandContext& context) {
       ->add_option("--ep", options->ep,
                    "expert-parallel degree (default: the recipe's parallel.ep)")
       ->check(CLI::PositiveNumber);
+  add_device_options(*command, options->device);
   command->add_flag("--resume", options->resume, "continue from the last checkpoint in --out");
   command->callback([&context, options] {
     context.run = [&context, options] { return run_train(*options, context); };

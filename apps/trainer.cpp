@@ -9,6 +9,7 @@
 
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
+#include "apps/host_params.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
 #include "core/train/adafactor.h"
@@ -226,7 +227,9 @@ void Trainer::save(std::int64_t next_step) {
   meta.recipe_json = to_json(recipe_);
   meta.data_fingerprint = stream_.fingerprint();
   const std::string folder = checkpoint_folder(run_folder_, next_step);
-  save_checkpoint(folder, network_.params(), meta, grid_);
+  HostParams host(network_.params(), network_.ops());
+  host.download();
+  save_checkpoint(folder, host.table(), meta, grid_);
   if (progress_ == nullptr) return;
   progress_->say("saved " + folder);
   try {

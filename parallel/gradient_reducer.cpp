@@ -9,9 +9,16 @@
 namespace openmoe {
 namespace {
 
-std::span<float> elements(const Tensor& grads) {
-  OPENMOE_CHECK(grads.device == Device::host, "gradients of a device need its own reduction");
-  return {grads.as<float>(), static_cast<std::size_t>(grads.num_elements())};
+void sum(const Tensor& grads, Communicator& group, DeviceCommunicator* device_group) {
+  if (group.size() == 1) return;
+  if (grads.device == Device::host) {
+    group.all_reduce_sum(
+        std::span<float>(grads.as<float>(), static_cast<std::size_t>(grads.num_elements())));
+    return;
+  }
+  OPENMOE_CHECK(device_group != nullptr,
+                "gradients of a device, and no device attached to the grid");
+  device_group->all_reduce_sum(grads);
 }
 
 }  // namespace
@@ -27,8 +34,8 @@ void GradientReducer::zero() {
 }
 
 void GradientReducer::reduce() {
-  grid_.data().all_reduce_sum(elements(params_.dense_grads()));
-  grid_.replicas().all_reduce_sum(elements(params_.expert_grads()));
+  sum(params_.dense_grads(), grid_.data(), grid_.device_data());
+  sum(params_.expert_grads(), grid_.replicas(), grid_.device_replicas());
 }
 
 double GradientReducer::grad_norm() {

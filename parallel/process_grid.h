@@ -12,6 +12,7 @@
 
 #include "core/config/recipe.h"
 #include "parallel/communicator.h"
+#include "parallel/device_communicator.h"
 
 namespace openmoe {
 
@@ -39,6 +40,15 @@ class ProcessGrid {
     return *replicas_;
   }  // the dp ranks that hold the same experts: expert gradients
 
+  // The same groups for tensors of a device. Null until a device is attached.
+  struct DeviceGroups {
+    std::unique_ptr<DeviceCommunicator> data, expert, replicas;
+  };
+  void attach_device(DeviceGroups groups) { device_groups_ = std::move(groups); }
+  DeviceCommunicator* device_data() { return device_groups_.data.get(); }
+  DeviceCommunicator* device_expert() { return device_groups_.expert.get(); }
+  DeviceCommunicator* device_replicas() { return device_groups_.replicas.get(); }
+
   std::string coordinates() const;  // "rank 3 (dp 1, ep 1, tp 0)"
 
   // Checks what a recipe needs of this grid: ep divides model.num_experts; the rows of a data rank
@@ -51,6 +61,7 @@ class ProcessGrid {
   Communicator* world_;
   std::int64_t dp_, ep_, tp_, dp_rank_, ep_rank_, tp_rank_;
   std::unique_ptr<Communicator> data_, expert_, replicas_;
+  DeviceGroups device_groups_;
 };
 
 }  // namespace openmoe

@@ -5,7 +5,7 @@ set_tests_properties("apps: prepare the sample corpus" PROPERTIES FIXTURES_SETUP
 
 file(GLOB sources CONFIGURE_DEPENDS apps/*_test.cpp)
 add_executable(test_apps support/plain_main.cpp ${sources})
-target_link_libraries(test_apps PRIVATE openmoe_test_support openmoe_apps)
+target_link_libraries(test_apps PRIVATE openmoe_test_support openmoe_apps openmoe_device)
 add_dependencies(test_apps openmoe)
 openmoe_discover_tests(test_apps apps TIMEOUT 300 LABELS "apps\;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2)
 
@@ -29,7 +29,7 @@ endforeach()
 
 # Conversion against the real libraries, which live in Python; what is not installed is skipped by the test and said.
 add_executable(logits_tool apps/logits_tool.cpp)
-target_link_libraries(logits_tool PRIVATE openmoe_apps)
+target_link_libraries(logits_tool PRIVATE openmoe_apps openmoe_device)
 find_program(OPENMOE_PYTHON NAMES python3 PATHS ${CMAKE_SOURCE_DIR}/build/python/bin NO_DEFAULT_PATH)
 find_program(OPENMOE_PYTHON NAMES python3 PATHS /usr/bin NO_DEFAULT_PATH)
 find_program(OPENMOE_PYTHON NAMES python3)

@@ -1,0 +1,34 @@
+// What a command computes on: --device cpu, cuda or auto.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <string>
+
+#include "core/ops.h"
+#include "parallel/mpi_environment.h"
+#include "parallel/process_grid.h"
+
+namespace openmoe {
+
+struct DeviceOptions {
+  std::string device = "auto";       // cpu, cuda or auto
+  std::string collectives = "nccl";  // nccl or staged: how tensors of devices travel between ranks
+};
+
+// --device and --collectives, spelled alike in every subcommand that computes.
+void add_device_options(CLI::App& command, DeviceOptions& options);
+
+// "cpu", "cuda", or "auto": CUDA where every rank sees a device. On a host with several devices
+// each rank takes the one of its number on the host. Throws UserError when cuda was asked for and
+// cannot be had. Collective over the world.
+std::unique_ptr<Ops> make_ops(const DeviceOptions& options, MpiEnvironment& mpi);
+
+// Gives `grid` the communicators for tensors of `ops`; for the CPU nothing is needed. Collective
+// over the world. `ops` must live as long as they are used.
+void attach_device(const DeviceOptions& options, ProcessGrid& grid, Ops& ops);
+
+// "cuda: NVIDIA H100 ..., one of 8", for the start-up log; "cpu: avx512 kernels".
+std::string describe_device(const Ops& ops, const MpiEnvironment& mpi);
+
+}  // namespace openmoe

@@ -1,0 +1,42 @@
+// device_ops.h for an executable without the CUDA backend: it has no device, and says so.
+#include "cuda/device_ops.h"
+
+#include "core/base/error.h"
+
+namespace openmoe {
+namespace {
+
+[[noreturn]] void refuse() {
+  throw UserError(
+      "--device cuda: this openmoe was built without CUDA; configure with -DOPENMOE_CUDA=ON on a "
+      "machine with nvcc, "
+      "or use --device cpu");
+}
+
+}  // namespace
+
+bool has_cuda_backend() {
+  return false;
+}
+
+int num_cuda_devices() {
+  return 0;
+}
+
+std::unique_ptr<Ops> make_cuda_ops(int) {
+  refuse();
+}
+
+std::unique_ptr<TokenExchange> make_cuda_exchange(Ops&, const ExchangeShape&, DeviceCommunicator*) {
+  refuse();
+}
+
+std::unique_ptr<DeviceCommunicator> make_nccl_communicator(Ops&, Communicator&) {
+  refuse();
+}
+
+std::string describe_cuda_device(int) {
+  refuse();
+}
+
+}  // namespace openmoe

@@ -1,0 +1,247 @@
+// The device, its memory, and the element-wise ops.
+#include "cuda/cuda_ops.h"
+
+#include <cstddef>
+
+#include "core/base/check.h"
+#include "core/base/error.h"
+#include "cuda/check.h"
+#include "cuda/device.cuh"
+#include "cuda/device_ops.h"
+#include "cuda/kernel_shapes.h"
+#include "cuda/launch.h"
+
+namespace openmoe {
+namespace cuda {
+namespace {
+
+// Blocks of a reduction to one number: enough for any device, and a constant, so that the order of
+// the sum is one too.
+constexpr std::int64_t kSumBlocks = 1024;
+constexpr int kThreads = 256;
+
+__global__ void __launch_bounds__(kThreads)
+    add_kernel(float* y, const float* x, std::int64_t n, std::int64_t vectors) {
+  for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
+    float sum[4], term[4];
+    load(sum, y + 4 * i);
+    load(term, x + 4 * i);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum[j] += term[j];
+    store(y + 4 * i, sum);
+  }
+  for (std::int64_t i = 4 * vectors + global_thread(); i < n; i += num_global_threads())
+    y[i] += x[i];
+}
+
+__global__ void __launch_bounds__(kThreads)
+    multiply_kernel(float* x, float factor, std::int64_t n, std::int64_t vectors) {
+  for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
+    float value[4];
+    load(value, x + 4 * i);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) value[j] *= factor;
+    store(x + 4 * i, value);
+  }
+  for (std::int64_t i = 4 * vectors + global_thread(); i < n; i += num_global_threads())
+    x[i] *= factor;
+}
+
+// partial[block] = sum of x^2 over the block's elements. Four squares add up in f32 before they go
+// into f64, which is scarce on many devices.
+__global__ void __launch_bounds__(kThreads)
+    sum_of_squares_kernel(double* partial, const float* x, std::int64_t n, std::int64_t vectors) {
+  __shared__ double room[kWarp];
+  double sum = 0.0;
+  for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
+    float value[4];
+    load(value, x + 4 * i);
+    sum += static_cast<double>((value[0] * value[0] + value[1] * value[1]) +
+                               (value[2] * value[2] + value[3] * value[3]));
+  }
+  for (std::int64_t i = 4 * vectors + global_thread(); i < n; i += num_global_threads())
+    sum += static_cast<double>(x[i] * x[i]);
+  sum = block_sum(sum, room);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    sum_kernel(double* total, const double* partial, std::int64_t count) {
+  __shared__ double room[kWarp];
+  double sum = 0.0;
+  for (std::int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
+  sum = block_sum(sum, room);
+  if (threadIdx.x == 0) *total = sum;
+}
+
+void check_device(int device_index) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorInsufficientDriver)
+    throw UserError(
+        "--device cuda: the NVIDIA driver of this machine is older than the CUDA toolkit openmoe "
+        "was built with; "
+        "update the driver, build with an older toolkit, or use --device cpu");
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0))
+    throw UserError(
+        "--device cuda: no CUDA device is visible here (nvidia-smi lists them; "
+        "CUDA_VISIBLE_DEVICES hides "
+        "them); use --device cpu");
+  OPENMOE_CUDA(error);
+  if (device_index < 0 || device_index >= count)
+    throw UserError(concat("--device cuda: device ", device_index,
+                           " was asked for, this rank sees ", count, " (0 to ", count - 1,
+                           "); start no more ranks per host than it has devices, or set "
+                           "CUDA_VISIBLE_DEVICES"));
+  cudaFuncAttributes attributes{};
+  const cudaError_t image = cudaFuncGetAttributes(&attributes, add_kernel);
+  if (image == cudaErrorNoKernelImageForDevice) {
+    int major = 0, minor = 0;
+    OPENMOE_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_index));
+    OPENMOE_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_index));
+    throw UserError(concat(
+        "--device cuda: device ", device_index, " has architecture sm_", major, minor,
+        ", which this openmoe was not built for; configure with -DCMAKE_CUDA_ARCHITECTURES=", major,
+        minor, " and build again, or use --device cpu"));
+  }
+  OPENMOE_CUDA(image);
+}
+
+}  // namespace
+}  // namespace cuda
+
+bool has_cuda_backend() {
+  return true;
+}
+
+int num_cuda_devices() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+std::unique_ptr<Ops> make_cuda_ops(int device_index) {
+  return std::make_unique<CudaOps>(device_index);
+}
+
+std::string describe_cuda_device(int device_index) {
+  cudaDeviceProp properties{};
+  int driver = 0, runtime = 0;
+  OPENMOE_CUDA(cudaGetDeviceProperties(&properties, device_index));
+  OPENMOE_CUDA(cudaDriverGetVersion(&driver));
+  OPENMOE_CUDA(cudaRuntimeGetVersion(&runtime));
+  const auto version = [](int number) { return concat(number / 1000, ".", number % 1000 / 10); };
+  return concat(properties.name, ", sm_", properties.major, properties.minor, ", ",
+                static_cast<double>(properties.totalGlobalMem >> 20) / 1024.0, " GiB, driver ",
+                version(driver), ", runtime ", version(runtime));
+}
+
+namespace cuda {
+namespace {
+
+// The stream of a device that was checked and made current.
+cudaStream_t open_stream(int device_index) {
+  check_device(device_index);
+  OPENMOE_CUDA(cudaSetDevice(device_index));
+  cudaStream_t stream = nullptr;
+  OPENMOE_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return stream;
+}
+
+}  // namespace
+}  // namespace cuda
+
+CudaOps::CudaOps(int device_index)
+    : device_index_(device_index), stream_(cuda::open_stream(device_index)), gemm_(stream_) {
+  OPENMOE_CUDA(cudaMallocHost(reinterpret_cast<void**>(&report_), sizeof(Report)));
+  OPENMOE_CUDA(cudaMalloc(reinterpret_cast<void**>(&device_report_), sizeof(Report)));
+  OPENMOE_CUDA(cudaMemsetAsync(device_report_, 0, sizeof(Report), stream_));
+}
+
+CudaOps::~CudaOps() {
+  cudaStreamSynchronize(stream_);
+  cudaFree(rope_table_.cosines);
+  cudaFree(device_report_);
+  cudaFreeHost(report_);
+  cudaStreamDestroy(stream_);
+}
+
+const CudaOps::Report& CudaOps::wait_for_report() {
+  OPENMOE_CUDA(
+      cudaMemcpyAsync(report_, device_report_, sizeof(Report), cudaMemcpyDeviceToHost, stream_));
+  OPENMOE_CUDA(cudaStreamSynchronize(stream_));
+  OPENMOE_CHECK(report_->bad_id == 0, "embedding: a token id is outside the table");
+  OPENMOE_CHECK(report_->bad_target == 0,
+                "softmax_cross_entropy: a target is outside the vocabulary");
+  return *report_;
+}
+
+void* CudaOps::allocate_bytes(std::int64_t bytes) {
+  OPENMOE_CHECK(bytes >= 0, bytes, " bytes");
+  void* data = nullptr;
+  const cudaError_t error = cudaMalloc(&data, static_cast<std::size_t>(bytes > 0 ? bytes : 1));
+  if (error == cudaErrorMemoryAllocation) {
+    std::size_t available = 0, total = 0;
+    OPENMOE_CUDA(cudaMemGetInfo(&available, &total));
+    throw RuntimeFault(concat("cannot allocate ", bytes, " bytes (",
+                              static_cast<double>(bytes) / (1 << 30), " GiB) on CUDA device ",
+                              device_index_, ": ", static_cast<double>(available) / (1 << 30),
+                              " GiB of ", static_cast<double>(total) / (1 << 30),
+                              " GiB are free. `openmoe plan` prints what the memory is for; lower "
+                              "parallel.micro_batch_rows or raise parallel.ep"));
+  }
+  OPENMOE_CUDA(error);
+  return data;
+}
+
+void CudaOps::free_bytes(void* data, std::int64_t) {
+  OPENMOE_CUDA(cudaFree(data));
+}
+
+void CudaOps::do_zero(Tensor x) {
+  if (x.num_elements() == 0) return;
+  OPENMOE_CUDA(cudaMemsetAsync(x.data, 0, static_cast<std::size_t>(x.size_bytes()), stream_));
+}
+
+// From host memory the call returns when the bytes have left it; to host memory, when they are
+// there.
+void CudaOps::do_copy(Tensor dst, Tensor src) {
+  if (src.num_elements() == 0) return;
+  const bool from_host = src.device == Device::host, to_host = dst.device == Device::host;
+  OPENMOE_CHECK(!(from_host && to_host), "copy between two host tensors on the cuda device");
+  const cudaMemcpyKind kind = from_host ? cudaMemcpyHostToDevice
+                              : to_host ? cudaMemcpyDeviceToHost
+                                        : cudaMemcpyDeviceToDevice;
+  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, static_cast<std::size_t>(src.size_bytes()), kind,
+                               stream_));
+  if (from_host || to_host) OPENMOE_CUDA(cudaStreamSynchronize(stream_));
+}
+
+void CudaOps::do_add_accumulate(Tensor y, Tensor x) {
+  const std::int64_t n = x.num_elements();
+  const std::int64_t vectors = cuda::can_vectorise(4, 0, y, x) ? n / 4 : 0;
+  cuda::launch(stream_, cuda::blocks_for(n, 4 * cuda::kThreads), cuda::add_kernel, y.as<float>(),
+               x.as<float>(), n, vectors);
+}
+
+void CudaOps::do_multiply(Tensor x, float factor) {
+  const std::int64_t n = x.num_elements();
+  const std::int64_t vectors = cuda::can_vectorise(4, 0, x) ? n / 4 : 0;
+  cuda::launch(stream_, cuda::blocks_for(n, 4 * cuda::kThreads), cuda::multiply_kernel,
+               x.as<float>(), factor, n, vectors);
+}
+
+double CudaOps::do_sum_of_squares(Tensor x) {
+  const std::int64_t n = x.num_elements();
+  if (n == 0) return 0.0;
+  const std::int64_t vectors = cuda::can_vectorise(4, 0, x) ? n / 4 : 0;
+  const std::int64_t blocks = std::min(cuda::kSumBlocks, cuda::ceil_div(n, 4 * cuda::kThreads));
+  double* const partial =
+      static_cast<double*>(scratch_.reserve(blocks * static_cast<std::int64_t>(sizeof(double))));
+  cuda::launch(stream_, {.blocks = blocks, .threads = cuda::kThreads}, cuda::sum_of_squares_kernel,
+               partial, x.as<float>(), n, vectors);
+  cuda::launch(stream_, {.blocks = 1, .threads = cuda::kThreads}, cuda::sum_kernel,
+               &device_report_->values[0], partial, blocks);
+  return wait_for_report().values[0];
+}
+
+}  // namespace openmoe

@@ -1,0 +1,112 @@
+// CudaOps: the CUDA backend of Ops. One file per op family, named as in core/cpu. f32 today; the
+// kernels are templates over the storage type.
+//
+// Every op is enqueued on one stream and returns at once, except those that give a number to the
+// host (sum_of_squares, softmax_cross_entropy, copy to the host), which wait for that stream and
+// nothing else. Results are deterministic: no atomics on floating point, reductions in fixed order,
+// whose shape depends on the sizes alone and not on the device.
+#pragma once
+
+#include <cublasLt.h>
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+#include <vector>
+
+#include "core/ops.h"
+#include "cuda/gemm.h"
+#include "cuda/scratch.h"
+
+namespace openmoe {
+
+class CudaOps final : public Ops {
+ public:
+  explicit CudaOps(int device_index);
+  ~CudaOps() override;
+
+  const char* name() const override { return "cuda"; }
+  Device device() const override { return Device::cuda; }
+  void* allocate_bytes(std::int64_t bytes) override;
+  void free_bytes(void* data, std::int64_t bytes) override;
+  cudaStream_t stream() const { return stream_; }
+
+ private:
+  // What an op tells the host, in pinned memory, written by a kernel or a copy and read after the
+  // stream has been waited for.
+  struct Report {
+    double values[3];
+    // Set by kernels that met an index outside its table; stays set, so that it is seen at the next
+    // wait.
+    int bad_id;
+    int bad_target;
+  };
+  // Rotations of rope on the device, in one block: cos then sin (length, half) of t *
+  // base^(-j/half).
+  struct RopeTable {
+    float* cosines = nullptr;
+    float* sines = nullptr;
+    std::int64_t length = 0;
+    std::int64_t half = 0;
+    float base = 0.0f;
+  };
+
+  // Waits for the stream and returns what was reported. Throws where a kernel met a bad index.
+  const Report& wait_for_report();
+  void prepare_rope_table(std::int64_t length, std::int64_t half, float base);
+
+  void do_zero(Tensor x) override;
+  void do_copy(Tensor dst, Tensor src) override;
+  void do_add_accumulate(Tensor y, Tensor x) override;
+  void do_multiply(Tensor x, float factor) override;
+  double do_sum_of_squares(Tensor x) override;
+  void do_embedding_forward(Tensor x, Tensor table, Tensor ids) override;
+  void do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids) override;
+  void do_rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor segment_ids,
+                           float eps) override;
+  void do_rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
+                                       Tensor segment_ids, Tensor rstd) override;
+  void do_linear_forward(Tensor y, Tensor x, Tensor w, bool accumulate) override;
+  void do_linear_backward_input(Tensor dx, Tensor dy, Tensor w, bool accumulate) override;
+  void do_linear_backward_weight(Tensor dw, Tensor dy, Tensor x) override;
+  void do_grouped_matmul_forward(Tensor y, Tensor x, Tensor w, Tensor expert_offsets) override;
+  void do_grouped_matmul_backward_input(Tensor dx, Tensor dy, Tensor w, Tensor expert_offsets,
+                                        bool accumulate) override;
+  void do_grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x,
+                                         Tensor expert_offsets) override;
+  void do_rope(Tensor x, float base, bool inverse) override;
+  void do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,
+                            Tensor segment_ids, float scale) override;
+  void do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k,
+                             Tensor v, Tensor o, Tensor segment_ids, Tensor log_z,
+                             float scale) override;
+  void do_ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind,
+                                 std::int64_t num_rows) override;
+  void do_ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor gate, Tensor up,
+                                  FfnKind kind, std::int64_t num_rows) override;
+  void do_router_forward(const RouterOutput& out, Tensor logits, Tensor routed,
+                         const RouterOptions& options) override;
+  void do_router_backward(Tensor dlogits, Tensor dgate, Tensor routed, const RouterOutput& saved,
+                          const RouterLossScale& scale, const RouterOptions& options) override;
+  void do_gather_rows(Tensor rows, Tensor x, Tensor row_token, std::int64_t num_rows) override;
+  void do_gather_rows_backward_accumulate(Tensor dx, Tensor drows, Tensor assignment_row) override;
+  void do_combine_rows_forward_accumulate(Tensor y, Tensor rows, Tensor gate,
+                                          Tensor assignment_row) override;
+  void do_combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor rows, Tensor gate,
+                                Tensor assignment_row) override;
+  LossSums do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights,
+                                    Tensor token_loss, float z_weight, float scale) override;
+  void do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
+                             const AdafactorScalars& scalars) override;
+  void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars) override;
+
+  int device_index_;
+  cudaStream_t stream_ = nullptr;
+  Report* report_ = nullptr;         // pinned host memory
+  Report* device_report_ = nullptr;  // its twin on the device
+  cuda::Scratch scratch_;
+  cuda::Gemm gemm_;
+  std::vector<cuda::GemmJob> jobs_;
+  RopeTable rope_table_;
+};
+
+}  // namespace openmoe

@@ -1,0 +1,38 @@
+// The CUDA backend as the rest of the program sees it. No CUDA type here: this header compiles
+// without a CUDA toolkit.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "core/moe/token_exchange.h"
+#include "core/ops.h"
+#include "parallel/device_communicator.h"
+
+namespace openmoe {
+
+// Whether this executable holds the backend.
+bool has_cuda_backend();
+
+// Number of usable CUDA devices, 0 where there is no device or no driver.
+int num_cuda_devices();
+
+// Ops of one device, all on one stream of its own. Throws UserError when there is no such device,
+// the driver is older than the toolkit this was built with, or the device's architecture is none of
+// those built for; each with the way out.
+std::unique_ptr<Ops> make_cuda_ops(int device_index);
+
+// The token exchange for tensors of `ops`, which make_cuda_ops made. `group` are the ep ranks;
+// null: all experts are here. All must outlive it.
+std::unique_ptr<TokenExchange> make_cuda_exchange(Ops& ops, const ExchangeShape& shape,
+                                                  DeviceCommunicator* group);
+
+// The verbs of `group` over NCCL, one rank per device. Collective over the group. Both must outlive
+// it.
+std::unique_ptr<DeviceCommunicator> make_nccl_communicator(Ops& ops, Communicator& group);
+
+// "NVIDIA H100 80GB HBM3, sm_90, 79.1 GiB, driver 13.0, runtime 13.0", for start-up logs.
+std::string describe_cuda_device(int device_index);
+
+}  // namespace openmoe

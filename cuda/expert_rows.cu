@@ -1,0 +1,160 @@
+// Tokens to expert rows and back: all moved by a warp per row. A token owns its rows, so nothing is
+// written twice.
+#include "cuda/cuda_ops.h"
+#include "cuda/device.cuh"
+#include "cuda/kernel_shapes.h"
+#include "cuda/launch.h"
+
+namespace openmoe {
+namespace cuda {
+namespace {
+
+constexpr int kThreads = 256;
+// Gradients of y (bf16 where y is) and rows.
+template <typename Body>
+void with_types(const Tensor& y, const Tensor& rows, Body&& body) {
+  with_storage(y.dtype, [&](auto y_type) {
+    with_storage(rows.dtype, [&](auto row_type) { body(y_type, row_type); });
+  });
+}
+constexpr int kRowsPerBlock = kThreads / kWarp;
+
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    gather_rows_kernel(T* rows, const T* x, const std::int32_t* row_token, std::int64_t num_rows,
+                       std::int64_t D) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (std::int64_t s = global_thread() / kWarp; s < num_rows; s += num_global_threads() / kWarp) {
+    const T* const from = x + row_token[s] * D;
+    for (std::int64_t d = lane * kWidth; d < D; d += kWarp * kWidth) {
+      float value[kWidth];
+      load(value, from + d);
+      store(rows + s * D + d, value);
+    }
+  }
+}
+
+// y[n] += sum over the token's rows of weight * row; kGated: weight is the gate, otherwise 1.
+template <typename Y, typename Row, bool kGated, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    add_rows_kernel(Y* y, const Row* rows, const float* gate, const std::int32_t* assignment_row,
+                    std::int64_t N, std::int64_t D) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (std::int64_t n = global_thread() / kWarp; n < N; n += num_global_threads() / kWarp) {
+    const std::int32_t first = assignment_row[2 * n], second = assignment_row[2 * n + 1];
+    if (first < 0 && second < 0) continue;
+    const float first_weight = kGated ? gate[2 * n] : 1.0f,
+                second_weight = kGated ? gate[2 * n + 1] : 1.0f;
+    for (std::int64_t d = lane * kWidth; d < D; d += kWarp * kWidth) {
+      float sum[kWidth], value[kWidth];
+      load(sum, y + n * D + d);
+      if (first >= 0) {
+        load(value, rows + first * D + d);
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) sum[j] += first_weight * value[j];
+      }
+      if (second >= 0) {
+        load(value, rows + second * D + d);
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) sum[j] += second_weight * value[j];
+      }
+      store(y + n * D + d, sum);
+    }
+  }
+}
+
+// drows[row] = gate * dy[n], dgate = <dy[n], rows[row]>, for both rows of a token while dy[n] is at
+// hand.
+template <typename Y, typename Row, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    combine_backward_kernel(Row* drows, float* dgate, const Y* dy, const Row* rows,
+                            const float* gate, const std::int32_t* assignment_row, std::int64_t N,
+                            std::int64_t D) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (std::int64_t n = global_thread() / kWarp; n < N; n += num_global_threads() / kWarp) {
+    float dot[2] = {0.0f, 0.0f};
+    std::int64_t row[2];
+    float weight[2];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      row[k] = assignment_row[2 * n + k];
+      weight[k] = gate[2 * n + k];
+    }
+    if (row[0] >= 0 || row[1] >= 0)
+      for (std::int64_t d = lane * kWidth; d < D; d += kWarp * kWidth) {
+        float gradient[kWidth];
+        load(gradient, dy + n * D + d);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          if (row[k] < 0) continue;
+          float value[kWidth];
+          load(value, rows + row[k] * D + d);
+#pragma unroll
+          for (int j = 0; j < kWidth; ++j) {
+            dot[k] += gradient[j] * value[j];
+            value[j] = weight[k] * gradient[j];
+          }
+          store(drows + row[k] * D + d, value);
+        }
+      }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const float sum = warp_sum(dot[k]);
+      if (lane == 0) dgate[2 * n + k] = sum;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cuda
+
+void CudaOps::do_gather_rows(Tensor rows, Tensor x, Tensor row_token, std::int64_t num_rows) {
+  const std::int64_t D = x.size(1);
+  cuda::with_storage(x.dtype, [&]<typename T>(std::type_identity<T>) {
+    constexpr int kWidth = cuda::kVector<T>;
+    cuda::with_width<kWidth>(cuda::can_vectorise(kWidth, D, rows, x), [&](auto width) {
+      cuda::launch(stream_, cuda::blocks_for(num_rows, cuda::kRowsPerBlock),
+                   cuda::gather_rows_kernel<T, width.value>, rows.as<T>(), x.as<T>(),
+                   row_token.as<std::int32_t>(), num_rows, D);
+    });
+  });
+}
+
+void CudaOps::do_gather_rows_backward_accumulate(Tensor dx, Tensor drows, Tensor assignment_row) {
+  const std::int64_t N = dx.size(0), D = dx.size(1);
+  cuda::with_types(
+      dx, drows, [&]<typename X, typename Row>(std::type_identity<X>, std::type_identity<Row>) {
+        cuda::with_width<4>(cuda::can_vectorise(4, D, dx, drows), [&](auto width) {
+          cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock),
+                       cuda::add_rows_kernel<X, Row, false, width.value>, dx.as<X>(),
+                       drows.as<Row>(), nullptr, assignment_row.as<std::int32_t>(), N, D);
+        });
+      });
+}
+
+void CudaOps::do_combine_rows_forward_accumulate(Tensor y, Tensor rows, Tensor gate,
+                                                 Tensor assignment_row) {
+  const std::int64_t N = y.size(0), D = y.size(1);
+  cuda::with_storage(rows.dtype, [&]<typename Row>(std::type_identity<Row>) {
+    cuda::with_width<4>(cuda::can_vectorise(4, D, y, rows), [&](auto width) {
+      cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock),
+                   cuda::add_rows_kernel<float, Row, true, width.value>, y.as<float>(),
+                   rows.as<Row>(), gate.as<float>(), assignment_row.as<std::int32_t>(), N, D);
+    });
+  });
+}
+
+void CudaOps::do_combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor rows,
+                                       Tensor gate, Tensor assignment_row) {
+  const std::int64_t N = dy.size(0), D = dy.size(1);
+  cuda::with_storage(rows.dtype, [&]<typename Row>(std::type_identity<Row>) {
+    cuda::with_width<4>(cuda::can_vectorise(4, D, drows, dy, rows), [&](auto width) {
+      cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock),
+                   cuda::combine_backward_kernel<float, Row, width.value>, drows.as<Row>(),
+                   dgate.as<float>(), dy.as<float>(), rows.as<Row>(), gate.as<float>(),
+                   assignment_row.as<std::int32_t>(), N, D);
+    });
+  });
+}
+
+}  // namespace openmoe

@@ -1,0 +1,34 @@
+#include "cuda/scratch.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "core/base/check.h"
+#include "core/base/error.h"
+#include "cuda/check.h"
+
+namespace openmoe::cuda {
+
+Scratch::~Scratch() {
+  if (data_ != nullptr) cudaFree(data_);
+}
+
+void* Scratch::reserve(std::int64_t bytes) {
+  if (bytes <= capacity_bytes_) return data_;
+  // cudaFree waits for the kernels that still use the old block.
+  if (data_ != nullptr) OPENMOE_CUDA(cudaFree(data_));
+  data_ = nullptr;
+  capacity_bytes_ = 0;
+  const std::int64_t wanted = std::max<std::int64_t>(bytes, std::int64_t{1} << 20);
+  const cudaError_t error = cudaMalloc(&data_, static_cast<std::size_t>(wanted));
+  if (error != cudaSuccess) {
+    data_ = nullptr;
+    throw RuntimeFault(concat("cannot allocate ", wanted,
+                              " bytes of device scratch memory: ", cudaGetErrorString(error)));
+  }
+  capacity_bytes_ = wanted;
+  return data_;
+}
+
+}  // namespace openmoe::cuda

@@ -1,0 +1,64 @@
+# The CUDA backend's compiler and targets.
+#
+# OPENMOE_CUDA: AUTO builds for devices where nvcc is found, ON demands it, OFF does without. With AUTO and ON the tests also run
+# the same sources on the host emulation (test/cuda_emulation). OFF is the default while the backend is unfinished (README,
+# Limits).
+set(OPENMOE_CUDA OFF CACHE STRING "code for CUDA devices: AUTO (where nvcc is found), ON or OFF")
+set_property(CACHE OPENMOE_CUDA PROPERTY STRINGS AUTO ON OFF)
+
+set(OPENMOE_HAVE_CUDA OFF)
+if(OPENMOE_CUDA)
+  include(CheckLanguage)
+  if(NOT DEFINED CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND EXISTS /usr/local/cuda/bin/nvcc)
+    set(CMAKE_CUDA_COMPILER /usr/local/cuda/bin/nvcc)
+  endif()
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    # Machine code for sm_80 (which 8.6 and 8.9 run too) and sm_90, and PTX that the driver compiles for what comes later.
+    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 90-virtual)
+    endif()
+    enable_language(CUDA)
+    set(CMAKE_CUDA_STANDARD 20)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA_EXTENSIONS OFF)
+    # The reports of ptxas are kept beside the objects for the test of the kernels' resources.
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/scripts/ptxas_log.sh)
+    if(CCACHE)
+      list(APPEND CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
+    endif()
+    find_package(CUDAToolkit REQUIRED)
+    find_library(OPENMOE_NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR} ${CUDAToolkit_LIBRARY_ROOT}/lib)
+    find_path(OPENMOE_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+    if(NOT OPENMOE_NCCL_LIBRARY OR NOT OPENMOE_NCCL_INCLUDE_DIR)
+      message(FATAL_ERROR "nvcc is ${CMAKE_CUDA_COMPILER}, but NCCL was not found: install libnccl-dev, point "
+                          "OPENMOE_NCCL_LIBRARY and OPENMOE_NCCL_INCLUDE_DIR at it, or build with -DOPENMOE_CUDA=OFF")
+    endif()
+    set(OPENMOE_HAVE_CUDA ON)
+  elseif(NOT OPENMOE_CUDA STREQUAL "AUTO")
+    message(FATAL_ERROR "OPENMOE_CUDA=${OPENMOE_CUDA}, but no CUDA compiler was found: set CMAKE_CUDA_COMPILER to nvcc's path, "
+                        "or build with -DOPENMOE_CUDA=OFF")
+  endif()
+endif()
+message(STATUS "CUDA backend: ${OPENMOE_HAVE_CUDA} (OPENMOE_CUDA=${OPENMOE_CUDA})")
+
+# openmoe_cuda_sources(openmoe_cuda a.cu b.cpp): a library of these files for CUDA devices, where there is nvcc; and always,
+# with the tests, <target>_emulated: the same files for the host emulation.
+function(openmoe_cuda_sources target)
+  set(sources "")
+  foreach(source IN LISTS ARGN)
+    cmake_path(ABSOLUTE_PATH source NORMALIZE OUTPUT_VARIABLE absolute)
+    list(APPEND sources ${absolute})
+  endforeach()
+  set_property(GLOBAL APPEND PROPERTY OPENMOE_CUDA_TARGETS ${target})
+  set_property(GLOBAL PROPERTY OPENMOE_CUDA_SOURCES_${target} ${sources})
+  if(NOT OPENMOE_HAVE_CUDA)
+    return()
+  endif()
+  add_library(${target} STATIC ${sources})
+  # The line directives of nvcc's own files are not ISO; everything else that the host compiler warns about is an error.
+  target_compile_options(${target} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror;-Xptxas=-v;-lineinfo>")
+  target_include_directories(${target} SYSTEM PRIVATE ${OPENMOE_NCCL_INCLUDE_DIR})
+  target_link_libraries(${target} PUBLIC openmoe_core openmoe_parallel
+                        PRIVATE CUDA::cudart CUDA::cublas CUDA::cublasLt ${OPENMOE_NCCL_LIBRARY})
+endfunction()

@@ -1,0 +1,24 @@
+# The CUDA backend on the emulated device: op by op against the CPU backend, then whole programs.
+if(NOT TARGET openmoe_cuda_emulated)
+  return()
+endif()
+file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/*_test.cpp)
+list(REMOVE_ITEM sources ${CMAKE_CURRENT_LIST_DIR}/built_kernels_test.cpp)
+add_executable(test_cuda ${sources})
+target_link_libraries(test_cuda PRIVATE openmoe_test_main openmoe_cuda_emulated)
+openmoe_discover_tests(test_cuda cuda TIMEOUT 300 LABELS cuda)
+
+# openmoe as it is, on emulated devices.
+add_executable(openmoe_emulated ${CMAKE_SOURCE_DIR}/apps/main.cpp)
+target_link_libraries(openmoe_emulated PRIVATE openmoe_apps openmoe_cuda_emulated)
+set_target_properties(openmoe_emulated PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+
+# What nvcc made of the kernels.
+if(OPENMOE_HAVE_CUDA)
+  add_executable(test_cuda_kernels ${CMAKE_CURRENT_LIST_DIR}/built_kernels_test.cpp)
+  target_link_libraries(test_cuda_kernels PRIVATE openmoe_test_main)
+  target_compile_definitions(test_cuda_kernels PRIVATE
+                             OPENMOE_TEST_CUDA_OBJECTS="${CMAKE_BINARY_DIR}/cuda/CMakeFiles/openmoe_cuda.dir")
+  add_dependencies(test_cuda_kernels openmoe_cuda)
+  openmoe_discover_tests(test_cuda_kernels cuda TIMEOUT 60 LABELS cuda)
+endif()
