@@ -163,6 +163,7 @@ struct H5File::Impl {
     check(H5Pset_create_intermediate_group(list.get(), 1), "H5Pset_create_intermediate_group");
     return list;
   }
+  Handle creation_list() const;
   Handle creation_list(const Shape& shape, const H5Layout& layout) const;
   Handle create_dataset(const std::string& name, hid_t type, const Handle& space,
                         const Handle& creation) const;
@@ -220,9 +221,17 @@ Shape H5File::Impl::shape_of(const Handle& dataset, const std::string& name) con
   return shape;
 }
 
+// Without times of creation in it, a file is a function of its content: two runs of prepare write the
+// same bytes.
+Handle H5File::Impl::creation_list() const {
+  Handle list{check(H5Pcreate(H5P_DATASET_CREATE), "H5Pcreate"), H5Pclose};
+  check(H5Pset_obj_track_times(list.get(), false), "H5Pset_obj_track_times");
+  return list;
+}
+
 Handle H5File::Impl::creation_list(const Shape& shape, const H5Layout& layout) const {
   OPENMOE_CHECK(layout.deflate == 0 || layout.chunk_rows > 0, "compression needs chunks");
-  Handle list{check(H5Pcreate(H5P_DATASET_CREATE), "H5Pcreate"), H5Pclose};
+  Handle list = creation_list();
   // Chunks cannot exceed a fixed extent and cannot be empty.
   if (layout.chunk_rows == 0 || shape.rank == 0 || shape.num_elements() == 0) return list;
   hsize_t chunk[Shape::kMaxRank] = {};
@@ -552,8 +561,7 @@ void H5File::write_strings(const std::string& name, const std::vector<std::strin
   const auto count = static_cast<hsize_t>(values.size());
   const Handle space{impl_->check(H5Screate_simple(1, &count, nullptr), "H5Screate_simple"),
                      H5Sclose};
-  const Handle list{impl_->check(H5Pcreate(H5P_DATASET_CREATE), "H5Pcreate"), H5Pclose};
-  Handle dataset = impl_->create_dataset(name, type.get(), space, list);
+  Handle dataset = impl_->create_dataset(name, type.get(), space, impl_->creation_list());
   std::vector<const char*> texts;
   for (const std::string& value : values) texts.push_back(value.c_str());
   if (count > 0)

@@ -1,7 +1,9 @@
 #include "data/prepare.h"
 
+#include <chrono>
 #include <filesystem>
 #include <map>
+#include <thread>
 
 #include "core/base/error.h"
 #include "data/h5_file.h"
@@ -167,6 +169,8 @@ TEST_CASE("prepare: a killed run continues after its last whole shard, to the sa
   const auto whole = contents(scratch.path("whole"));
   REQUIRE(whole.size() > 4);
   options.out = scratch.path("cut");
+  // The bytes must not hold the time, whose unit in HDF5 is the second.
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));
   prepare(options, {});
   fs::remove(scratch.path("cut/s/s-00002.h5"));
   fs::remove(scratch.path("cut/s/s-00003.h5"));
