@@ -1,8 +1,6 @@
 // ExpertExchange on every number of ranks: each received row is checked against a search over what
 // all ranks decided.
 #include <algorithm>
-#include <cstdlib>
-#include <new>
 #include <vector>
 
 #include "core/base/rng.h"
@@ -10,30 +8,9 @@
 #include "core/moe/local_exchange.h"
 #include "parallel/expert_exchange.h"
 #include "parallel/process_grid.h"
+#include "test/support/allocation_count.h"
 #include "test/support/ranks.h"
 #include "test/support/routing_cases.h"
-
-namespace {
-std::int64_t g_num_allocations = 0;
-}
-
-// Counts every allocation of this program, to see that a step makes none. Not inlined, or the
-// compiler takes the pair of new and free for a mistake.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  ++g_num_allocations;
-  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  ++g_num_allocations;
-  return std::malloc(size == 0 ? 1 : size);
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
 
 namespace openmoe::test {
 namespace {
