@@ -1,13 +1,13 @@
 # Tests of whole commands. The sample corpus is tokenised once for all of them.
 add_test(NAME "apps: prepare the sample corpus"
          COMMAND ${CMAKE_SOURCE_DIR}/test/apps/prepare_sample.sh ${CMAKE_BINARY_DIR}/openmoe ${OPENMOE_TEST_SHARDS})
-set_tests_properties("apps: prepare the sample corpus" PROPERTIES FIXTURES_SETUP sample_shards TIMEOUT 120 LABELS unit)
+set_tests_properties("apps: prepare the sample corpus" PROPERTIES FIXTURES_SETUP sample_shards TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS unit)
 
 file(GLOB sources CONFIGURE_DEPENDS apps/*_test.cpp)
 add_executable(test_apps support/plain_main.cpp ${sources})
 target_link_libraries(test_apps PRIVATE openmoe_test_support openmoe_apps openmoe_device)
 add_dependencies(test_apps openmoe)
-openmoe_discover_tests(test_apps apps TIMEOUT 300 LABELS "apps\;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2)
+openmoe_discover_tests(test_apps apps TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "apps\;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2)
 
 foreach(ranks 1 2 4)
   foreach(ep 1 2)
@@ -22,7 +22,7 @@ foreach(ranks 1 2 4)
     if(ranks EQUAL 4)
       set(expected "4 passed, 0 failed, 1 skipped")
     endif()
-    set_tests_properties(${name} PROPERTIES TIMEOUT 120 PASS_REGULAR_EXPRESSION ${expected} LABELS "golden;mpi" PROCESSORS 2
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} PASS_REGULAR_EXPRESSION ${expected} LABELS "golden;mpi" PROCESSORS 2
                          ENVIRONMENT "OMP_NUM_THREADS=1")
   endforeach()
 endforeach()
@@ -37,6 +37,6 @@ if(OPENMOE_PYTHON)
   add_test(NAME "python: conversion against torch and safetensors"
            COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/convert_test.py ${CMAKE_BINARY_DIR}/openmoe
                    $<TARGET_FILE:logits_tool>)
-  set_tests_properties("python: conversion against torch and safetensors" PROPERTIES TIMEOUT 600 LABELS "python"
+  set_tests_properties("python: conversion against torch and safetensors" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "python"
                        SKIP_RETURN_CODE 77 ENVIRONMENT "OMP_NUM_THREADS=1")
 endif()
