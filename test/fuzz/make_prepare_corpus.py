@@ -43,6 +43,7 @@ def main():
     write("zstd", ZSTD | WHOLE, subprocess.run(["zstd", "-c"], input=pile, check=True, capture_output=True).stdout)
     write("text", TEXT | WHOLE, "A text file,\r\nof two lines.\n".encode())
     write("escapes", PLAIN | WHOLE, rb'{"text": "\ud83d\ude00 \u0000 \ud800 \"\\\/\b\f\n\r\t"}' + b"\n\n[]\n1e999\r\n")
+    write("chat-overflow", PLAIN | CHAT, b'{"input": "a", "output": "b", "n": 1e999}\n')
     write("deep", PLAIN | CHAT, b'{"text":' + b"[" * 200 + b"]" * 200 + b"}\n")
 
 
