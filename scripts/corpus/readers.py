@@ -47,7 +47,7 @@ class Page(HTMLParser):
                  " body hr address figure details summary center".split())
     FURNITURE = re.compile(r"nav\w*|toc\w*|menu|footer|headerlink|related\w*|sphinxsidebar\w*|breadcrumbs?|noprint|contents"
                            r"|bottomlang|toplang|t-navbar[\w-]*|editsection|catlinks|apache-menu|quickview|page-header|sidebar"
-                           r"|preamble|siteSub|mw-head\w*|cpp-\w+-base|docnav|indexterm", re.I)
+                           r"|preamble|siteSub|mw-head\w*|cpp-(head|footer)[\w-]*|cpp-navigation|docnav|indexterm", re.I)
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)

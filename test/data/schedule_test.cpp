@@ -108,7 +108,7 @@ TEST_CASE("schedule: phases end at the step that reaches a number of real or los
   recipe.data.phases[0].until_loss_tokens = 500000;
   recipe.data.phases[1].until_real_tokens = 2500000;
   Recipe resolved = recipe;
-  resolve_token_budgets(resolved, tokenizer);
+  resolve_token_budgets(resolved, tokenizer, {});
   const std::int64_t first = resolved.data.phases[0].until_step;
   const std::int64_t second = resolved.data.phases[1].until_step;
   CHECK(resolved.data.phases[0].until_loss_tokens == 0);
@@ -128,7 +128,7 @@ TEST_CASE("schedule: phases end at the step that reaches a number of real or los
   CHECK(loss == Approx(500000.0).epsilon(0.02));
   CHECK(real + static_cast<double>((second - first) * 16 * 512) == Approx(2500000.0).epsilon(0.01));
   recipe.data.phases[1].until_real_tokens = 1000;
-  CHECK_THROWS_AS(resolve_token_budgets(recipe, tokenizer), UserError);
+  CHECK_THROWS_AS(resolve_token_budgets(recipe, tokenizer, {}), UserError);
 }
 
 TEST_CASE("chat: the template of OpenMoE-8B-Chat, and conversations that are none") {
