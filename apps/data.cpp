@@ -168,6 +168,7 @@ void register_data(CLI::App& app, CommandContext& context) {
   register_show(*data, context);
   register_data_audit(*data, context);
   register_data_summary(*data, context);
+  register_data_bench(*data, context);
 }
 
 }  // namespace openmoe

@@ -198,8 +198,8 @@ Shape H5File::Impl::shape_of(const Handle& dataset, const std::string& name) con
   return shape;
 }
 
-// Without times of creation in it, a file is a function of its content: two runs of prepare write the
-// same bytes.
+// Without times of creation in it, a file is a function of its content: two runs of prepare write
+// the same bytes.
 Handle H5File::Impl::creation_list() const {
   Handle list{check(H5Pcreate(H5P_DATASET_CREATE), "H5Pcreate"), H5Pclose};
   check(H5Pset_obj_track_times(list.get(), false), "H5Pset_obj_track_times");

@@ -1,5 +1,5 @@
-// H5Handle: move-only owner of one HDF5 identifier. Its types are those of hid_t and herr_t, so that
-// hdf5.h stays out of headers.
+// H5Handle: move-only owner of one HDF5 identifier. Its types are those of hid_t and herr_t, so
+// that hdf5.h stays out of headers.
 #pragma once
 
 #include <cstdint>

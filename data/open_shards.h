@@ -1,6 +1,6 @@
-// OpenShards: how many shards of a data folder may be open at a time. A source may have thousands of
-// them, a process may have a thousand open files: the one not read for longest is closed, and opens
-// again when it is read.
+// OpenShards: how many shards of a data folder may be open at a time. A source may have thousands
+// of them, a process may have a thousand open files: the one not read for longest is closed, and
+// opens again when it is read.
 #pragma once
 
 #include <cstddef>

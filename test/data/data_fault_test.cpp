@@ -5,7 +5,9 @@
 #include "core/base/error.h"
 #include "data/audit.h"
 #include "data/batch_stream.h"
+#include "data/document_stream.h"
 #include "data/shard.h"
+#include "data/tokenizer.h"
 #include "test/data/data_support.h"
 #include "test/support/catch.h"
 
@@ -60,7 +62,8 @@ TEST_CASE("fault: every kind of bad line is named by file, line and byte offset"
   const std::vector<BadLine> kinds = {
       {"invalid UTF-8", "{\"text\": \"ab\xc3(\"}", 12, "malformed JSON"},
       {"surrogate", "{\"text\": \"\xed\xa0\x80\"}", 11, "malformed JSON"},
-      {"10 MB line", "{\"text\": \"" + std::string(10 << 20, 'x') + "\"}", 0, "more than the limit"},
+      {"10 MB line", "{\"text\": \"" + std::string(10 << 20, 'x') + "\"}", 0,
+       "more than the limit"},
       {"NUL byte", std::string("{\"text\": \"a\0b\"}", 15), 11, "malformed JSON"},
       {"escaped NUL", "{\"text\": \"a\\u0000b\"}", 0, "NUL character"},
       {"cut off", "{\"text\": \"abc", 13, "malformed JSON"},
@@ -141,7 +144,8 @@ TEST_CASE("fault: a flipped bit is named by file, block and byte, by the stream 
   std::vector<std::int32_t> ids;
   ShardReader(shard, Split::train).read_tokens(40, 72, ids);
   std::string needle;
-  for (const std::int32_t id : ids) needle += {static_cast<char>(id & 255), static_cast<char>(id >> 8)};
+  for (const std::int32_t id : ids)
+    needle += {static_cast<char>(id & 255), static_cast<char>(id >> 8)};
   std::string bytes = Scratch::read(shard);
   const std::size_t at = bytes.find(needle);
   REQUIRE(at != std::string::npos);
@@ -204,8 +208,9 @@ TEST_CASE("fault: two tokenizers in one mixture, in one source, and a tokenizer 
   fs::copy(scratch.path("other/arxiv/arxiv-00000.h5"), data + "/github/github-99999.h5");
   says(start("github"), "github-99999.h5: was made with another tokenizer");
   fs::copy(other.tokenizer, data + "/tokenizer.model", fs::copy_options::overwrite_existing);
-  says(message_of<UserError>(
-           [&] { BatchStream(causal_recipe(), data, {mixture_of({{"c4", 1}})}); }),
+  says(message_of<UserError>([&] {
+         BatchStream(causal_recipe(), data, {mixture_of({{"c4", 1}})});
+       }),
        "source \"c4\" was prepared with another tokenizer");
 }
 
@@ -213,8 +218,9 @@ TEST_CASE("fault: sources without documents, without shards, without training to
   const Scratch scratch;
   const std::string data = copy_of_sample(scratch);
   const auto start = [&](const char* source) {
-    return message_of<UserError>(
-        [&] { BatchStream(causal_recipe(), data, {mixture_of({{source, 1}})}); });
+    return message_of<UserError>([&] {
+      BatchStream(causal_recipe(), data, {mixture_of({{source, 1}})});
+    });
   };
   prepare(prepare_options(data, {{"", scratch.write("empty.jsonl", "")},
                                  {"", scratch.write("blank.jsonl", "{\"text\": \"\"}\n")}}),

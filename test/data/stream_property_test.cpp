@@ -4,12 +4,14 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "core/base/error.h"
 #include "core/base/rng.h"
 #include "data/batch_stream.h"
 #include "data/denoising.h"
 #include "data/objective.h"
+#include "data/tokenizer.h"
 #include "test/data/data_support.h"
 #include "test/support/catch.h"
 
@@ -51,7 +53,9 @@ bool same_rows(const Batch& a, const Batch& b) {
 }
 
 void append(Batch& whole, const Batch& part) {
-  const auto add = [](auto& to, const auto& from) { to.insert(to.end(), from.begin(), from.end()); };
+  const auto add = [](auto& to, const auto& from) {
+    to.insert(to.end(), from.begin(), from.end());
+  };
   add(whole.inputs, part.inputs);
   add(whole.targets, part.targets);
   add(whole.loss_weights, part.loss_weights);
@@ -66,7 +70,8 @@ TEST_CASE("property: the rows of all ranks together are the batch of one rank, o
       BatchStream shared = switching_stream(seed);
       const Rng rng(seed, stream_id("grid", static_cast<std::uint64_t>(num_ranks)));
       for (std::int64_t i = 0; i < 6; ++i) {
-        const auto step = static_cast<std::int64_t>(rng.bits_at(static_cast<std::uint64_t>(i)) % 20);
+        const auto step =
+            static_cast<std::int64_t>(rng.bits_at(static_cast<std::uint64_t>(i)) % 20);
         Batch whole;
         Batch joined;
         Batch part;
@@ -181,7 +186,8 @@ TEST_CASE("property: sources and denoisers come at their rates, for any seed") {
         ++by_source[stream.source_names()[static_cast<std::size_t>(source)]];
     }
     constexpr double kTotal = 11.0 * kRows;
-    for (const auto& [name, share] : {std::pair{"c4", 0.5}, {"github", 0.25}, {"stackexchange", 0.25}})
+    for (const auto& [name, share] :
+         {std::pair{"c4", 0.5}, {"github", 0.25}, {"stackexchange", 0.25}})
       CHECK(std::abs(by_source[name] - share * kTotal) <=
             4.0 * std::sqrt(kTotal * share * (1.0 - share)));
   }
