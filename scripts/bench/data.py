@@ -53,7 +53,7 @@ def bench_prepare(openmoe, tokenizer, inputs, folder):
     for threads in (1, 2):
         out = folder / f"shards-{threads}"
         command = [openmoe, "--threads", str(threads), "prepare", "--tokenizer", tokenizer, "--out", str(out), "--input",
-                   *map(str, inputs), "--max-record-mb", "64"]
+                   *map(str, inputs), "--max-record-mb", "64", "--sentinels", "300"]
         wall, cpu = measured(command, before=lambda: shutil.rmtree(out, ignore_errors=True))
         rows.append({"what": f"prepare, {threads} thread" + "s" * (threads > 1), "MB": megabytes, "seconds": wall,
                      "cpu_seconds": cpu, "MB_per_second": megabytes / wall, "MB_per_cpu_second": megabytes / cpu})
@@ -73,7 +73,7 @@ def write_recipe(folder, name, objective, packing, sources):
     path = folder / f"{name}.json"
     path.write_text(json.dumps({
         "extends": str(ROOT / "recipes" / "quickstart.json"), "name": name, "description": "benchmark of streaming",
-        "routing": {"group_tokens": LENGTH},
+        "model": {"vocab_size": 8448}, "routing": {"group_tokens": LENGTH},
         "data": {"sequence_length": LENGTH, "batch_rows": 64,
                  "phases": [{"objective": objective, "packing": packing, "mixture": "all"}]}}))
     return path
@@ -120,13 +120,13 @@ def bench_megatron(folder):
     from megatron.core.datasets.utils import Split
     torch.set_num_threads(1)
     prefix = str(folder / "megatron")
-    builder = IndexedDatasetBuilder(prefix + ".bin", dtype=DType.optimal_dtype(8100))
+    builder = IndexedDatasetBuilder(prefix + ".bin", dtype=DType.optimal_dtype(8300))
     for document in documents_of(folder):
         builder.add_document(torch.from_numpy(document.astype("int32")), [len(document)])
     builder.finalize(prefix + ".idx")
 
     class Tokenizer:  # what the dataset asks of one
-        eod, unique_identifiers, vocab_size = 1, {"class": "bench"}, 8100
+        eod, unique_identifiers, vocab_size = 1, {"class": "bench"}, 8300
         pad = 0
 
     config = GPTDatasetConfig(random_seed=1, sequence_length=LENGTH, blend=([prefix], None), split="1,0,0",

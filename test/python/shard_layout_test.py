@@ -47,7 +47,8 @@ class Layout(unittest.TestCase):
         shards = [h5py.File(os.path.join(folder.name, source, name)) for name in names]
         for shard in shards:
             self.addCleanup(shard.close)
-        records = [json.loads(line) for line in open(path, encoding="utf-8")]
+        with open(path, encoding="utf-8") as lines:
+            records = [json.loads(line) for line in lines]
         return path, records, shards
 
     def test_attributes(self):
@@ -57,7 +58,8 @@ class Layout(unittest.TestCase):
         self.assertEqual(attributes["format_version"], 1)
         self.assertTrue(attributes["tool_version"].startswith("openmoe "))
         self.assertEqual(attributes["source"], "the_stack")
-        self.assertEqual(attributes["input_sha256"], hashlib.sha256(open(path, "rb").read()).hexdigest())
+        with open(path, "rb") as file:
+            self.assertEqual(attributes["input_sha256"], hashlib.sha256(file.read()).hexdigest())
         self.assertEqual((attributes["tokenizer_pieces"], attributes["tokenizer_sentinels"]), (8000, 100))
         self.assertEqual(len(attributes["tokenizer_sha256"]), 64)
         self.assertEqual((attributes["records_begin"], attributes["records_end"]), (0, len(records)))
