@@ -187,7 +187,7 @@ TEST_CASE("property: sources and denoisers come at their rates, for any seed") {
     }
     constexpr double kTotal = 11.0 * kRows;
     for (const auto& [name, share] :
-         {std::pair{"c4", 0.5}, {"github", 0.25}, {"stackexchange", 0.25}})
+         {std::pair{"c4", 0.5}, std::pair{"github", 0.25}, std::pair{"stackexchange", 0.25}})
       CHECK(std::abs(by_source[name] - share * kTotal) <=
             4.0 * std::sqrt(kTotal * share * (1.0 - share)));
   }
