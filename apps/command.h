@@ -39,6 +39,7 @@ void register_train(CLI::App& app, CommandContext& context);
 
 // Subcommands of `openmoe data`.
 void register_data_audit(CLI::App& data, CommandContext& context);
+void register_data_bench(CLI::App& data, CommandContext& context);
 void register_data_summary(CLI::App& data, CommandContext& context);
 
 }  // namespace openmoe

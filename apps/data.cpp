@@ -77,6 +77,9 @@ nlohmann::ordered_json row_as_json(BatchStream& stream, const ShowOptions& optio
   for (const RowOrigin::Document& document : origin.documents)
     json["documents"].push_back({{"shard", document.shard},
                                  {"document", document.document},
+                                 {"input_file", document.input_file},
+                                 {"record", document.record},
+                                 {"tag", document.tag},
                                  {"epoch", document.epoch},
                                  {"first_token", document.first_token},
                                  {"num_tokens", document.num_tokens}});
@@ -93,9 +96,12 @@ void print_row(const nlohmann::ordered_json& row) {
     std::printf("  example: %s\n", name.get<std::string>().c_str());
   for (const auto& document : row["documents"])
     std::printf(
-        "  from %s, document %lld, epoch %lld, tokens %lld to %lld\n",
+        "  from %s, document %lld (record %lld of %s%s%s), epoch %lld, tokens %lld to %lld\n",
         document["shard"].get<std::string>().c_str(), document["document"].get<long long>(),
-        document["epoch"].get<long long>(), document["first_token"].get<long long>(),
+        document["record"].get<long long>(), document["input_file"].get<std::string>().c_str(),
+        document["tag"].get<std::string>().empty() ? "" : ", tag ",
+        document["tag"].get<std::string>().c_str(), document["epoch"].get<long long>(),
+        document["first_token"].get<long long>(),
         document["first_token"].get<long long>() + document["num_tokens"].get<long long>() - 1);
   for (const auto& part : row["stretches"]) {
     const bool loss = part["loss_weight"].get<float>() > 0.0f;
@@ -162,6 +168,7 @@ void register_data(CLI::App& app, CommandContext& context) {
   register_show(*data, context);
   register_data_audit(*data, context);
   register_data_summary(*data, context);
+  register_data_bench(*data, context);
 }
 
 }  // namespace openmoe

@@ -95,6 +95,11 @@ const Tokenizer& BatchStream::tokenizer() const {
   return impl_->plan.data().tokenizer();
 }
 
+std::size_t BatchStream::num_open_shards() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->plan.data().num_open_shards();
+}
+
 const Recipe& BatchStream::recipe() const {
   return impl_->plan.recipe();
 }

@@ -24,6 +24,9 @@ struct RowOrigin {
   struct Document {
     std::string shard;          // file name
     std::int64_t document = 0;  // within the shard's split
+    std::string input_file;     // that prepare read
+    std::int64_t record = 0;    // in that file, from 0
+    std::string tag;            // language or subset; may be empty
     std::int64_t epoch = 0;
     std::int64_t first_token = 0;  // within the document
     std::int64_t num_tokens =
@@ -79,6 +82,7 @@ class BatchStream {
   const Tokenizer& tokenizer() const;
   // The recipe with ends of phases in tokens turned into steps (token_budget.h).
   const Recipe& recipe() const;
+  std::size_t num_open_shards() const;  // at most OpenShards::kLimit
 
  private:
   struct Impl;

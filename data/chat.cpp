@@ -72,6 +72,8 @@ std::string parse_chat(const RawRecord& record, Document& document, std::vector<
   } catch (const Json::parse_error& error) {
     bad_offset = static_cast<std::int64_t>(error.byte == 0 ? 0 : error.byte - 1);
     return concat("malformed JSON: ", error.what());
+  } catch (const Json::out_of_range& error) {  // a number beyond double, without its place
+    return concat("malformed JSON: ", error.what());
   }
   if (!json.is_object()) return "the record is not a JSON object";
   std::vector<ChatTurn> turns;

@@ -74,6 +74,17 @@ double ChatStream::tokens_per_row() {
   return static_cast<double>(tokens) / static_cast<double>(epoch_begin(1));
 }
 
+double ChatStream::loss_tokens_per_row() {
+  std::int64_t tokens = 0;
+  for (const std::int64_t unit : usable_) {
+    source_.find_unit(unit, unit_);
+    source_.shard(unit_.shard).read_parts(unit_.first, parts_);
+    for (std::size_t part = 1; part < parts_.size(); part += 2)  // replies, as far as they fit
+      tokens += std::min(parts_[part], length_) - std::min(parts_[part - 1], length_);
+  }
+  return static_cast<double>(tokens) / static_cast<double>(epoch_begin(1));
+}
+
 void ChatStream::add_conversation(std::int64_t unit, std::int64_t begin, std::int32_t segment,
                                   Batch& batch, std::int64_t row) {
   source_.find_unit(unit, unit_);

@@ -20,7 +20,8 @@ class ChatStream {
 
   std::int64_t epoch_of(std::int64_t row);
   std::int64_t epoch_begin(std::int64_t epoch);  // number of its first row
-  double tokens_per_row();                       // mean of the first epoch
+  double tokens_per_row();                       // means of the first epoch
+  double loss_tokens_per_row();
 
   // Fills row `row` of the zeroed batch with stream row `stream_row`; appends to `spans` unless
   // null.

@@ -19,11 +19,12 @@ DataFolder::DataFolder(const std::string& path, const std::vector<std::string>& 
                            path));
   for (const std::string& name : names_) {
     Source source;
-    source.train = std::make_unique<SourceReader>(path, name, Split::train);
+    source.train = std::make_unique<SourceReader>(path, name, Split::train, &open_shards_);
     if (source.train->num_tokens() == 0)
       throw UserError(concat("source \"", name, "\" in ", path,
                              " is empty: its shards hold no training tokens"));
-    source.validation = std::make_unique<SourceReader>(path, name, Split::validation);
+    source.validation =
+        std::make_unique<SourceReader>(path, name, Split::validation, &open_shards_);
     if (source.validation->num_tokens() == 0) source.validation.reset();
     sources_.push_back(std::move(source));
   }

@@ -22,6 +22,7 @@ class DataFolder {
   SourceReader& train(std::size_t source) { return *sources_[source].train; }
   SourceReader* validation(std::size_t source) const { return sources_[source].validation.get(); }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
+  std::size_t num_open_shards() const { return open_shards_.size(); }
   // SHA-256 over tokenizer and content of all training shards.
   std::string identity() const;
 
@@ -33,6 +34,7 @@ class DataFolder {
   void open_tokenizer(const std::string& path);
 
   std::vector<std::string> names_;
+  OpenShards open_shards_;  // before the sources, which use it
   std::vector<Source> sources_;
   std::unique_ptr<Tokenizer> tokenizer_;
 };

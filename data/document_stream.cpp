@@ -10,19 +10,19 @@
 namespace openmoe {
 
 SourceReader::SourceReader(const std::string& folder, const std::string& name, Split split,
-                           std::int64_t max_units)
+                           OpenShards* open_shards, std::int64_t max_units)
     : name_(name), max_units_(max_units) {
   const std::vector<std::string> paths = list_shards(folder + "/" + name);
   if (paths.empty())
     throw UserError(concat("source \"", name, "\": no shards (*.h5) in ", folder, "/", name,
                            "; prepare it with: openmoe prepare --source ", name,
                            "=FILE.jsonl --out ", folder));
-  for (const std::string& path : paths) add_shard(path, split);
+  for (const std::string& path : paths) add_shard(path, split, open_shards);
   build_units();
 }
 
-void SourceReader::add_shard(const std::string& path, Split split) {
-  shards_.emplace_back(path, split);
+void SourceReader::add_shard(const std::string& path, Split split, OpenShards* open_shards) {
+  shards_.emplace_back(path, split, open_shards);
   const ShardHeader& first = shards_.front().header();
   const ShardHeader& header = shards_.back().header();
   if (header.tokenizer_sha256 != first.tokenizer_sha256)

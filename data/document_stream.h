@@ -19,10 +19,10 @@ namespace openmoe {
 // document.
 class SourceReader {
  public:
-  // Throws UserError: no shards, a damaged one, shards of several tokenizers. `max_units` is for
-  // tests.
+  // Throws UserError: no shards, a damaged one, shards of several tokenizers. `open_shards`: as for
+  // ShardReader; `max_units` is for tests.
   SourceReader(const std::string& folder, const std::string& name, Split split,
-               std::int64_t max_units = std::int64_t{1} << 21);
+               OpenShards* open_shards = nullptr, std::int64_t max_units = std::int64_t{1} << 21);
 
   const std::string& name() const { return name_; }
   const ShardHeader& header() const {
@@ -58,7 +58,7 @@ class SourceReader {
   const std::vector<LongDocument>& long_documents() const { return long_documents_; }
 
  private:
-  void add_shard(const std::string& path, Split split);
+  void add_shard(const std::string& path, Split split, OpenShards* open_shards);
   void build_units();
 
   std::string name_;

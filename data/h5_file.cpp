@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
-#include <utility>
 
 #include "core/base/error.h"
+#include "data/h5_handle.h"
 
 namespace openmoe {
 namespace {
@@ -32,30 +32,7 @@ class LibraryLock {
   std::lock_guard<std::mutex> guard_;
 };
 
-// Move-only owner of one HDF5 identifier.
-class Handle {
- public:
-  using Closer = herr_t (*)(hid_t);
-  Handle() = default;
-  Handle(hid_t id, Closer closer) : id_(id), closer_(closer) {}
-  ~Handle() { reset(); }
-  Handle(Handle&& other) noexcept
-      : id_(std::exchange(other.id_, H5I_INVALID_HID)), closer_(other.closer_) {}
-  Handle& operator=(Handle&& other) noexcept {
-    std::swap(id_, other.id_);
-    std::swap(closer_, other.closer_);
-    return *this;
-  }
-  hid_t get() const { return id_; }
-  herr_t reset() {
-    const hid_t id = std::exchange(id_, H5I_INVALID_HID);
-    return id >= 0 ? closer_(id) : 0;
-  }
-
- private:
-  hid_t id_ = H5I_INVALID_HID;
-  Closer closer_ = nullptr;
-};
+using Handle = H5Handle;
 
 // The innermost message of the library's error stack: the actual reason.
 std::string library_reason() {

@@ -36,6 +36,7 @@
 #include <vector>
 
 #include "data/hash.h"
+#include "data/open_shards.h"
 
 namespace openmoe {
 
@@ -96,8 +97,10 @@ class ShardWriter {
 class ShardReader {
  public:
   // Opens and checks the header, the size and the document index. Throws UserError that names the
-  // file and what is wrong with it (not a shard, truncated, damaged index).
-  ShardReader(const std::string& path, Split split);
+  // file and what is wrong with it (not a shard, truncated, damaged index). The file is then closed
+  // until it is read. `open_shards` bounds the number of open files and must outlive this; null: no
+  // bound.
+  ShardReader(const std::string& path, Split split, OpenShards* open_shards = nullptr);
   ~ShardReader();
   ShardReader(ShardReader&&) noexcept;
 
@@ -118,6 +121,8 @@ class ShardReader {
   void read_parts(std::int64_t document, std::vector<std::int64_t>& ends) const;
   std::vector<Hash128> read_hashes() const;
   std::vector<std::int64_t> read_records() const;
+  std::int64_t read_record(std::int64_t document) const;  // of one document
+  std::string read_tag(std::int64_t document) const;
   std::vector<std::string> read_tags() const;  // one per document
   // Reads and verifies every block. Returns a description of each damaged one.
   std::vector<std::string> verify();

@@ -18,7 +18,7 @@ namespace openmoe {
 namespace {
 
 // Decompressed blocks kept in memory; one is at most 256 kB.
-constexpr std::size_t kCachedBlocks = 64;
+constexpr std::size_t kCachedBlocks = 16;
 
 class Descriptor {
  public:
@@ -100,7 +100,8 @@ ShardHeader read_header(const H5File& file) {
   return header;
 }
 
-struct ShardReader::Impl {
+struct ShardReader::Impl : OpenShard {
+  OpenShards* open_shards = nullptr;
   std::string path;
   Split split = Split::train;
   ShardHeader header;
@@ -128,6 +129,14 @@ struct ShardReader::Impl {
   std::string dataset(const char* name) const { return std::string(name_of(split)) + "/" + name; }
   template <typename T>
   std::vector<T> read_all(const H5File& from, const char* name, const char* type) const;
+  ~Impl() override {
+    if (open_shards != nullptr) open_shards->forget(*this);
+  }
+  void close_file() override {
+    descriptor.reset();
+    file.reset();
+    cache.clear();
+  }
   void load();
   std::int64_t block_tokens(std::int64_t block) const {
     return std::min(kShardBlockTokens, num_tokens - block * kShardBlockTokens);
@@ -189,6 +198,7 @@ void ShardReader::Impl::load() {
 // pread rather than a memory map: a file that shrinks or a disk that fails must become an error,
 // not a signal.
 void ShardReader::Impl::read_bytes(std::int64_t address, std::int64_t bytes, void* dst) {
+  if (open_shards != nullptr) open_shards->use(*this);
   if (descriptor == nullptr) descriptor = std::make_unique<Descriptor>(path);
   for (std::int64_t done = 0; done < bytes;) {
     const ssize_t count = pread(descriptor->get(), static_cast<char*>(dst) + done,
@@ -221,6 +231,7 @@ const std::vector<char>& ShardReader::Impl::decompressed(std::int64_t block) {
     cache.splice(cache.begin(), cache, found);
     return cache.front().bytes;
   }
+  if (open_shards != nullptr) open_shards->use(*this);
   if (file == nullptr) file = std::make_unique<H5File>(path, H5File::Mode::read);
   CachedBlock entry{block,
                     std::vector<char>(static_cast<std::size_t>(block_tokens(block) * id_bytes))};
@@ -258,7 +269,9 @@ void ShardReader::Impl::read_in_block(std::int64_t block, std::int64_t begin, st
   }
 }
 
-ShardReader::ShardReader(const std::string& path, Split split) : impl_(std::make_unique<Impl>()) {
+ShardReader::ShardReader(const std::string& path, Split split, OpenShards* open_shards)
+    : impl_(std::make_unique<Impl>()) {
+  impl_->open_shards = open_shards;
   impl_->path = path;
   impl_->split = split;
   try {
@@ -330,6 +343,20 @@ std::vector<Hash128> ShardReader::read_hashes() const {
 std::vector<std::int64_t> ShardReader::read_records() const {
   return impl_->read_all<std::int64_t>(H5File(impl_->path, H5File::Mode::read), "document_records",
                                        "i64");
+}
+
+std::int64_t ShardReader::read_record(std::int64_t document) const {
+  std::int64_t record = 0;
+  H5File(impl_->path, H5File::Mode::read)
+      .read_raw(impl_->dataset("document_records"), "i64", document, 1, &record);
+  return record;
+}
+
+std::string ShardReader::read_tag(std::int64_t document) const {
+  const H5File from(impl_->path, H5File::Mode::read);
+  std::uint16_t index = 0;
+  from.read_raw(impl_->dataset("document_tags"), "u16", document, 1, &index);
+  return from.read_strings("tags").at(index);
 }
 
 std::vector<std::string> ShardReader::read_tags() const {

@@ -9,7 +9,6 @@
 #include "core/base/rng.h"
 #include "core/config/recipe_io.h"
 #include "data/hash.h"
-#include "data/token_budget.h"
 
 namespace openmoe {
 namespace {
@@ -49,8 +48,24 @@ StreamPlan::StreamPlan(const Recipe& recipe, const std::string& folder,
                            ", but the data's tokenizer has ", tokenizer.vocab_size(), " ids (",
                            tokenizer.num_pieces(), " pieces and ", tokenizer.num_sentinels(),
                            " sentinels); set it to at least that"));
-  resolve_token_budgets(recipe_, tokenizer);
+  resolve_token_budgets(recipe_, tokenizer, [&](std::size_t p) { return chat_means(p); });
   for (std::size_t p = 0; p < phases.size(); ++p) add_phase(p);
+}
+
+// Of the phase's mixture; a blend or an extra source at its start is not counted.
+RowMeans StreamPlan::chat_means(std::size_t phase) {
+  const Mixture& mixture = mixtures_[phase];
+  RowMeans sum;
+  double rows = 0.0;
+  for (const MixtureSource& entry : mixture.sources) {
+    ChatStream& rows_of = chat(data_->index_of(entry.name), Split::train);
+    const double real = rows_of.tokens_per_row();
+    const double share = mixture.unit == RateUnit::tokens ? entry.weight / real : entry.weight;
+    rows += share;
+    sum.real_tokens += share * real;
+    sum.loss_tokens += share * rows_of.loss_tokens_per_row();
+  }
+  return {sum.real_tokens / rows, sum.loss_tokens / rows};
 }
 
 // A phase is one stretch, or two when it begins with a blend or an extra source.
@@ -273,10 +288,19 @@ void StreamPlan::build_row(std::int64_t step, std::int64_t global_row, Batch& ba
           stretch.objective->denoisers()[static_cast<std::size_t>(row_plan.denoisers[part])].name);
   }
   SourceReader& reader = data_->train(cursor.source);
-  for (const DocumentSpan& span : spans_)
-    origin->documents.push_back(
-        {std::filesystem::path(reader.shard(span.shard).path()).filename().string(), span.document,
-         span.epoch, span.first_token, span.count});
+  for (const DocumentSpan& span : spans_) {
+    const ShardReader& shard = reader.shard(span.shard);
+    RowOrigin::Document document;
+    document.shard = std::filesystem::path(shard.path()).filename().string();
+    document.document = span.document;
+    document.input_file = shard.header().input_file;
+    document.record = shard.read_record(span.document);
+    document.tag = shard.read_tag(span.document);
+    document.epoch = span.epoch;
+    document.first_token = span.first_token;
+    document.num_tokens = span.count;
+    origin->documents.push_back(std::move(document));
+  }
 }
 
 std::vector<std::string> StreamPlan::validation_sources(std::int64_t step) const {

@@ -19,6 +19,7 @@
 #include "data/data_folder.h"
 #include "data/objective.h"
 #include "data/row_schedule.h"
+#include "data/token_budget.h"
 
 namespace openmoe {
 
@@ -63,6 +64,7 @@ class StreamPlan {
   };
 
   void add_phase(std::size_t phase);
+  RowMeans chat_means(std::size_t phase);
   Stretch make_stretch(std::size_t phase, const std::vector<std::string>& sources);
   std::vector<double> row_shares(const Stretch& stretch, const Mixture& mixture,
                                  const std::vector<std::string>& sources) const;

@@ -6,7 +6,6 @@
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
-#include "data/data_folder.h"
 #include "data/objective.h"
 
 namespace openmoe {
@@ -18,7 +17,8 @@ bool ends_in_tokens(const PhaseConfig& phase) {
 
 }  // namespace
 
-void resolve_token_budgets(Recipe& recipe, const Tokenizer& tokenizer) {
+void resolve_token_budgets(Recipe& recipe, const Tokenizer& tokenizer,
+                           const std::function<RowMeans(std::size_t phase)>& chat_means) {
   std::vector<PhaseConfig>& phases = recipe.data.phases;
   if (std::none_of(phases.begin(), phases.end(), ends_in_tokens)) return;
   double real = 0.0;  // expected from step 0 to the start of the phase
@@ -28,20 +28,17 @@ void resolve_token_budgets(Recipe& recipe, const Tokenizer& tokenizer) {
     const std::string path = concat("data.phases[", p, "]");
     const std::int64_t begin = first_step_of_phase(recipe, static_cast<std::int64_t>(p));
     const auto rows = static_cast<double>(recipe.data.batch_rows);
-    double real_per_step = 0.0;
-    double loss_per_step = 0.0;
+    RowMeans means;
     if (phase.objective != ObjectiveKind::sft) {
       const Objective objective(phase.objective, phase.packing, recipe.data.sequence_length,
                                 tokenizer);
-      real_per_step = rows * objective.mean_real_tokens();
-      loss_per_step = rows * objective.mean_loss_tokens();
+      means = {objective.mean_real_tokens(), objective.mean_loss_tokens()};
     } else if (std::any_of(phases.begin() + static_cast<std::ptrdiff_t>(p), phases.end(),
                            ends_in_tokens)) {
-      throw UserError(concat(path,
-                             ": its objective is sft, whose tokens per step depend on the "
-                             "conversations; this phase and "
-                             "those after it must end at until_step or until_positions"));
+      means = chat_means(p);
     }
+    const double real_per_step = rows * means.real_tokens;
+    const double loss_per_step = rows * means.loss_tokens;
     if (ends_in_tokens(phase)) {
       const bool by_loss = phase.until_loss_tokens > 0;
       const std::int64_t budget = by_loss ? phase.until_loss_tokens : phase.until_real_tokens;
@@ -62,12 +59,6 @@ void resolve_token_budgets(Recipe& recipe, const Tokenizer& tokenizer) {
     real += real_per_step * static_cast<double>(end - begin);
     loss += loss_per_step * static_cast<double>(end - begin);
   }
-}
-
-void resolve_token_budgets(Recipe& recipe, const std::string& data_folder,
-                           const std::string& any_source) {
-  if (std::none_of(recipe.data.phases.begin(), recipe.data.phases.end(), ends_in_tokens)) return;
-  resolve_token_budgets(recipe, DataFolder(data_folder, {any_source}).tokenizer());
 }
 
 }  // namespace openmoe

@@ -39,4 +39,8 @@ if(OPENMOE_PYTHON)
                    $<TARGET_FILE:logits_tool>)
   set_tests_properties("python: conversion against torch and safetensors" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "python"
                        SKIP_RETURN_CODE 77 ENVIRONMENT "OMP_NUM_THREADS=1")
+  add_test(NAME "python: the layout of shards read with h5py"
+           COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/shard_layout_test.py ${CMAKE_BINARY_DIR}/openmoe)
+  set_tests_properties("python: the layout of shards read with h5py" PROPERTIES TIMEOUT 120 LABELS "python"
+                       SKIP_RETURN_CODE 77 ENVIRONMENT "OMP_NUM_THREADS=1")
 endif()

@@ -128,7 +128,7 @@ TEST_CASE("stream: an epoch gives every training token once, in another order ea
 }
 
 TEST_CASE("stream: units of several documents change the order, not the content") {
-  SourceReader reader(SampleData::get().folder(), "stackexchange", Split::train, 16);
+  SourceReader reader(SampleData::get().folder(), "stackexchange", Split::train, nullptr, 16);
   CHECK(reader.num_units() <= 16);
   CHECK(reader.num_units() >= 8);
   DocumentStream stream(reader, 1, {false, false});

@@ -108,7 +108,7 @@ TEST_CASE("schedule: phases end at the step that reaches a number of real or los
   recipe.data.phases[0].until_loss_tokens = 500000;
   recipe.data.phases[1].until_real_tokens = 2500000;
   Recipe resolved = recipe;
-  resolve_token_budgets(resolved, tokenizer);
+  resolve_token_budgets(resolved, tokenizer, {});
   const std::int64_t first = resolved.data.phases[0].until_step;
   const std::int64_t second = resolved.data.phases[1].until_step;
   CHECK(resolved.data.phases[0].until_loss_tokens == 0);
@@ -128,7 +128,36 @@ TEST_CASE("schedule: phases end at the step that reaches a number of real or los
   CHECK(loss == Approx(500000.0).epsilon(0.02));
   CHECK(real + static_cast<double>((second - first) * 16 * 512) == Approx(2500000.0).epsilon(0.01));
   recipe.data.phases[1].until_real_tokens = 1000;
-  CHECK_THROWS_AS(resolve_token_budgets(recipe, tokenizer), UserError);
+  CHECK_THROWS_AS(resolve_token_budgets(recipe, tokenizer, {}), UserError);
+}
+
+TEST_CASE("schedule: fine-tuning ends at a number of loss or real tokens too") {
+  const Scratch scratch;
+  PrepareOptions options =
+      prepare_options(scratch.path("data"), {{"chat", sample("conversations.jsonl")}});
+  options.chat = true;
+  options.validation_fraction = 0.05;
+  prepare(options, {});
+  for (const bool by_loss : {true, false}) {
+    Recipe recipe = recipe_of(
+        1024, 4,
+        {phase(ObjectiveKind::sft, Packing::packed), phase(ObjectiveKind::sft, Packing::packed)});
+    constexpr std::int64_t kBudget = 60000;
+    (by_loss ? recipe.data.phases[0].until_loss_tokens : recipe.data.phases[0].until_real_tokens) =
+        kBudget;
+    BatchStream stream(recipe, scratch.path("data"),
+                       {mixture_of({{"chat", 1}}), mixture_of({{"chat", 1}})});
+    const std::int64_t end = stream.phase_begin(1);
+    REQUIRE(end > 5);
+    double count = 0.0;
+    Batch batch;
+    for (std::int64_t step = 0; step < end; ++step) {
+      stream.read(step, 0, 4, batch);
+      for (const float weight : batch.loss_weights) count += by_loss && weight > 0.0f;
+      for (const std::int32_t segment : batch.segment_ids) count += !by_loss && segment > 0;
+    }
+    CHECK(count == Approx(kBudget).epsilon(0.1));
+  }
 }
 
 TEST_CASE("chat: the template of OpenMoE-8B-Chat, and conversations that are none") {
