@@ -11,6 +11,7 @@
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
 #include "apps/command.h"
+#include "apps/decode_model.h"
 #include "apps/device.h"
 #include "apps/host_params.h"
 #include "apps/mixtures.h"
@@ -148,6 +149,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
     log.emplace(options.run_folder, first_step);
     log->write_recipe(to_json(recipe));
     keep_mixtures(recipe, options.recipe.path, options.run_folder);
+    keep_tokenizer(stream.tokenizer(), options.run_folder);
     print_header(recipe, grid, network, context);
     if (!checkpoint.empty())
       std::printf("resuming from %s at step %lld\n", checkpoint.c_str(),
