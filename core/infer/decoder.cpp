@@ -13,6 +13,7 @@ namespace openmoe::infer {
 namespace {
 
 constexpr std::int64_t kReserveStep = 16;
+constexpr std::int64_t kLeastWork = 1 << 16;  // multiplications that are worth waking threads for
 
 void resize(std::vector<float>& rows, std::int64_t count, std::int64_t width) {
   rows.assign(static_cast<std::size_t>(count * padded(width)), 0.0f);
@@ -75,7 +76,7 @@ void Decoder::reserve(std::int64_t rows) {
 void Decoder::norm(const std::vector<float>& weight, std::int64_t num_rows) {
   const std::int64_t D = weights_.model().d_model, ld = padded(D);
   const double eps = weights_.model().norm_eps;
-#pragma omp parallel for schedule(static) if (num_rows > 8)
+#pragma omp parallel for schedule(static) if (num_rows > 32)
   for (std::int64_t n = 0; n < num_rows; ++n) {
     const float* const x = x_.data() + n * ld;
     float* const y = y_.data() + n * ld;
@@ -91,7 +92,7 @@ void Decoder::norm(const std::vector<float>& weight, std::int64_t num_rows) {
 void Decoder::rotate_and_store(LayerCache& cache, std::span<const DecodeRow> rows) {
   const ModelConfig& c = weights_.model();
   const std::int64_t Dh = c.head_dim, half = Dh / 2, ld = padded(c.attention_dim());
-#pragma omp parallel for schedule(static) if (rows.size() > 8)
+#pragma omp parallel for schedule(static) if (rows.size() > 32)
   for (std::size_t n = 0; n < rows.size(); ++n) {
     const DecodeRow& row = rows[n];
     const float* const cos = rope_cos_.data() + row.position * half;
@@ -127,7 +128,9 @@ void Decoder::attention(const LayerWeights& layer, LayerCache& cache,
   rotate_and_store(cache, rows);
   const DotKernels& kernels = dot_kernels();
   const float scale = logit_scale(c);
-#pragma omp parallel for schedule(dynamic, 1)
+  std::int64_t attended = 0;
+  for (const DecodeRow& row : rows) attended += row.position + 1;
+#pragma omp parallel for schedule(dynamic, 1) if (attended * c.attention_dim() > kLeastWork)
   for (std::int64_t unit = 0; unit < N * c.num_heads; ++unit) {
     const std::int64_t n = unit / c.num_heads, head = unit % c.num_heads;
     const DecodeRow& row = rows[static_cast<std::size_t>(n)];
@@ -155,7 +158,7 @@ void Decoder::ffn(const FfnWeights& weights, std::int64_t N) {
                         {up_.data(), f_ld, y_.data(), D_ld, N, &weights.up}};
   multiply(in);
   const bool gated = c.ffn == FfnKind::gated_swiglu;
-#pragma omp parallel for schedule(static) if (N > 4)
+#pragma omp parallel for schedule(static) if (N * c.ffn_dim > kLeastWork)
   for (std::int64_t n = 0; n < N; ++n) {
     const float* const gate = gate_.data() + n * g_ld;
     dot_kernels().activate(h_.data() + n * f_ld, gated ? gate : nullptr,

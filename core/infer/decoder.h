@@ -27,7 +27,7 @@ struct DecodeOptions {
   // Slots of an expert in one call, by this rule over the call's tokens (RoutingConfig::capacity,
   // evaluation); first choices of all rows are served before second choices, in the order of rows.
   // Without a value nothing is dropped.
-  std::optional<CapacityCounts> capacity;
+  std::optional<CapacityCounts> capacity = {};
 };
 
 // One token to process: it stands at `position` of the sequence in cache slot `sequence`.

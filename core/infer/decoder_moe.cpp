@@ -90,7 +90,7 @@ void Decoder::moe(const LayerWeights& layer, std::int64_t N) {
   multiply(in);
   const bool gated = c.ffn == FfnKind::gated_swiglu;
   const std::int64_t num_places = expert_begin_.back();
-#pragma omp parallel for schedule(static) if (num_places > 4)
+#pragma omp parallel for schedule(static) if (num_places * c.ffn_dim > 65536)
   for (std::int64_t place = 0; place < num_places; ++place) {
     const float* const gate = expert_gate_.data() + place * g_ld;
     dot_kernels().activate(expert_h_.data() + place * f_ld, gated ? gate : nullptr,

@@ -12,6 +12,8 @@ constexpr std::int64_t kUnitBytes = 64 << 10;  // of weights that one thread tak
 constexpr std::int64_t kUnitRows =
     96;  // of x beside them, which should stay in the second-level cache
 
+constexpr std::int64_t kLeastWork = 1 << 16;
+
 std::int64_t panels_per_unit(const PackedMatrix& w) {
   return std::max<std::int64_t>(1, kUnitBytes / std::max<std::int64_t>(1, w.panel_bytes()));
 }
@@ -45,7 +47,9 @@ void multiply(std::span<const Product> products) {
   for (const Product& p : products)
     first.push_back(first.back() + ceil_div(p.rows, kUnitRows) *
                                        ceil_div(p.w->num_panels(), panels_per_unit(*p.w)));
-#pragma omp parallel for schedule(dynamic)
+  std::int64_t work = 0;  // multiplications; few of them are not worth waking threads
+  for (const Product& p : products) work += p.rows * p.w->out() * p.w->in();
+#pragma omp parallel for schedule(dynamic) if (first.back() > 1 && work > kLeastWork)
   for (std::int64_t unit = 0; unit < first.back(); ++unit) {
     const auto index = static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), unit) -
                                                 first.begin() - 1);
