@@ -10,6 +10,7 @@ packages=(
   libhdf5-dev libssl-dev libxxhash-dev libzstd-dev zlib1g-dev
   libsentencepiece-dev libcli11-dev nlohmann-json3-dev librandom123-dev
   libzip-dev  # PyTorch files are zip archives
+  libcpp-httplib-dev  # openmoe serve
   catch2 clang-format-14
 )
 if [ "${1:-}" = --analysis ]; then
