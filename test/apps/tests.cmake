@@ -39,4 +39,10 @@ if(OPENMOE_PYTHON)
                    $<TARGET_FILE:logits_tool>)
   set_tests_properties("python: conversion against torch and safetensors" PROPERTIES TIMEOUT 600 LABELS "python"
                        SKIP_RETURN_CODE 77 ENVIRONMENT "OMP_NUM_THREADS=1")
+  foreach(case bleu client harness)
+    set(name "python: ${case}")
+    add_test(NAME ${name} COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/use_test.py ${CMAKE_BINARY_DIR}/openmoe
+                                  ${OPENMOE_TEST_SHARDS} ${CMAKE_SOURCE_DIR} ${case})
+    set_tests_properties(${name} PROPERTIES TIMEOUT 900 LABELS "python" SKIP_RETURN_CODE 77 FIXTURES_REQUIRED sample_shards)
+  endforeach()
 endif()
