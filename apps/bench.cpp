@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "apps/command.h"
+#include "apps/gradients.h"
 #include "apps/network.h"
 #include "apps/trainer.h"
 #include "core/base/error.h"
@@ -19,7 +20,6 @@
 #include "core/cpu/cpu_ops.h"
 #include "core/cpu/peak.h"
 #include "core/train/adafactor.h"
-#include "parallel/gradient_reducer.h"
 #include "parallel/process_grid.h"
 
 namespace openmoe {
@@ -90,10 +90,9 @@ int run_bench(const BenchOptions& options, CommandContext& context) {
   const auto ops = make_cpu_ops();
   Network network(*ops, grid, recipe, rows, true);
   network.params().initialize(*ops, static_cast<std::uint64_t>(recipe.run.seed));
-  GradientReducer reducer(*ops, network.params(), grid);
+  GradientStep gradients(network, grid, recipe);
   const Batch batch = random_batch(recipe, rows, grid.data_rank());
-  BatchCounts counts = count_batch(batch, recipe.routing, recipe.model.num_moe_layers() > 0);
-  grid.data().all_reduce_sum(counts.values());
+  const BatchCounts counts = count_global(batch, recipe, grid);
   const auto measure_peak = [&] {
     grid.world().barrier();
     double peak[] = {cpu::measure_peak_flops(kPeakSeconds)};
@@ -110,18 +109,12 @@ int run_bench(const BenchOptions& options, CommandContext& context) {
     grid.world().barrier();
     ops->set_profile(counted ? &profile : nullptr);
     const auto begin = Clock::now();
-    reducer.zero();
-    StepSums sums(recipe.model.num_moe_layers(), recipe.model.num_experts);
-    network.model().train(batch, counts, sums);
-    reducer.reduce();
+    const StepSums sums = gradients.compute(batch, counts);
     adafactor_step(*ops, network.params(), recipe.optimizer, step);
     grid.world().barrier();
     sample.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     ops->set_profile(nullptr);
     sample.peak += 0.5 * measure_peak();
-    std::vector<double> flat = sums.flatten();
-    grid.data().all_reduce_sum(flat);
-    sums.assign(flat);
     sample.flops = step_flops(recipe, counts, sums);
     if (counted) samples.push_back(sample);
   }

@@ -96,7 +96,8 @@ fs::path hidden_name(const fs::path& folder, const char* purpose) {
 void prepare_folder(const fs::path& temporary) {
   try {
     const fs::path parent = temporary.parent_path();
-    fs::create_directories(parent);
+    // The name of a new checkpoints folder must survive a crash too.
+    if (fs::create_directories(parent)) sync_path(parent.parent_path().string());
     for (const auto& entry : fs::directory_iterator(parent))
       if (entry.path().filename().string().starts_with(kHiddenPrefix)) fs::remove_all(entry.path());
     fs::create_directory(temporary);

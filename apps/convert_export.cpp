@@ -152,6 +152,7 @@ void export_hf(const ExportOptions& options) {
   const ParamTable table(recipe.model, recipe.optimizer, 1, 0);
   const std::vector<HfTensor> tensors = hf_tensors(table, options.layout);
   std::vector<WeightInfo> weights;
+  weights.reserve(tensors.size());
   for (const HfTensor& tensor : tensors)
     weights.push_back({tensor.name, options.type, "", tensor.shape});
   HfWeightsWriter writer(folder.path(), weights, options.max_file_bytes);

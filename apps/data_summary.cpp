@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "apps/command.h"
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "data/shard.h"
 
@@ -80,7 +81,7 @@ std::vector<SourceSummary> summarize_folder(const std::string& folder) {
   SourceSummary all;
   all.name = "all";
   for (const std::string& name : names) {
-    const auto shards = list_shards(folder + "/" + name);
+    const auto shards = list_shards(concat(folder, "/", name));
     if (shards.empty()) continue;
     summaries.push_back(summarize(name, shards));
     all.add(summaries.back());

@@ -82,7 +82,12 @@ void swap_into_place(const std::string& from, const std::string& to) {
   // A file system without the exchange: for a moment nothing is at `to`.
   const std::string aside = from + ".replaced";
   if (::rename(to.c_str(), aside.c_str()) != 0) fault("rename", to);
-  if (::rename(from.c_str(), to.c_str()) != 0) fault("rename", to);
+  if (::rename(from.c_str(), to.c_str()) != 0) {
+    const int reason = errno;
+    ::rename(aside.c_str(), to.c_str());  // the old one comes back
+    errno = reason;
+    fault("rename", to);
+  }
   if (::rename(aside.c_str(), from.c_str()) != 0) fault("rename", aside);
 }
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -16,7 +17,7 @@ constexpr double kPlainLineSeconds = 5.0;
 constexpr int kBarWidth = 20;
 
 std::string duration(double seconds) {
-  const auto total = static_cast<long long>(seconds + 0.5);
+  const auto total = std::llround(seconds);
   char text[48];
   if (total >= 86400)
     std::snprintf(text, sizeof text, "%lldd%02lldh", total / 86400, total % 86400 / 3600);
@@ -65,7 +66,7 @@ void Progress::show(const Row& row) {
   std::snprintf(text, sizeof text,
                 "step %lld/%lld  loss %.4f  balance %.4f  grad %.3f  lr %.5f  %.0f tok/s%s  load "
                 "%.2f  left %s",
-                static_cast<long long>(row.step + 1), static_cast<long long>(num_steps_), row.loss,
+                static_cast<long long>(row.step) + 1, static_cast<long long>(num_steps_), row.loss,
                 row.load_balance_loss, row.grad_norm, row.learning_rate, row.tokens_per_s, peak,
                 row.max_load, duration(left).c_str());
   if (!terminal_) {

@@ -13,11 +13,11 @@
 
 #include "apps/command.h"
 #include "apps/device.h"
+#include "apps/gradients.h"
 #include "apps/network.h"
 #include "core/base/error.h"
 #include "core/train/adafactor.h"
 #include "data/h5_file.h"
-#include "parallel/gradient_reducer.h"
 #include "parallel/process_grid.h"
 
 namespace openmoe {
@@ -227,22 +227,14 @@ class GoldenCase {
     const std::string group = group_of(step);
     const ModelConfig& config = recipe_.model;
     const Batch batch = read_batch(group);
-    BatchCounts counts = count_batch(batch, recipe_.routing, config.num_moe_layers() > 0);
-    grid_.data().all_reduce_sum(counts.values());
+    const BatchCounts counts = count_global(batch, recipe_, grid_);
 
     std::vector<float> logits(
         static_cast<std::size_t>(rows_per_rank_ * length_ * config.vocab_size));
     network.model().observe_logits([&](std::int64_t first, Tensor chunk) {
       ops_.copy(host_view(logits.data() + first * config.vocab_size, chunk.shape), chunk);
     });
-    GradientReducer reducer(ops_, network.params(), grid_);
-    reducer.zero();
-    StepSums sums(config.num_moe_layers(), config.num_experts);
-    network.model().train(batch, counts, sums);
-    reducer.reduce();
-    std::vector<double> flat = sums.flatten();
-    grid_.data().all_reduce_sum(flat);
-    sums.assign(flat);
+    const StepSums sums = GradientStep(network, grid_, recipe_).compute(batch, counts);
 
     compare_losses(result, group, losses_from(sums, counts, recipe_.loss), step);
     if (file_.exists(group + "/logits")) {

@@ -19,22 +19,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Rows [begin, begin + rows) of `batch`.
-void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t rows) {
-  const std::int64_t length = batch.sequence_length;
-  out.resize(rows, length);
-  const std::int64_t available = std::min(rows, batch.num_rows - begin);
-  if (available <= 0) return;
-  const auto copy = [&](auto& to, const auto& from, std::int64_t width) {
-    std::copy_n(from.begin() + begin * width, available * width, to.begin());
-  };
-  copy(out.inputs, batch.inputs, length);
-  copy(out.targets, batch.targets, length);
-  copy(out.loss_weights, batch.loss_weights, length);
-  copy(out.segment_ids, batch.segment_ids, length);
-  copy(out.row_sources, batch.row_sources, 1);
-}
-
 // Largest expert load over the mean load, worst layer; 1 is perfect balance.
 double max_load(const StepSums& sums) {
   double worst = 0.0;
@@ -82,7 +66,7 @@ Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, Batc
       run_folder_(run_folder),
       log_(log),
       progress_(progress),
-      reducer_(network.ops(), network.params(), grid),
+      gradients_(network, grid, recipe),
       rows_per_rank_(recipe.data.batch_rows / grid.num_data_ranks()) {}
 
 void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
@@ -103,27 +87,14 @@ void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
 
 Trainer::StepResult Trainer::train_step(std::int64_t step) {
   const auto begin = Clock::now();
-  const ModelConfig& model = recipe_.model;
   StepResult result;
   stream_.read(step, first_row(), first_row() + rows_per_rank_, batch_);
   if (step + 1 < recipe_.run.num_steps)
     stream_.prefetch(step + 1, first_row(), first_row() + rows_per_rank_);
-  result.counts = count_batch(batch_, recipe_.routing, model.num_moe_layers() > 0);
-  grid_.data().all_reduce_sum(result.counts.values());
-
-  reducer_.zero();
-  result.sums = StepSums(model.num_moe_layers(), model.num_experts);
-  const std::int64_t micro_rows = network_.model().rows();
-  for (std::int64_t row = 0; row < rows_per_rank_; row += micro_rows) {
-    copy_rows(micro_batch_, batch_, row, micro_rows);
-    network_.model().train(micro_batch_, result.counts, result.sums);
-  }
-  reducer_.reduce();
-  std::vector<double> flat = result.sums.flatten();
-  grid_.data().all_reduce_sum(flat);
-  result.sums.assign(flat);
+  result.counts = count_global(batch_, recipe_, grid_);
+  result.sums = gradients_.compute(batch_, result.counts);
   result.losses = losses_from(result.sums, result.counts, recipe_.loss);
-  result.grad_norm = reducer_.grad_norm();
+  result.grad_norm = gradients_.grad_norm();
   if (std::isfinite(result.losses.total) && std::isfinite(result.grad_norm))
     adafactor_step(network_.ops(), network_.params(), recipe_.optimizer, step);
   result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
@@ -201,9 +172,7 @@ void Trainer::validate(std::int64_t step) {
       network_.model().evaluate(micro_batch_, sums);
       counts.add(count_batch(micro_batch_, recipe_.routing, model.num_moe_layers() > 0));
     }
-    std::vector<double> flat = sums.flatten();
-    grid_.data().all_reduce_sum(flat);
-    sums.assign(flat);
+    sum_over_ranks(sums, grid_);
     grid_.data().all_reduce_sum(counts.values());
     const StepLosses losses = losses_from(sums, counts, recipe_.loss);
     if (log_ == nullptr) continue;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "apps/gradients.h"
 #include "apps/network.h"
 #include "apps/progress.h"
 #include "apps/run_log.h"
@@ -12,7 +13,6 @@
 #include "core/config/recipe.h"
 #include "core/model/step_stats.h"
 #include "data/batch_stream.h"
-#include "parallel/gradient_reducer.h"
 #include "parallel/process_grid.h"
 
 namespace openmoe {
@@ -55,7 +55,7 @@ class Trainer {
   std::string run_folder_;
   RunLog* log_;
   Progress* progress_;
-  GradientReducer reducer_;
+  GradientStep gradients_;
   std::int64_t rows_per_rank_;
   std::int64_t positions_ = 0;  // trained on so far
   double peak_flops_ = 0.0;

@@ -14,8 +14,7 @@ struct Batch {
   std::vector<std::int32_t> targets;      // token ids; 0 where padded
   std::vector<float> loss_weights;        // 0 or 1 in pretraining
   std::vector<std::int32_t> segment_ids;  // 1, 2, ... within a row; 0 marks padding
-  std::vector<std::int32_t>
-      row_sources;  // (num_rows): index of the row's first source in the mixture
+  std::vector<std::int32_t> row_sources;  // (num_rows): index of the first source
 
   void resize(std::int64_t rows, std::int64_t length) {
     num_rows = rows;

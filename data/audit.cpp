@@ -71,7 +71,7 @@ SourceAudit audit_source(const std::string& data_folder, const std::string& name
   SourceAudit audit;
   audit.source = name;
   std::map<std::string, ShardHeader> last_of_input;
-  for (const std::string& path : list_shards(data_folder + "/" + name)) {
+  for (const std::string& path : list_shards(concat(data_folder, "/", name))) {
     try {
       audit_shard(path, index, first, last_of_input, audit);
     } catch (const UserError& error) {

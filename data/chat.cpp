@@ -75,7 +75,7 @@ std::string parse_chat(const RawRecord& record, Document& document, std::vector<
   }
   if (!json.is_object()) return "the record is not a JSON object";
   std::vector<ChatTurn> turns;
-  const std::string reason = read_turns(json, turns);
+  std::string reason = read_turns(json, turns);
   if (!reason.empty()) return reason;
   parts = chat_parts(turns);
   if (parts.empty())

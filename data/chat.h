@@ -1,5 +1,5 @@
-// Chat: conversations for supervised fine-tuning, in the template of OpenMoE-8B-Chat (spec of the
-// release; FastChat's "openmoe-chat"):
+// Chat: conversations for supervised fine-tuning, in the template of OpenMoE-8B-Chat (the
+// release and FastChat's "openmoe-chat"):
 //
 //   <<SYS>>\n{system}\n<</SYS>>\n\n<s>[INST] {user} [/INST] {assistant} </s><s>[INST] ...
 //

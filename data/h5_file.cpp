@@ -108,7 +108,7 @@ std::string type_name_of(hid_t type) {
   if (kind == H5T_FLOAT) return bytes == 4 ? "f32" : bytes == 8 ? "f64" : "other";
   if (kind == H5T_INTEGER) {
     const std::string sign = H5Tget_sign(type) == H5T_SGN_NONE ? "u" : "i";
-    const std::string name = sign + std::to_string(bytes * 8);
+    std::string name = sign + std::to_string(bytes * 8);
     for (const NumberType& known : kNumberTypes)
       if (name == known.name) return name;
   }
@@ -221,8 +221,8 @@ Shape H5File::Impl::shape_of(const Handle& dataset, const std::string& name) con
   return shape;
 }
 
-// Without times of creation in it, a file is a function of its content: two runs of prepare write the
-// same bytes.
+// Without times of creation in it, a file is a function of its content: two runs of prepare write
+// the same bytes.
 Handle H5File::Impl::creation_list() const {
   Handle list{check(H5Pcreate(H5P_DATASET_CREATE), "H5Pcreate"), H5Pclose};
   check(H5Pset_obj_track_times(list.get(), false), "H5Pset_obj_track_times");
@@ -510,7 +510,7 @@ void H5File::append(const std::string& name, const void* data, std::int64_t coun
   const Handle stored{impl_->check(H5Dget_type(dataset.get()), "H5Dget_type", name), H5Tclose};
   const std::int64_t begin = impl_->shape_of(dataset, name)[0];
   const auto start = static_cast<hsize_t>(begin);
-  const auto extent = static_cast<hsize_t>(begin + count);
+  const auto extent = start + static_cast<hsize_t>(count);
   const auto length = static_cast<hsize_t>(count);
   impl_->check(H5Dset_extent(dataset.get(), &extent), "H5Dset_extent", name);
   const Handle file_space = impl_->space_of(dataset, name);
@@ -563,6 +563,7 @@ void H5File::write_strings(const std::string& name, const std::vector<std::strin
                      H5Sclose};
   Handle dataset = impl_->create_dataset(name, type.get(), space, impl_->creation_list());
   std::vector<const char*> texts;
+  texts.reserve(values.size());
   for (const std::string& value : values) texts.push_back(value.c_str());
   if (count > 0)
     impl_->check(H5Dwrite(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, texts.data()),

@@ -30,7 +30,7 @@ InputFile::~InputFile() {
 }
 
 InputFile::InputFile(InputFile&& other) noexcept
-    : path_(other.path_),
+    : path_(std::move(other.path_)),
       descriptor_(std::exchange(other.descriptor_, -1)),
       size_bytes_(other.size_bytes_) {}
 

@@ -22,7 +22,7 @@ OutputFile::~OutputFile() {
 }
 
 OutputFile::OutputFile(OutputFile&& other) noexcept
-    : path_(other.path_), descriptor_(std::exchange(other.descriptor_, -1)) {}
+    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)) {}
 
 void OutputFile::write(const void* src, std::int64_t size_bytes) {
   OPENMOE_CHECK(descriptor_ >= 0, path_, " is closed");

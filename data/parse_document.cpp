@@ -148,7 +148,7 @@ std::string parse_document(const RawRecord& record, const std::string& text_fiel
       bad_offset = static_cast<std::int64_t>(position == 0 ? 0 : position - 1);
       return plain_reason(events.error_text());
     }
-    const std::string reason = events.finish();
+    std::string reason = events.finish();
     if (!reason.empty()) return reason;
   }
   const std::size_t nul = document.text.find('\0');

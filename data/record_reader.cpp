@@ -182,6 +182,7 @@ std::vector<InputInfo> list_inputs(const std::string& path) {
                            " JSON Lines files with ", others,
                            " others; name the files or give each kind its own folder"));
   std::vector<InputInfo> inputs;
+  inputs.reserve(json_files.size());
   for (const std::string& file : json_files) inputs.push_back(json_input(file));
   return inputs;
 }

@@ -53,6 +53,7 @@ std::vector<std::int64_t> rounded_quotas(const std::vector<double>& shares) {
 std::vector<double> shares_of(const std::vector<double>& weights) {
   const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
   std::vector<double> shares;
+  shares.reserve(weights.size());
   for (const double weight : weights) shares.push_back(weight / sum);
   return shares;
 }

@@ -7,7 +7,6 @@
 #include <exception>
 #include <limits>
 #include <map>
-#include <source_location>
 #include <utility>
 
 #include "core/base/check.h"
@@ -72,12 +71,14 @@ MPI_Datatype mpi_type<std::int64_t>() {
   return MPI_INT64_T;
 }
 
-// What an MPI call returned, and the line it was called on.
+// What an MPI call returned, and the line it was called on (std::source_location is not known to
+// every compiler of today).
 struct MpiStatus {
-  MpiStatus(int returned, std::source_location place = std::source_location::current())
-      : status(returned), where(place) {}
+  MpiStatus(int returned, const char* its_file = __builtin_FILE(), int its_line = __builtin_LINE())
+      : status(returned), file(its_file), line(its_line) {}
   int status;
-  std::source_location where;
+  const char* file;
+  int line;
 };
 
 // Turns a failed MPI call into an exception. `call` are the parts of a text that says what was
@@ -88,8 +89,8 @@ void check_mpi(const MpiStatus& result, const std::string& group, const Parts&..
   std::array<char, MPI_MAX_ERROR_STRING> reason{};
   int length = 0;
   MPI_Error_string(result.status, reason.data(), &length);
-  throw RuntimeFault(concat(call..., " failed on ", group, ": ", reason.data(), " (",
-                            result.where.file_name(), ":", result.where.line(), ")"));
+  throw RuntimeFault(concat(call..., " failed on ", group, ": ", reason.data(), " (", result.file,
+                            ":", result.line, ")"));
 }
 
 // "rank 1 of 4 (world ranks 1, 3, 5, 7)"; long groups are cut in the middle.

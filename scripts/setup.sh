@@ -8,7 +8,8 @@ packages=(
   build-essential cmake ninja-build ccache git pkg-config
   libopenmpi-dev openmpi-bin openssh-client  # mpirun looks for ssh even on one host
   libhdf5-dev libssl-dev libxxhash-dev libzstd-dev zlib1g-dev
-  libsentencepiece-dev libcli11-dev nlohmann-json3-dev librandom123-dev
+  libsentencepiece-dev libprotobuf-dev  # Ubuntu's sentencepiece.pc wants protobuf-lite.pc
+  libcli11-dev nlohmann-json3-dev librandom123-dev
   libzip-dev  # PyTorch files are zip archives
   libcpp-httplib-dev  # openmoe serve
   catch2 clang-format-14

@@ -42,7 +42,7 @@ std::string find_in_other_section(const std::string& leaf) {
 }
 
 std::string describe_range(const FieldRule& rule, bool integer) {
-  const std::string kind = integer ? "an integer" : "a number";
+  std::string kind = integer ? "an integer" : "a number";
   const auto number = [](double value) { return concat(static_cast<std::int64_t>(value)); };
   if (rule.above) return kind + " above " + number(rule.min);
   if (rule.min > std::numeric_limits<double>::lowest() && rule.max < rules::kMaxCount)

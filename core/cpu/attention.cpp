@@ -39,6 +39,7 @@ void attention_forward(float* o, float* log_z, const float* q, const float* k, c
                        const std::int32_t* segment_ids, std::int64_t B, std::int64_t T,
                        std::int64_t H, std::int64_t Dh, float scale) {
   check_sizes(B, T, H, Dh);
+  if (T == 0) return;
   const AttentionKernels& kernels = kernels_for(cpu_isa()).attention;
   for_each_head(B, H, kernels.forward_scratch(T, Dh), "attention_forward",
                 [&](std::int64_t row, std::int64_t head, float* scratch) {
@@ -54,6 +55,7 @@ void attention_backward(float* dq, float* dk, float* dv, const float* d_o, const
                         const std::int32_t* segment_ids, const float* log_z, std::int64_t B,
                         std::int64_t T, std::int64_t H, std::int64_t Dh, float scale) {
   check_sizes(B, T, H, Dh);
+  if (T == 0) return;
   const AttentionKernels& kernels = kernels_for(cpu_isa()).attention;
   for_each_head(B, H, kernels.backward_scratch(T, Dh), "attention_backward",
                 [&](std::int64_t row, std::int64_t head, float* scratch) {

@@ -237,7 +237,7 @@ std::int64_t plan(std::vector<Task>& tasks, const Job* jobs, std::int64_t num_jo
   }
   const bool alone = omp_in_parallel() || total_cost < kSerialLimit;
   const std::int64_t threads = alone ? 1 : omp_get_max_threads();
-  const double target = total_cost / static_cast<double>(threads * kTasksPerThread / 2);
+  const double target = total_cost / (0.5 * static_cast<double>(threads * kTasksPerThread));
   for (std::int64_t g = 0; g < num_jobs; ++g) {
     const Job& job = jobs[g];
     if (job.m == 0 || job.n == 0 || job.k == 0) continue;

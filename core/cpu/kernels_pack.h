@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "core/cpu/kernels.h"
 #include "core/cpu/kernels_body.h"
@@ -65,16 +66,15 @@ struct PairSource {
 };
 
 // Exchanges the off-diagonal halves of each 2 kDistance square: the butterfly step of a
-// transposition.
-template <class T, int kDistance>
-[[gnu::always_inline]] inline void exchange(Vec<T>& upper, Vec<T>& lower) {
-  IntVec<T> upper_mask, lower_mask;
-  for (int i = 0; i < T::kLanes; ++i) {
-    upper_mask[i] = (i & kDistance) ? T::kLanes + i - kDistance : i;
-    lower_mask[i] = (i & kDistance) ? T::kLanes + i : i + kDistance;
-  }
-  const Vec<T> u = __builtin_shuffle(upper, lower, upper_mask);
-  lower = __builtin_shuffle(upper, lower, lower_mask);
+// transposition. Lanes of `lower` count from sizeof...(lane) in a shuffle.
+template <int kDistance, class V, int... lane>
+[[gnu::always_inline]] inline void exchange(V& upper, V& lower,
+                                            std::integer_sequence<int, lane...>) {
+  constexpr int kLanes = sizeof...(lane);
+  const V u = __builtin_shufflevector(
+      upper, lower, ((lane & kDistance) != 0 ? kLanes + lane - kDistance : lane)...);
+  lower = __builtin_shufflevector(upper, lower,
+                                  ((lane & kDistance) != 0 ? kLanes + lane : lane + kDistance)...);
   upper = u;
 }
 
@@ -82,7 +82,9 @@ template <class T, int kDistance>
 [[gnu::always_inline]] inline void transpose_steps(Vec<T>* rows) {
 #pragma GCC unroll 16
   for (int i = 0; i < T::kLanes; ++i) {
-    if ((i & kDistance) == 0) exchange<T, kDistance>(rows[i], rows[i + kDistance]);
+    if ((i & kDistance) == 0)
+      exchange<kDistance>(rows[i], rows[i + kDistance],
+                          std::make_integer_sequence<int, T::kLanes>{});
   }
   if constexpr (kDistance > 1) transpose_steps<T, kDistance / 2>(rows);
 }

@@ -1,6 +1,6 @@
 // The mixture-of-experts sublayer: x' = x + sum over kept choices k of gate_k * expert_k(y), y =
 // rms_norm(x). Router in f32; rows travel to their experts and back through TokenExchange
-// (architecture: one handle per layer, the backward of dispatch is combine and the reverse).
+// (one handle per layer; the backward of dispatch is combine and the reverse).
 #include <algorithm>
 
 #include "core/model/model.h"

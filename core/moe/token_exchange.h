@@ -6,9 +6,10 @@
 // ranks, so each is the other's adjoint: the backward of dispatch is combine with the same handle,
 // and the reverse.
 //
-//   send order:   this rank's kept assignments by (expert, position in the queue of this rank's
-//   groups); S rows expert order: rows received for this rank's El experts, by (local expert,
-//   source rank, send order);    M rows
+//   send order    S rows: this rank's kept assignments, by (expert, position in the queue of this
+//                 rank's groups)
+//   expert order  M rows: what this rank's El experts received, by (local expert, source rank, send
+//                 order)
 #pragma once
 
 #include <cstdint>

@@ -41,8 +41,8 @@ double assignments(const json& row) {
   return total;
 }
 
-// Decision: results do not depend on the grid. Losses agree to rounding; drops exactly at first,
-// later up to near ties.
+// Results do not depend on the grid: losses agree to rounding; drops exactly at first, later up to
+// near ties.
 void check_same_run(const std::vector<json>& ours, const std::vector<json>& reference) {
   REQUIRE(ours.size() == reference.size());
   for (std::size_t step = 0; step < ours.size(); ++step) {

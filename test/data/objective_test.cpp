@@ -138,7 +138,8 @@ TEST_CASE("objective: UL2 faithful has the paper's lengths, rates and layout") {
   CHECK(objective.mean_loss_tokens() ==
         Approx(loss / static_cast<double>(plans.size())).epsilon(0.03));
   const double positions = static_cast<double>(plans.size()) * 2048.0;
-  CHECK(real / positions == Approx(0.67).margin(0.01));  // spec 4.5
+  // What the released recipe's rows really held.
+  CHECK(real / positions == Approx(0.67).margin(0.01));
   CHECK(loss / positions == Approx(0.296).margin(0.012));
 }
 
