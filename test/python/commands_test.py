@@ -104,7 +104,7 @@ class Generate(unittest.TestCase):
 EXAMPLES = {
     "anli_r1": {"premise": "It rains.", "hypothesis": "It is wet.", "label": 0},
     "hellaswag": {"activity_label": "Cooking", "ctx_a": "A man [header] cooks.", "ctx_b": "he", "label": "1",
-                  "endings": ["sleeps. [title] Then", "stirs.", "flies.", "rains."]},
+                  "endings": ["sleeps [title] Then", "stirs.", "flies.", "rains."]},
     "winogrande": {"sentence": "The cup fell off the table because _ was wet.", "option1": "the cup", "option2": "the table",
                    "answer": "2"},
     "piqa": {"goal": "boil water", "sol1": "use a kettle", "sol2": "use a fork", "label": 0},
