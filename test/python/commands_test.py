@@ -209,7 +209,7 @@ class Start(unittest.TestCase):
     def test_upcycling_and_frozen_routers(self):
         dense, moe = path("dense"), path("moe")
         train(dense, *SHORT, "--set", "model.moe_interval=0")
-        up = ["--from", dense, "--set", "start.upcycle=true", *SHORT, "--set", "run.num_steps=1", "--set",
+        up = ["--from", dense, "--set", "start.upcycle=true", *SHORT, "--set",
               "optimizer.peak_learning_rate=1e-30", "--set", "optimizer.router_frozen_steps=100"]
         train(moe, *up)
         before, after = weights(dense), weights(moe)
