@@ -164,6 +164,8 @@ class Server {
       throw UserError(concat("--port ", port, ": cannot listen there on ", kHost,
                              "; another program may; 0 takes a free one"));
     thread_ = std::thread([this] { server_.listen_after_bind(); });
+    // A stop before the thread listens would be lost.
+    while (!server_.is_running()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     return port;
   }
   void stop() {
