@@ -31,10 +31,13 @@ void add_recipe_options(CLI::App& command, RecipeOptions& options);
 void register_bench(CLI::App& app, CommandContext& context);
 void register_convert(CLI::App& app, CommandContext& context);
 void register_data(CLI::App& app, CommandContext& context);
+void register_evaluate(CLI::App& app, CommandContext& context);
+void register_generate(CLI::App& app, CommandContext& context);
 void register_info(CLI::App& app, CommandContext& context);
 void register_plan(CLI::App& app, CommandContext& context);
 void register_prepare(CLI::App& app, CommandContext& context);
 void register_selftest(CLI::App& app, CommandContext& context);
+void register_serve(CLI::App& app, CommandContext& context);
 void register_train(CLI::App& app, CommandContext& context);
 
 // Subcommands of `openmoe data`.

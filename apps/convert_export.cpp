@@ -161,7 +161,10 @@ void export_hf(const ExportOptions& options) {
   writer.close();
 
   const std::string kept = companions_of(checkpoint);
-  const std::string base = kept.empty() ? "" : read_text_file(kept + "/config.json", "config.json");
+  // A run that was trained here keeps a tokenizer but no config.json.
+  const std::string base = kept.empty() || !is_file(fs::path(kept) / "config.json")
+                               ? ""
+                               : read_text_file(kept + "/config.json", "config.json");
   write_and_sync(folder.path() / "config.json",
                  hf_config_from_recipe(recipe, base, torch_dtype(options.type)));
   const int copied = write_companions(options, kept, folder.path());

@@ -41,6 +41,9 @@ int run_command(int argc, char** argv, MpiEnvironment& mpi) {
   register_data(app, context);
   register_plan(app, context);
   register_convert(app, context);
+  register_evaluate(app, context);
+  register_generate(app, context);
+  register_serve(app, context);
   register_selftest(app, context);
   register_bench(app, context);
   register_info(app, context);

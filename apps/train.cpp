@@ -11,10 +11,12 @@
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
 #include "apps/command.h"
+#include "apps/decode_model.h"
 #include "apps/device.h"
 #include "apps/host_params.h"
 #include "apps/mixtures.h"
 #include "apps/network.h"
+#include "apps/start_weights.h"
 #include "apps/trainer.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
@@ -35,6 +37,7 @@ struct TrainOptions {
   std::string run_folder;
   std::int64_t ep = 0;  // 0: as the recipe says
   bool resume = false;
+  std::string from;  // run or checkpoint to start from; "": none
   DeviceOptions device;
 };
 
@@ -89,6 +92,12 @@ void check_resumable(const Recipe& recipe, const CheckpointMeta& meta,
     std::printf("changed since the checkpoint: %s\n", change.at("path").get<std::string>().c_str());
 }
 
+void check_steps_left(const std::string& source, std::int64_t step, const Recipe& recipe) {
+  if (step > recipe.run.num_steps)
+    throw UserError(concat(source, " is of step ", step, ", beyond run.num_steps = ",
+                           recipe.run.num_steps, ": nothing to do; raise run.num_steps"));
+}
+
 void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& network,
                   const CommandContext& context) {
   const ParameterCounts counts = count_parameters(recipe.model);
@@ -126,6 +135,17 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   std::int64_t first_step = 0, first_positions = 0;
   if (checkpoint.empty()) {
     network.params().initialize(*ops, static_cast<std::uint64_t>(recipe.run.seed));
+    if (!options.from.empty()) {
+      HostParams host(network.params(), *ops);
+      host.download();
+      const CheckpointMeta source = start_from(options.from, host.table(), recipe, grid);
+      host.upload();
+      if (recipe.start.optimizer == OptimizerStart::continued) {
+        first_step = source.step;
+        first_positions = source.positions;
+        check_steps_left(options.from, first_step, recipe);
+      }
+    }
   } else {
     // Imported weights come without optimizer statistics; the first update overwrites them anyway
     // (its decay is 0).
@@ -137,9 +157,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
                     grid.is_root());
     first_step = meta.step;
     first_positions = meta.positions;
-    if (first_step > recipe.run.num_steps)
-      throw UserError(concat(checkpoint, " is of step ", first_step, ", beyond run.num_steps = ",
-                             recipe.run.num_steps, ": nothing to do; raise run.num_steps"));
+    check_steps_left(checkpoint, first_step, recipe);
   }
 
   std::optional<RunLog> log;
@@ -148,6 +166,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
     log.emplace(options.run_folder, first_step);
     log->write_recipe(to_json(recipe));
     keep_mixtures(recipe, options.recipe.path, options.run_folder);
+    keep_tokenizer(stream.tokenizer(), options.run_folder);
     print_header(recipe, grid, network, context);
     if (!checkpoint.empty())
       std::printf("resuming from %s at step %lld\n", checkpoint.c_str(),
@@ -180,6 +199,9 @@ void register_train(CLI::App& app, CommandContext& context) {
                    "expert-parallel degree (default: the recipe's parallel.ep)")
       ->check(CLI::PositiveNumber);
   add_device_options(*command, options->device);
+  command->add_option("--from", options->from,
+                      "run or checkpoint whose weights a new run starts from, as the recipe's "
+                      "\"start\" says");
   command->add_flag("--resume", options->resume, "continue from the last checkpoint in --out");
   command->callback([&context, options] {
     context.run = [&context, options] { return run_train(*options, context); };

@@ -11,6 +11,7 @@ packages=(
   libsentencepiece-dev libprotobuf-dev  # Ubuntu's sentencepiece.pc wants protobuf-lite.pc
   libcli11-dev nlohmann-json3-dev librandom123-dev
   libzip-dev  # PyTorch files are zip archives
+  libcpp-httplib-dev  # openmoe serve
   catch2 clang-format-14
 )
 if [ "${1:-}" = --analysis ]; then

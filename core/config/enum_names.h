@@ -42,6 +42,11 @@ struct EnumNames<RateUnit> {
   static constexpr std::array<std::string_view, 2> values = {"rows", "tokens"};
 };
 
+template <>
+struct EnumNames<OptimizerStart> {
+  static constexpr std::array<std::string_view, 2> values = {"fresh", "continued"};
+};
+
 template <typename Enum>
 constexpr std::string_view enum_name(Enum value) {
   return EnumNames<Enum>::values.at(static_cast<std::size_t>(value));

@@ -114,6 +114,20 @@ void visit_fields(std::type_identity<OptimizerConfig>, Visitor&& visit) {
         "least RMS of a parameter in its step size");
   visit("min_dim_to_factor", &O::min_dim_to_factor, rules::between(1, 1073741824),
         "matrices with both sides at least this keep row and column means only");
+  visit("router_frozen_steps", &O::router_frozen_steps, rules::count,
+        "routers are not updated before this step; 0: always");
+}
+
+template <typename Visitor>
+void visit_fields(std::type_identity<StartConfig>, Visitor&& visit) {
+  using S = StartConfig;
+  visit("optimizer", &S::optimizer, rules::any,
+        "of a run from another's weights (train --from): fresh: from step 0 without statistics; "
+        "continued: with its statistics and count of steps");
+  visit("upcycle", &S::upcycle, rules::any,
+        "the dense FFNs of train --from become experts where this model has MoE layers");
+  visit("expert_noise", &S::expert_noise, rules::between(0, 100),
+        "added to each expert so made, relative to the RMS of its weights");
 }
 
 template <typename Visitor>
@@ -188,6 +202,7 @@ void visit_fields(std::type_identity<Recipe>, Visitor&& visit) {
   visit("loss", &Recipe::loss, rules::any, "weights of the losses beside cross-entropy");
   visit("optimizer", &Recipe::optimizer, rules::any, "Adafactor and its schedule");
   visit("data", &Recipe::data, rules::any, "batch and schedule of the data");
+  visit("start", &Recipe::start, rules::any, "what is taken from another run's weights");
   visit("parallel", &Recipe::parallel, rules::any,
         "defaults of the grid; they do not change results");
   visit("run", &Recipe::run, rules::any, "length and rhythm of the run");

@@ -20,6 +20,7 @@ enum class CapacityCounts { tokens, assignments, port };
 enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm, sft };
 enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
+enum class OptimizerStart { fresh, continued };
 
 struct ModelConfig {
   // V, embedding rows; at least the tokenizer's pieces and sentinels
@@ -92,6 +93,7 @@ struct OptimizerConfig {
   double epsilon_square = 1e-30;
   double epsilon_scale = 1e-3;
   std::int64_t min_dim_to_factor = 128;
+  std::int64_t router_frozen_steps = 0;  // routers are not updated before this step
 };
 
 // One stretch of training. The first phase starts at step 0; each later one where the one before
@@ -122,6 +124,16 @@ struct DataConfig {
   std::vector<PhaseConfig> phases;
 };
 
+// How a run begins that takes its weights from another one (train --from); unused otherwise.
+struct StartConfig {
+  // fresh: step 0, empty statistics. continued: the source's statistics, and its count of steps
+  // goes on, which is what the decay of statistics and the learning rate depend on.
+  OptimizerStart optimizer = OptimizerStart::fresh;
+  // The source's dense FFNs become the experts of the layers that are MoE here.
+  bool upcycle = false;
+  double expert_noise = 0.0;  // added to each copy, relative to the RMS of the weights
+};
+
 struct ParallelConfig {
   std::int64_t ep = 1;                // default expert-parallel degree; --ep overrides
   std::int64_t micro_batch_rows = 0;  // rows a rank computes at once; 0: all its rows
@@ -145,6 +157,7 @@ struct Recipe {
   LossConfig loss;
   OptimizerConfig optimizer;
   DataConfig data;
+  StartConfig start;
   ParallelConfig parallel;
   RunConfig run;
 };

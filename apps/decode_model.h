@@ -1,0 +1,68 @@
+// DecodeModel: a checkpoint opened for generation and scoring, on every rank: weights, tokenizer,
+// decoder. Shared by generate, evaluate and serve.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/config/recipe.h"
+#include "core/infer/generator.h"
+#include "data/tokenizer.h"
+#include "parallel/process_grid.h"
+
+namespace openmoe {
+
+struct DecodeModelOptions {
+  std::string folder;               // run or checkpoint
+  std::string dtype = "f32";        // of the weights in memory: f32 or bf16
+  std::string tokenizer;            // model file; "": that of the run
+  std::int64_t num_sentinels = -1;  // -1: as the run says
+  std::string capacity = "dropless";
+  std::int64_t max_length = 0;  // positions; 0: data.sequence_length of the recipe
+  std::int64_t batch = 8;       // sequences at once
+};
+
+// The options above, spelled alike in every subcommand that decodes.
+void add_decode_options(CLI::App& command, DecodeModelOptions& options);
+
+class DecodeModel {
+ public:
+  // Experts are spread over all ranks of `grid` (ep = world size); each rank reads what it holds.
+  // Throws UserError on every rank when folder, tokenizer and model do not fit each other.
+  // Collective.
+  DecodeModel(const DecodeModelOptions& options, ProcessGrid& grid);
+
+  const Recipe& recipe() const { return recipe_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  std::int64_t num_ids() const;  // that may be generated
+  const infer::DecodeWeights& weights() const { return *weights_; }
+  infer::Decoder& decoder() { return *decoder_; }
+  infer::Generator& generator() { return *generator_; }
+  const std::string& checkpoint() const { return checkpoint_; }
+
+ private:
+  void load_weights(ProcessGrid& grid);
+
+  std::string checkpoint_;
+  Recipe recipe_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<infer::DecodeWeights> weights_;
+  std::unique_ptr<infer::Decoder> decoder_;
+  std::unique_ptr<infer::Generator> generator_;
+};
+
+// The grid for decoding: every rank holds a part of the experts. Throws UserError when they cannot
+// be shared evenly. Collective.
+std::unique_ptr<ProcessGrid> make_decode_grid(Communicator& world, const std::string& folder);
+
+// Copies the tokenizer of a training run to where DecodeModel and `convert` look for it. On one
+// rank; throws UserError.
+void keep_tokenizer(const Tokenizer& tokenizer, const std::string& run_folder);
+
+// A decoder's options from those above. Throws UserError.
+infer::DecodeOptions decode_options(const DecodeModelOptions& options, const Recipe& recipe);
+
+}  // namespace openmoe

@@ -1,0 +1,10 @@
+#include "core/infer/dot_kernels_body.h"
+
+namespace openmoe::infer {
+
+const DotKernels& dot_kernels_avx2() {
+  static constexpr DotKernels kTable = DotBody<32>::table();
+  return kTable;
+}
+
+}  // namespace openmoe::infer
