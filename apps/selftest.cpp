@@ -183,6 +183,7 @@ class GoldenCase {
       std::vector<float> values = read_slice(prefix + param.name, param);
       ops_.copy(param.value, host_view(values.data(), param.local_shape));
     }
+    params.round_operands(ops_);
   }
 
   Batch read_batch(const std::string& group) const {

@@ -177,6 +177,10 @@ void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
         "steps between checkpoints; 0: at the end");
   visit("keep_checkpoints", &R::keep_checkpoints, rules::between(1, 1e6),
         "newest checkpoints that are kept");
+  visit("compute_type", &R::compute_type, rules::any,
+        "storage of activations and of weights in products; sums, parameters, gradients and "
+        "optimizer state are f32 with both");
+  visit("profile", &R::profile, rules::any, "print the time of every op at the end of train");
 }
 
 template <typename Visitor>

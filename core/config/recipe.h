@@ -20,6 +20,7 @@ enum class CapacityCounts { tokens, assignments, port };
 enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm, sft };
 enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
+enum class ComputeType { f32, bf16 };
 
 struct ModelConfig {
   // V, embedding rows; at least the tokenizer's pieces and sentinels
@@ -135,6 +136,10 @@ struct RunConfig {
   std::int64_t validation_rows = 32;     // per source
   std::int64_t checkpoint_every = 1000;  // 0: only at the end
   std::int64_t keep_checkpoints = 2;
+  // Storage of activations and of the weights that products read; parameters, their gradients and
+  // the optimizer's state are f32 in either case, and so are checkpoints.
+  ComputeType compute_type = ComputeType::f32;
+  bool profile = false;  // time every op and print the table at the end
 };
 
 struct Recipe {

@@ -29,6 +29,7 @@ void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
       ops.adafactor_full(param.value, param.stat_row, param.grad, scalars);
     }
   }
+  params.round_operands(ops);
 }
 
 }  // namespace openmoe
