@@ -1,5 +1,6 @@
 #include "apps/network.h"
 
+#include "core/base/error.h"
 #include "core/cpu/cpu_ops.h"
 #include "core/moe/local_exchange.h"
 #include "cuda/device_ops.h"
@@ -33,6 +34,10 @@ Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t
               : make_exchange(Model::exchange_shape(recipe, rows),
                               recipe.model.num_moe_layers() == 0, grid.expert())),
       model_(ops, recipe, params_, *exchange_, rows) {
+  if (ops.device() == Device::cuda && recipe.run.compute_type == ComputeType::bf16)
+    throw UserError(
+        "run.compute_type: found bf16, allowed with --device cuda: f32; bf16 training runs on "
+        "--device cpu so far");
   Arena dry;
   allocate(dry, params_, model_, recipe, training);
   arena_ = std::make_unique<Arena>(ops, dry.used_bytes());

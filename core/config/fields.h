@@ -161,6 +161,8 @@ void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
         "ranks that share one set of experts; --ep overrides");
   visit("micro_batch_rows", &P::micro_batch_rows, rules::between(0, 16777216),
         "rows a rank computes at once; 0: all of its rows");
+  visit("recompute_ffn", &P::recompute_ffn, rules::any,
+        "compute gate and up of FFNs and experts again in the backward instead of keeping them");
 }
 
 template <typename Visitor>

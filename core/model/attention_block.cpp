@@ -19,6 +19,7 @@ void Model::attention_forward(const AttentionParams& params, AttentionActivation
   const Shape by_head{rows_, length_, config_.num_heads, config_.head_dim};
   const auto base = static_cast<float>(config_.rope_base);
   const Tensor y = scratch_.y;
+  ops_.enter("attention");
   normalize(*params.norm, act.rstd, x);
   ops_.linear_forward(act.q, y, params.q->operand);
   ops_.linear_forward(act.k, y, params.k->operand);
@@ -37,6 +38,7 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   const auto base = static_cast<float>(config_.rope_base);
   const auto heads = [&](Tensor t) { return t.reshaped(by_head); };
   Scratch& s = scratch_;
+  ops_.enter("attention");
   // x' = x + o Wo^T
   const Tensor dx = operand(s.dx_operand, s.dx);
   ops_.linear_backward_input(s.d_o, dx, params.o->operand);

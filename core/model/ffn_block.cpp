@@ -4,11 +4,17 @@
 
 namespace openmoe {
 
+// gate = Wg y, up = Wu y
+void Model::ffn_inputs(const FfnParams& params, FfnActivations& act) {
+  ops_.linear_forward(act.gate, scratch_.y, params.gate->operand);
+  ops_.linear_forward(act.up, scratch_.y, params.up->operand);
+}
+
 // x_next += Wd act(Wg y, Wu y)
 void Model::ffn_forward(const FfnParams& params, FfnActivations& act, Tensor x_next) {
   const Scratch& s = scratch_;
-  ops_.linear_forward(act.gate, s.y, params.gate->operand);
-  ops_.linear_forward(act.up, s.y, params.up->operand);
+  ops_.enter("ffn");
+  ffn_inputs(params, act);
   ops_.ffn_activation_forward(s.h, act.gate, act.up, config_.ffn, num_tokens());
   ops_.linear_forward_accumulate(x_next, s.h, params.down->operand);
 }
@@ -16,6 +22,8 @@ void Model::ffn_forward(const FfnParams& params, FfnActivations& act, Tensor x_n
 // scratch dy = (or +=) the gradient of y, from scratch dx, the gradient of x_next.
 void Model::ffn_backward(const FfnParams& params, FfnActivations& act, bool accumulate_dy) {
   const Scratch& s = scratch_;
+  ops_.enter("ffn");
+  if (recompute_ffn_) ffn_inputs(params, act);
   const Tensor dx = operand(s.dx_operand, s.dx);
   // h was not kept; once its weight's gradient is done, its place takes the gradient of h.
   ops_.ffn_activation_forward(s.h, act.gate, act.up, config_.ffn, num_tokens());

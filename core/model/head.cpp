@@ -9,9 +9,8 @@ namespace openmoe {
 
 void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
   const bool training = gradient_scale > 0.0f;
-  Param& weight =
-      params_.find(config_.tied_embedding ? "model.embed_tokens.weight" : "lm_head.weight");
-  Param& norm = params_.find("model.norm.weight");
+  Param &weight = *head_, &norm = *final_norm_;
+  ops_.enter("head");
   normalize(norm, final_rstd_, x_final_);
   for (std::int64_t begin = 0; begin < num_tokens(); begin += loss_chunk_rows_) {
     const std::int64_t end = std::min(num_tokens(), begin + loss_chunk_rows_);

@@ -7,8 +7,10 @@
 namespace openmoe {
 namespace {
 
-// The logits of one loss chunk take at most this much memory (or 64 rows of it).
+// The logits of one loss chunk take at most this much memory, but at least so many rows: every
+// chunk reads and writes the whole gradient of the head's weight, which few rows do not pay for.
 constexpr std::int64_t kLogitsBytes = 64LL << 20;
+constexpr std::int64_t kMinLogitsRows = 128;
 
 LayerParams find_layer(ParamTable& params, const ModelConfig& config, std::int64_t index) {
   const std::string prefix = "model.layers." + std::to_string(index) + ".";
@@ -43,12 +45,25 @@ Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& 
       params_(params),
       exchange_(exchange),
       compute_(recipe.run.compute_type == ComputeType::bf16 ? DType::bf16 : DType::f32),
+      recompute_ffn_(recipe.parallel.recompute_ffn),
       rows_(rows),
-      length_(recipe.data.sequence_length) {
+      length_(recipe.data.sequence_length),
+      embedding_(&params.find("model.embed_tokens.weight")),
+      final_norm_(&params.find("model.norm.weight")),
+      head_(config_.tied_embedding ? embedding_ : &params.find("lm_head.weight")) {
   const std::int64_t fitting = kLogitsBytes / (config_.vocab_size * size_of(DType::f32));
-  loss_chunk_rows_ = std::min(num_tokens(), std::max<std::int64_t>(64, fitting));
+  loss_chunk_rows_ = std::min(num_tokens(), std::max(kMinLogitsRows, fitting));
   for (std::int64_t i = 0; i < config_.num_layers; ++i)
     layers_.push_back(find_layer(params, config_, i));
+  if (config_.num_moe_layers() == 0) return;
+  const auto tokens = static_cast<std::size_t>(num_tokens());
+  const std::size_t groups = tokens / static_cast<std::size_t>(routing_.group_tokens);
+  host_picks_.resize(groups * static_cast<std::size_t>(config_.num_experts));
+  host_prob_.resize(host_picks_.size());
+  host_routed_.resize(groups);
+  host_z_.resize(groups);
+  host_slot_.resize(2 * tokens);
+  host_wanted_.resize(tokens);
 }
 
 ExchangeShape Model::exchange_shape(const Recipe& recipe, std::int64_t rows) {
@@ -76,9 +91,14 @@ void Model::load_batch(const Batch& batch) {
   load(batch_.loss_weights, batch.loss_weights);
   load(batch_.segment_ids, batch.segment_ids);
   if (routing_.route_padding)
-    load(batch_.routed, std::vector<std::int32_t>(batch.inputs.size(), 1));
+    load_ones(batch_.routed);
   else
     load(batch_.routed, batch.segment_ids);
+}
+
+void Model::load_ones(Tensor dst) {
+  std::fill(host_wanted_.begin(), host_wanted_.end(), 1);
+  ops_.copy(dst, host_view(host_wanted_.data(), dst.shape));
 }
 
 void Model::train(const Batch& batch, const BatchCounts& counts, StepSums& sums) {
@@ -99,8 +119,9 @@ void Model::evaluate(const Batch& batch, StepSums& sums, Tensor token_loss) {
 }
 
 void Model::forward(bool training, StepSums& sums) {
+  ops_.enter("embedding");
   ops_.embedding_forward(activations_.empty() ? x_final_ : activations_[0].x_attention,
-                         params_.find("model.embed_tokens.weight").value, batch_.inputs);
+                         embedding_->value, batch_.inputs);
   std::size_t moe_index = 0;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const LayerParams& params = layers_[i];
@@ -117,6 +138,7 @@ void Model::forward(bool training, StepSums& sums) {
         continue;
       }
     }
+    ops_.enter("ffn");
     normalize(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
     ops_.copy(x_next, act.x_ffn);
     ffn_forward(params.ffn, act.ffn, x_next);
@@ -134,11 +156,13 @@ void Model::backward(const BatchCounts& counts) {
                                         batch_.segment_ids, rstd);
     };
     if (!parallel) {
+      ops_.enter("ffn");
       normalize(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
       ffn_backward(params.ffn, act.ffn, false);
       norm_backward(params.ffn.norm, act.x_ffn, act.ffn.rstd);
     }
     if (params.is_moe) {
+      ops_.enter("experts");
       normalize(*params.moe.norm, act.moe.rstd, act.x_moe);
       moe_backward(params.moe, act.moe, counts);
       if (parallel) ffn_backward(params.ffn, act.ffn, true);
@@ -146,8 +170,8 @@ void Model::backward(const BatchCounts& counts) {
     }
     attention_backward(params.attention, act.attention, act.x_attention);
   }
-  ops_.embedding_backward(params_.find("model.embed_tokens.weight").grad, scratch_.dx,
-                          batch_.inputs);
+  ops_.enter("embedding");
+  ops_.embedding_backward(embedding_->grad, scratch_.dx, batch_.inputs);
 }
 
 void Model::normalize(const Param& norm, Tensor rstd, Tensor x) {

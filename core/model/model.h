@@ -58,6 +58,7 @@ class Model {
 
  private:
   void load_batch(const Batch& batch);
+  void load_ones(Tensor dst);
   void forward(bool training, StepSums& sums);
   void backward(const BatchCounts& counts);
   void attention_forward(const AttentionParams& params, AttentionActivations& act, Tensor x_next,
@@ -82,7 +83,9 @@ class Model {
   std::int64_t place_scratch(void* base, Device device, bool training);
   void experts_backward(const MoeParams& params, MoeActivations& act);
   void head(float gradient_scale, StepSums& sums, Tensor token_loss);
-  void collect(const MoeActivations& act, MoeLayerSums& sums) const;
+  void expert_inputs(const MoeParams& params, MoeActivations& act);
+  void ffn_inputs(const FfnParams& params, FfnActivations& act);
+  void collect(const MoeActivations& act, MoeLayerSums& sums);
   RouterOptions router_options(bool training) const;
   bool is_local() const;
 
@@ -93,12 +96,17 @@ class Model {
   ParamTable& params_;
   TokenExchange& exchange_;
   DType compute_;
+  bool recompute_ffn_;
   std::int64_t rows_, length_, loss_chunk_rows_;
+  Param *embedding_, *final_norm_, *head_;
   std::vector<LayerParams> layers_;
   std::vector<LayerActivations> activations_;
   Tensor x_final_, final_rstd_;  // (N, D), (N)
   Scratch scratch_;
   BatchTensors batch_;
+  // Host copies of what the router decided, for collect().
+  std::vector<float> host_picks_, host_prob_, host_routed_, host_z_;
+  std::vector<std::int32_t> host_slot_, host_wanted_;
   LogitsObserver logits_observer_;
 };
 

@@ -82,14 +82,17 @@ void Model::allocate_layer(Arena& arena, std::size_t index) {
                   make("router.group_z", {groups})};
     exchange_.allocate_routing(arena, moe.routing);
     if (!is_local()) moe.received = make("moe.received", {received_rows, D}, compute_);
-    moe.expert_gate = make("moe.expert_gate", {received_rows, Fg}, compute_);
-    moe.expert_up = make("moe.expert_up", {received_rows, F}, compute_);
+    if (!recompute_ffn_) {
+      moe.expert_gate = make("moe.expert_gate", {received_rows, Fg}, compute_);
+      moe.expert_up = make("moe.expert_up", {received_rows, F}, compute_);
+    }
     moe.returned = make("moe.returned", {sent_rows, D}, compute_);
   }
   if (layers_[index].ffn.norm != nullptr) {
     layer.x_ffn = make("x_ffn", {N, D});
     layer.ffn.rstd = make("ffn.rstd", {N});
   }
+  if (recompute_ffn_) return;
   layer.ffn.gate = make("ffn.gate", {N, Fg}, compute_);
   layer.ffn.up = make("ffn.up", {N, F}, compute_);
 }
@@ -120,6 +123,14 @@ std::int64_t Model::place_scratch(void* base, Device device, bool training) {
 
   Placer ffn(base, device);
   s.h = ffn.place(compute_, {N, c.ffn_dim});
+  if (recompute_ffn_) {
+    const Tensor gate = ffn.place(compute_, {N, c.gate_dim()});
+    const Tensor up = ffn.place(compute_, {N, c.ffn_dim});
+    for (LayerActivations& layer : activations_) {
+      layer.ffn.gate = gate;
+      layer.ffn.up = up;
+    }
+  }
 
   Placer head(base, device);
   s.logits = head.place(DType::f32, {loss_chunk_rows_, c.vocab_size});
@@ -144,6 +155,14 @@ std::int64_t Model::place_scratch(void* base, Device device, bool training) {
       s.sent = moe.place(compute_, {sent_rows, c.d_model});
     if (training || !is_local()) s.exchanged = moe.place(compute_, {received_rows, c.d_model});
     s.expert_h = moe.place(compute_, {received_rows, c.ffn_dim});
+    if (recompute_ffn_) {
+      const Tensor gate = moe.place(compute_, {received_rows, c.gate_dim()});
+      const Tensor up = moe.place(compute_, {received_rows, c.ffn_dim});
+      for (LayerActivations& layer : activations_) {
+        layer.moe.expert_gate = gate;
+        layer.moe.expert_up = up;
+      }
+    }
   }
   return std::max({ffn.used_bytes(), head.used_bytes(), attention.used_bytes(), moe.used_bytes()});
 }

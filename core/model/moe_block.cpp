@@ -20,6 +20,7 @@ RouterOptions Model::router_options(bool training) const {
 void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
                         bool training) {
   Scratch& s = scratch_;
+  ops_.enter("experts");
   normalize(*params.norm, act.rstd, x);
   ops_.linear_forward(s.router_logits, router_input(), params.router->value);
   ops_.router_forward(act.router, s.router_logits, batch_.routed, router_options(training));
@@ -38,12 +39,18 @@ void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_n
                                        act.routing.assignment_row);
 }
 
+// gate = received Wg, up = received Wu, by expert
+void Model::expert_inputs(const MoeParams& params, MoeActivations& act) {
+  const Tensor offsets = act.routing.expert_offsets, rows = received(act);
+  ops_.grouped_matmul_forward(act.expert_gate, rows, params.gate->operand, offsets);
+  ops_.grouped_matmul_forward(act.expert_up, rows, params.up->operand, offsets);
+}
+
 // out = Wo act(received Wg, received Wu), by expert
 void Model::experts_forward(const MoeParams& params, MoeActivations& act, Tensor out) {
   const Tensor offsets = act.routing.expert_offsets;
-  const Tensor rows = received(act), h = scratch_.expert_h;
-  ops_.grouped_matmul_forward(act.expert_gate, rows, params.gate->operand, offsets);
-  ops_.grouped_matmul_forward(act.expert_up, rows, params.up->operand, offsets);
+  const Tensor h = scratch_.expert_h;
+  expert_inputs(params, act);
   ops_.ffn_activation_forward(h, act.expert_gate, act.expert_up, config_.ffn,
                               act.routing.num_received);
   ops_.grouped_matmul_forward(out, h, params.down->operand, offsets);
@@ -78,6 +85,7 @@ void Model::experts_backward(const MoeParams& params, MoeActivations& act) {
   Scratch& s = scratch_;
   const Tensor offsets = act.routing.expert_offsets;
   const Tensor rows = received(act), h = s.expert_h;
+  if (recompute_ffn_) expert_inputs(params, act);
   // As in ffn_backward: h again, then its gradient in the same place.
   ops_.ffn_activation_forward(h, act.expert_gate, act.expert_up, config_.ffn,
                               act.routing.num_received);
@@ -102,11 +110,10 @@ Tensor Model::router_input() {
 }
 
 // Adds what the router of this micro-batch decided to the layer's sums.
-void Model::collect(const MoeActivations& act, MoeLayerSums& sums) const {
+void Model::collect(const MoeActivations& act, MoeLayerSums& sums) {
   const std::int64_t N = num_tokens(), E = config_.num_experts, groups = N / routing_.group_tokens;
-  std::vector<float> picks(static_cast<std::size_t>(groups * E)), prob(picks.size());
-  std::vector<float> routed(static_cast<std::size_t>(groups)), z(routed.size());
-  std::vector<std::int32_t> slot(static_cast<std::size_t>(2 * N)), wanted(slot.size() / 2);
+  std::vector<float>&picks = host_picks_, &prob = host_prob_, &routed = host_routed_, &z = host_z_;
+  std::vector<std::int32_t>&slot = host_slot_, &wanted = host_wanted_;
   ops_.copy(host_view(picks.data(), {groups, E}), act.router.group_picks);
   ops_.copy(host_view(prob.data(), {groups, E}), act.router.group_prob);
   ops_.copy(host_view(routed.data(), {groups}), act.router.group_routed);

@@ -13,6 +13,7 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step) {
 
 void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
                     std::int64_t step) {
+  ops.enter("optimizer");
   AdafactorScalars scalars;
   scalars.learning_rate = static_cast<float>(learning_rate_at(config, step));
   scalars.decay =
