@@ -16,6 +16,7 @@
 #include "apps/trainer.h"
 #include "core/base/error.h"
 #include "core/base/rng.h"
+#include "core/config/enum_names.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
 #include "core/cpu/peak.h"
@@ -71,6 +72,11 @@ double step_flops(const Recipe& recipe, const BatchCounts& counts, const StepSum
   for (const MoeLayerSums& layer : sums.moe)
     for (const double kept : layer.kept) flops += expert * kept;
   return flops;
+}
+
+std::int64_t memory_of_parameters(const Arena& arena) {
+  return arena.used_bytes(MemoryCategory::parameters) +
+         arena.used_bytes(MemoryCategory::gradients) + arena.used_bytes(MemoryCategory::optimizer);
 }
 
 double median(std::vector<double> values) {
@@ -145,14 +151,28 @@ int run_bench(const BenchOptions& options, CommandContext& context) {
                                   {"parameters", network.params().num_parameters()},
                                   {"threads", context.num_threads},
                                   {"ranks", context.mpi.world_size()},
-                                  {"ops", nlohmann::ordered_json::array()}};
+                                  {"compute_type", enum_name(recipe.run.compute_type)},
+                                  {"ops", nlohmann::ordered_json::array()},
+                                  {"parts", nlohmann::ordered_json::array()}};
+    const double own_mb = static_cast<double>(memory_of_parameters(network.arena())) / (1 << 20);
+    out["parameters_gradients_optimizer_mb"] = own_mb;
+    out["beyond_them_mb"] = peak_rss_mb - own_mb;
     const auto steps = static_cast<double>(samples.size());
-    for (const OpProfile::Entry& entry : profile.entries())
-      out["ops"].push_back({{"op", entry.op},
-                            {"calls", static_cast<double>(entry.calls) / steps},
-                            {"ms", 1e3 * entry.seconds / steps},
-                            {"share", entry.seconds / total_seconds},
-                            {"gflops", entry.flops / entry.seconds / 1e9}});
+    double product_seconds = 0.0;
+    const auto add = [&](const char* list, const OpProfile::Entry& entry) {
+      out[list].push_back({{"name", entry.op},
+                           {"calls", static_cast<double>(entry.calls) / steps},
+                           {"ms", 1e3 * entry.seconds / steps},
+                           {"products_ms", 1e3 * entry.product_seconds / steps},
+                           {"share", entry.seconds / total_seconds},
+                           {"gflops", entry.flops / entry.seconds / 1e9}});
+    };
+    for (const OpProfile::Entry& entry : profile.entries()) {
+      add("ops", entry);
+      product_seconds += entry.product_seconds;
+    }
+    for (const OpProfile::Entry& entry : profile.parts()) add("parts", entry);
+    out["share_outside_products"] = 1.0 - product_seconds / total_seconds;
     std::printf("%s\n", out.dump(2).c_str());
     return kExitSuccess;
   }
@@ -170,8 +190,11 @@ int run_bench(const BenchOptions& options, CommandContext& context) {
       "of %zu)\n",
       counts.positions / median(seconds), 1e3 * median(seconds), median(flops) / 1e9,
       median(flops) / median(seconds) / 1e9, median(peaks) / 1e9, median(shares), samples.size());
-  std::printf("memory: %.0f MiB resident at most, of it %.0f MiB arena (rank 0)\n", peak_rss_mb,
-              arena_mb);
+  std::printf(
+      "memory: %.0f MiB resident at most, of it %.0f MiB parameters, gradients and optimizer "
+      "(rank 0; arena %.0f MiB)\n",
+      peak_rss_mb, static_cast<double>(memory_of_parameters(network.arena())) / (1 << 20),
+      arena_mb);
   return kExitSuccess;
 }
 

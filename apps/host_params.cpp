@@ -31,6 +31,7 @@ void HostParams::download() {
 void HostParams::upload() {
   if (is_mirror())
     for_each_pair([&](const Tensor& device, const Tensor& host) { ops_.copy(device, host); });
+  params_.round_operands(ops_);
 }
 
 }  // namespace openmoe

@@ -18,7 +18,7 @@ class HostParams {
 
   ParamTable& table() { return is_mirror() ? mirror_ : params_; }
   void download();  // from the device
-  void upload();    // to the device
+  void upload();    // to the device, and to the rounded copies that products read
 
  private:
   bool is_mirror() const { return ops_.device() != Device::host; }

@@ -1,5 +1,6 @@
 #include "apps/network.h"
 
+#include "core/base/error.h"
 #include "core/cpu/cpu_ops.h"
 #include "core/moe/local_exchange.h"
 #include "cuda/device_ops.h"
@@ -16,8 +17,8 @@ std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape, bool is
 }
 
 // The one function that both sizes and allocates.
-void allocate(Arena& arena, ParamTable& params, Model& model, bool training) {
-  params.allocate(arena, training);
+void allocate(Arena& arena, ParamTable& params, Model& model, const Recipe& recipe, bool training) {
+  params.allocate(arena, training, recipe.run.compute_type);
   model.allocate(arena, training);
 }
 
@@ -33,10 +34,14 @@ Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t
               : make_exchange(Model::exchange_shape(recipe, rows),
                               recipe.model.num_moe_layers() == 0, grid.expert())),
       model_(ops, recipe, params_, *exchange_, rows) {
+  if (ops.device() == Device::cuda && recipe.run.compute_type == ComputeType::bf16)
+    throw UserError(
+        "run.compute_type: found bf16, allowed with --device cuda: f32; bf16 training runs on "
+        "--device cpu so far");
   Arena dry;
-  allocate(dry, params_, model_, training);
+  allocate(dry, params_, model_, recipe, training);
   arena_ = std::make_unique<Arena>(ops, dry.used_bytes());
-  allocate(*arena_, params_, model_, training);
+  allocate(*arena_, params_, model_, recipe, training);
 }
 
 void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t rows,
@@ -47,7 +52,7 @@ void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_
   const auto exchange = make_exchange(Model::exchange_shape(recipe, rows),
                                       recipe.model.num_moe_layers() == 0, *expert_group);
   Model model(*ops, recipe, params, *exchange, rows);
-  allocate(dry, params, model, training);
+  allocate(dry, params, model, recipe, training);
 }
 
 }  // namespace openmoe

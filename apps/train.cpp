@@ -1,4 +1,5 @@
 // `openmoe train RECIPE --data DIR --out RUN`: pretrain or continue.
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -179,7 +180,19 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   double peak_flops[] = {cpu::measure_peak_flops(kPeakSeconds)};
   mpi.world().all_reduce_sum(std::span<double>(peak_flops));
   trainer.set_peak_flops(peak_flops[0]);
+  OpProfile profile;
+  if (recipe.run.profile) ops->set_profile(&profile);
+  const auto begin = std::chrono::steady_clock::now();
   trainer.run(first_step, first_positions);
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+  ops->set_profile(nullptr);
+  const std::int64_t num_steps = recipe.run.num_steps - first_step;
+  if (recipe.run.profile && grid.is_root() && num_steps > 0)
+    std::printf("time of rank 0 by op, validation and checkpoints outside ops\n%s",
+                profile
+                    .table(num_steps, elapsed.count() / static_cast<double>(num_steps),
+                           peak_flops[0] / static_cast<double>(mpi.world_size()))
+                    .c_str());
   return kExitSuccess;
 }
 

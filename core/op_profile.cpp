@@ -4,13 +4,33 @@
 #include <cstdio>
 
 namespace openmoe {
+namespace {
+
+void add_to(OpProfile::Entry& sum, const char* name, const OpProfile::Entry& entry) {
+  sum.op = name;
+  sum.calls += entry.calls;
+  sum.seconds += entry.seconds;
+  sum.flops += entry.flops;
+  sum.product_seconds += entry.product_seconds;
+}
+
+std::vector<OpProfile::Entry> by_time(const std::map<std::string, OpProfile::Entry>& sums) {
+  std::vector<OpProfile::Entry> sorted;
+  for (const auto& [name, entry] : sums) sorted.push_back(entry);
+  std::sort(sorted.begin(), sorted.end(), [](const OpProfile::Entry& a, const OpProfile::Entry& b) {
+    return a.seconds > b.seconds;
+  });
+  return sorted;
+}
+
+}  // namespace
 
 void OpProfile::add(const char* op, double seconds, double flops) {
-  Entry& entry = entries_[op];
-  entry.op = op;
+  Entry& entry = entries_[{part_, op}];
   entry.calls += 1;
   entry.seconds += seconds;
   entry.flops += flops;
+  if (flops > 0.0) entry.product_seconds += seconds;
 }
 
 double OpProfile::total_seconds() const {
@@ -20,11 +40,15 @@ double OpProfile::total_seconds() const {
 }
 
 std::vector<OpProfile::Entry> OpProfile::entries() const {
-  std::vector<Entry> sorted;
-  for (const auto& [name, entry] : entries_) sorted.push_back(entry);
-  std::sort(sorted.begin(), sorted.end(),
-            [](const Entry& a, const Entry& b) { return a.seconds > b.seconds; });
-  return sorted;
+  std::map<std::string, Entry> sums;
+  for (const auto& [name, entry] : entries_) add_to(sums[name.second], name.second, entry);
+  return by_time(sums);
+}
+
+std::vector<OpProfile::Entry> OpProfile::parts() const {
+  std::map<std::string, Entry> sums;
+  for (const auto& [name, entry] : entries_) add_to(sums[name.first], name.first, entry);
+  return by_time(sums);
 }
 
 std::string OpProfile::table(std::int64_t num_steps, double step_seconds, double peak_flops) const {
@@ -47,12 +71,17 @@ std::string OpProfile::table(std::int64_t num_steps, double step_seconds, double
     }
     text += '\n';
   };
-  double flops = 0.0;
+  double flops = 0.0, product_seconds = 0.0;
   for (const Entry& entry : entries()) {
     add_line(entry.op, static_cast<double>(entry.calls), entry.seconds, entry.flops);
     flops += entry.flops;
+    product_seconds += entry.product_seconds;
   }
   add_line("outside ops", 0.0, steps * step_seconds - total_seconds(), 0.0);
+  text += "by part of the network\n";
+  for (const Entry& entry : parts())
+    add_line("  " + entry.op, static_cast<double>(entry.calls), entry.seconds, entry.flops);
+  add_line("neither products nor attention", 0.0, steps * step_seconds - product_seconds, 0.0);
   add_line("step", 0.0, steps * step_seconds, flops);
   return text;
 }

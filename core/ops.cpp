@@ -43,11 +43,22 @@ class OpCall {
   OpCall(const OpCall&) = delete;
   OpCall& operator=(const OpCall&) = delete;
 
+  Device device() const { return device_; }
   // Useful arithmetic of this call, for the profile.
   void does(double flops) { flops_ = flops; }
 
   void f32(const char* name, const Tensor& x, const Shape& shape) const {
     tensor(name, x, DType::f32, shape, device_);
+  }
+  // A tensor of the compute type.
+  void stored(const char* name, const Tensor& x, const Shape& shape) const {
+    OPENMOE_CHECK(x.dtype == DType::f32 || x.dtype == DType::bf16, op_, ": ", name, " is ",
+                  openmoe::name_of(x.dtype), ", expected f32 or bf16");
+    tensor(name, x, x.dtype, shape, device_);
+  }
+  // Stored as `other` is.
+  void stored_as(const Tensor& other, const char* name, const Tensor& x, const Shape& shape) const {
+    tensor(name, x, other.dtype, shape, device_);
   }
   void i32(const char* name, const Tensor& x, const Shape& shape) const {
     tensor(name, x, DType::i32, shape, device_);
@@ -86,22 +97,39 @@ double real(std::int64_t count) {
   return static_cast<double>(count);
 }
 
-// x (N, in), y (N, out), w (out, in), named by the caller since they may be gradients.
-void check_linear(OpCall& call, const char* y_name, Tensor y, const char* x_name, Tensor x,
-                  const char* w_name, Tensor w) {
-  call.f32(w_name, w, {kAny, kAny});
-  call.f32(x_name, x, {kAny, w.size(1)});
-  call.f32(y_name, y, {x.size(0), w.size(0)});
+// A tensor of a product and its name, which the caller gives since it may be a gradient.
+struct Named {
+  const char* name;
+  Tensor tensor;
+};
+
+// Operands of one type; a result of f32, or of their type unless it is the gradient of a weight.
+enum class ProductResult { any, f32 };
+
+void check_types(const OpCall& call, Named result, Named a, Named b, ProductResult allowed) {
+  call.stored(a.name, a.tensor, a.tensor.shape);
+  call.stored_as(a.tensor, b.name, b.tensor, b.tensor.shape);
+  if (allowed == ProductResult::f32 || result.tensor.dtype != a.tensor.dtype)
+    call.f32(result.name, result.tensor, result.tensor.shape);
+}
+
+// x (N, in), y (N, out), w (out, in).
+void check_linear(OpCall& call, Named y_named, Named x_named, Named w_named) {
+  const Tensor &y = y_named.tensor, &x = x_named.tensor, &w = w_named.tensor;
+  call.tensor(w_named.name, w, w.dtype, {kAny, kAny}, call.device());
+  call.tensor(x_named.name, x, x.dtype, {kAny, w.size(1)}, call.device());
+  call.tensor(y_named.name, y, y.dtype, {x.size(0), w.size(0)}, call.device());
   call.does(2.0 * real(x.size(0)) * real(w.size(0)) * real(w.size(1)));
 }
 
 // x (M_max, in), y (M_max, out), w (El, in, out), expert_offsets (El + 1) rising from 0 or more to
 // at most M_max.
-void check_grouped(OpCall& call, const char* y_name, Tensor y, const char* x_name, Tensor x,
-                   const char* w_name, Tensor w, Tensor expert_offsets) {
-  call.f32(w_name, w, {kAny, kAny, kAny});
-  call.f32(x_name, x, {kAny, w.size(1)});
-  call.f32(y_name, y, {x.size(0), w.size(2)});
+void check_grouped(OpCall& call, Named y_named, Named x_named, Named w_named,
+                   Tensor expert_offsets) {
+  const Tensor &y = y_named.tensor, &x = x_named.tensor, &w = w_named.tensor;
+  call.tensor(w_named.name, w, w.dtype, {kAny, kAny, kAny}, call.device());
+  call.tensor(x_named.name, x, x.dtype, {kAny, w.size(1)}, call.device());
+  call.tensor(y_named.name, y, y.dtype, {x.size(0), w.size(2)}, call.device());
   call.host_i64("expert_offsets", expert_offsets, {w.size(0) + 1});
   const std::int64_t* offsets = expert_offsets.as<std::int64_t>();
   call.that(offsets[0] >= 0, "expert_offsets must not be negative",
@@ -116,9 +144,9 @@ void check_grouped(OpCall& call, const char* y_name, Tensor y, const char* x_nam
 
 void check_attention_inputs(OpCall& call, Tensor q, Tensor k, Tensor v, Tensor segment_ids,
                             double forward_multiple) {
-  call.f32("q", q, {kAny, kAny, kAny, kAny});
-  call.f32("k", k, q.shape);
-  call.f32("v", v, q.shape);
+  call.stored("q", q, {kAny, kAny, kAny, kAny});
+  call.stored_as(q, "k", k, q.shape);
+  call.stored_as(q, "v", v, q.shape);
   call.i32("segment_ids", segment_ids, {q.size(0), q.size(1)});
   // Products over the causal half: scores and their sum over values in the forward, twice that in
   // the backward.
@@ -128,10 +156,10 @@ void check_attention_inputs(OpCall& call, Tensor q, Tensor k, Tensor v, Tensor s
 
 void check_ffn(OpCall& call, const char* h_name, Tensor h, Tensor gate, Tensor up, FfnKind kind,
                std::int64_t num_rows) {
-  call.f32(h_name, h, {kAny, kAny});
+  call.stored(h_name, h, {kAny, kAny});
   const std::int64_t gate_width = (kind == FfnKind::gated_swiglu ? 2 : 1) * h.size(1);
-  call.f32("gate", gate, {h.size(0), gate_width});
-  call.f32("up", up, h.shape);
+  call.stored_as(h, "gate", gate, {h.size(0), gate_width});
+  call.stored_as(h, "up", up, h.shape);
   call.that(0 <= num_rows && num_rows <= h.size(0), "num_rows must be within the rows of h",
             static_cast<double>(num_rows));
 }
@@ -188,6 +216,16 @@ void Ops::copy(Tensor dst, Tensor src) {
   do_copy(dst, src);
 }
 
+void Ops::convert(Tensor dst, Tensor src) {
+  OpCall call("convert", device(), profile_);
+  call.stored("src", src, src.shape);
+  call.stored("dst", dst, src.shape);
+  if (dst.dtype == src.dtype)
+    do_copy(dst, src);
+  else
+    do_convert(dst, src);
+}
+
 void Ops::add_accumulate(Tensor y, Tensor x) {
   OpCall call("add_accumulate", device(), profile_);
   call.f32("y", y, y.shape);
@@ -227,7 +265,7 @@ void Ops::rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor seg
                            float eps) {
   OpCall call("rms_norm_forward", device(), profile_);
   call.f32("x", x, {kAny, kAny});
-  call.f32("y", y, x.shape);
+  call.stored("y", y, x.shape);
   call.f32("rstd", rstd, {x.size(0)});
   call.f32("w", w, {x.size(1)});
   call.i32("segment_ids", segment_ids, {x.size(0)});
@@ -250,62 +288,71 @@ void Ops::rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, Tensor x
 
 void Ops::linear_forward(Tensor y, Tensor x, Tensor w) {
   OpCall call("linear_forward", device(), profile_);
-  check_linear(call, "y", y, "x", x, "w", w);
+  check_types(call, {"y", y}, {"x", x}, {"w", w}, ProductResult::any);
+  check_linear(call, {"y", y}, {"x", x}, {"w", w});
   do_linear_forward(y, x, w, false);
 }
 
 void Ops::linear_forward_accumulate(Tensor y, Tensor x, Tensor w) {
   OpCall call("linear_forward_accumulate", device(), profile_);
-  check_linear(call, "y", y, "x", x, "w", w);
+  check_types(call, {"y", y}, {"x", x}, {"w", w}, ProductResult::any);
+  check_linear(call, {"y", y}, {"x", x}, {"w", w});
   do_linear_forward(y, x, w, true);
 }
 
 void Ops::linear_backward_input(Tensor dx, Tensor dy, Tensor w) {
   OpCall call("linear_backward_input", device(), profile_);
-  check_linear(call, "dy", dy, "dx", dx, "w", w);
+  check_types(call, {"dx", dx}, {"dy", dy}, {"w", w}, ProductResult::any);
+  check_linear(call, {"dy", dy}, {"dx", dx}, {"w", w});
   do_linear_backward_input(dx, dy, w, false);
 }
 
 void Ops::linear_backward_input_accumulate(Tensor dx, Tensor dy, Tensor w) {
   OpCall call("linear_backward_input_accumulate", device(), profile_);
-  check_linear(call, "dy", dy, "dx", dx, "w", w);
+  check_types(call, {"dx", dx}, {"dy", dy}, {"w", w}, ProductResult::any);
+  check_linear(call, {"dy", dy}, {"dx", dx}, {"w", w});
   do_linear_backward_input(dx, dy, w, true);
 }
 
 void Ops::linear_backward_weight(Tensor dw, Tensor dy, Tensor x) {
   OpCall call("linear_backward_weight", device(), profile_);
-  check_linear(call, "dy", dy, "x", x, "dw", dw);
+  check_types(call, {"dw", dw}, {"dy", dy}, {"x", x}, ProductResult::f32);
+  check_linear(call, {"dy", dy}, {"x", x}, {"dw", dw});
   do_linear_backward_weight(dw, dy, x);
 }
 
 void Ops::grouped_matmul_forward(Tensor y, Tensor x, Tensor w, Tensor expert_offsets) {
   OpCall call("grouped_matmul_forward", device(), profile_);
-  check_grouped(call, "y", y, "x", x, "w", w, expert_offsets);
+  check_types(call, {"y", y}, {"x", x}, {"w", w}, ProductResult::any);
+  check_grouped(call, {"y", y}, {"x", x}, {"w", w}, expert_offsets);
   do_grouped_matmul_forward(y, x, w, expert_offsets);
 }
 
 void Ops::grouped_matmul_backward_input(Tensor dx, Tensor dy, Tensor w, Tensor expert_offsets) {
   OpCall call("grouped_matmul_backward_input", device(), profile_);
-  check_grouped(call, "dy", dy, "dx", dx, "w", w, expert_offsets);
+  check_types(call, {"dx", dx}, {"dy", dy}, {"w", w}, ProductResult::any);
+  check_grouped(call, {"dy", dy}, {"dx", dx}, {"w", w}, expert_offsets);
   do_grouped_matmul_backward_input(dx, dy, w, expert_offsets, false);
 }
 
 void Ops::grouped_matmul_backward_input_accumulate(Tensor dx, Tensor dy, Tensor w,
                                                    Tensor expert_offsets) {
   OpCall call("grouped_matmul_backward_input_accumulate", device(), profile_);
-  check_grouped(call, "dy", dy, "dx", dx, "w", w, expert_offsets);
+  check_types(call, {"dx", dx}, {"dy", dy}, {"w", w}, ProductResult::any);
+  check_grouped(call, {"dy", dy}, {"dx", dx}, {"w", w}, expert_offsets);
   do_grouped_matmul_backward_input(dx, dy, w, expert_offsets, true);
 }
 
 void Ops::grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x, Tensor expert_offsets) {
   OpCall call("grouped_matmul_backward_weight", device(), profile_);
-  check_grouped(call, "dy", dy, "x", x, "dw", dw, expert_offsets);
+  check_types(call, {"dw", dw}, {"dy", dy}, {"x", x}, ProductResult::f32);
+  check_grouped(call, {"dy", dy}, {"x", x}, {"dw", dw}, expert_offsets);
   do_grouped_matmul_backward_weight(dw, dy, x, expert_offsets);
 }
 
 void Ops::rope_forward(Tensor x, float base) {
   OpCall call("rope_forward", device(), profile_);
-  call.f32("x", x, {kAny, kAny, kAny, kAny});
+  call.stored("x", x, {kAny, kAny, kAny, kAny});
   call.that(x.size(3) % 2 == 0, "the head width must be even", static_cast<double>(x.size(3)));
   call.that(base > 0.0f, "base must be positive", base);
   do_rope(x, base, false);
@@ -313,7 +360,7 @@ void Ops::rope_forward(Tensor x, float base) {
 
 void Ops::rope_backward(Tensor dx, float base) {
   OpCall call("rope_backward", device(), profile_);
-  call.f32("dx", dx, {kAny, kAny, kAny, kAny});
+  call.stored("dx", dx, {kAny, kAny, kAny, kAny});
   call.that(dx.size(3) % 2 == 0, "the head width must be even", static_cast<double>(dx.size(3)));
   call.that(base > 0.0f, "base must be positive", base);
   do_rope(dx, base, true);
@@ -323,7 +370,7 @@ void Ops::attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v
                             Tensor segment_ids, float scale) {
   OpCall call("attention_forward", device(), profile_);
   check_attention_inputs(call, q, k, v, segment_ids, 1.0);
-  call.f32("o", o, q.shape);
+  call.stored_as(q, "o", o, q.shape);
   call.f32("log_z", log_z, {q.size(0), q.size(2), q.size(1)});
   do_attention_forward(o, log_z, q, k, v, segment_ids, scale);
 }
@@ -332,11 +379,11 @@ void Ops::attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor
                              Tensor v, Tensor o, Tensor segment_ids, Tensor log_z, float scale) {
   OpCall call("attention_backward", device(), profile_);
   check_attention_inputs(call, q, k, v, segment_ids, 2.0);
-  call.f32("dq", dq, q.shape);
-  call.f32("dk", dk, q.shape);
-  call.f32("dv", dv, q.shape);
-  call.f32("d_o", d_o, q.shape);
-  call.f32("o", o, q.shape);
+  call.stored_as(q, "dq", dq, q.shape);
+  call.stored_as(q, "dk", dk, q.shape);
+  call.stored_as(q, "dv", dv, q.shape);
+  call.stored_as(q, "d_o", d_o, q.shape);
+  call.stored_as(q, "o", o, q.shape);
   call.f32("log_z", log_z, {q.size(0), q.size(2), q.size(1)});
   do_attention_backward(dq, dk, dv, d_o, q, k, v, o, segment_ids, log_z, scale);
 }
@@ -352,8 +399,8 @@ void Ops::ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor ga
                                   FfnKind kind, std::int64_t num_rows) {
   OpCall call("ffn_activation_backward", device(), profile_);
   check_ffn(call, "dh", dh, gate, up, kind, num_rows);
-  call.f32("dgate", dgate, gate.shape);
-  call.f32("dup", dup, up.shape);
+  call.stored_as(dh, "dgate", dgate, gate.shape);
+  call.stored_as(dh, "dup", dup, up.shape);
   do_ffn_activation_backward(dgate, dup, dh, gate, up, kind, num_rows);
 }
 
@@ -374,8 +421,8 @@ void Ops::router_backward(Tensor dlogits, Tensor dgate, Tensor routed, const Rou
 
 void Ops::gather_rows(Tensor rows, Tensor x, Tensor row_token, std::int64_t num_rows) {
   OpCall call("gather_rows", device(), profile_);
-  call.f32("rows", rows, {kAny, kAny});
-  call.f32("x", x, {kAny, rows.size(1)});
+  call.stored("rows", rows, {kAny, kAny});
+  call.stored_as(rows, "x", x, {kAny, rows.size(1)});
   call.i32("row_token", row_token, {rows.size(0)});
   call.that(0 <= num_rows && num_rows <= rows.size(0), "num_rows must be within rows",
             static_cast<double>(num_rows));
@@ -385,7 +432,7 @@ void Ops::gather_rows(Tensor rows, Tensor x, Tensor row_token, std::int64_t num_
 void Ops::gather_rows_backward_accumulate(Tensor dx, Tensor drows, Tensor assignment_row) {
   OpCall call("gather_rows_backward_accumulate", device(), profile_);
   call.f32("dx", dx, {kAny, kAny});
-  call.f32("drows", drows, {kAny, dx.size(1)});
+  call.stored("drows", drows, {kAny, dx.size(1)});
   call.i32("assignment_row", assignment_row, {dx.size(0), 2});
   do_gather_rows_backward_accumulate(dx, drows, assignment_row);
 }
@@ -394,7 +441,7 @@ void Ops::combine_rows_forward_accumulate(Tensor y, Tensor rows, Tensor gate,
                                           Tensor assignment_row) {
   OpCall call("combine_rows_forward_accumulate", device(), profile_);
   call.f32("y", y, {kAny, kAny});
-  call.f32("rows", rows, {kAny, y.size(1)});
+  call.stored("rows", rows, {kAny, y.size(1)});
   call.f32("gate", gate, {y.size(0), 2});
   call.i32("assignment_row", assignment_row, {y.size(0), 2});
   do_combine_rows_forward_accumulate(y, rows, gate, assignment_row);
@@ -404,8 +451,8 @@ void Ops::combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor ro
                                 Tensor assignment_row) {
   OpCall call("combine_rows_backward", device(), profile_);
   call.f32("dy", dy, {kAny, kAny});
-  call.f32("rows", rows, {kAny, dy.size(1)});
-  call.f32("drows", drows, rows.shape);
+  call.stored("rows", rows, {kAny, dy.size(1)});
+  call.stored_as(rows, "drows", drows, rows.shape);
   call.f32("dgate", dgate, {dy.size(0), 2});
   call.f32("gate", gate, {dy.size(0), 2});
   call.i32("assignment_row", assignment_row, {dy.size(0), 2});

@@ -10,8 +10,11 @@
 //     _accumulate.
 //   - The public calls check shapes, types and devices once and then call the private do_
 //   functions, which trust them.
-//   - Activations and parameters share one "compute" dtype, f32 here; statistics, router and losses
-//   are always f32.
+//   - Storage: operands of products and everything between them (y, q, k, v, o, gate, up, h, rows
+//   of experts) have one "compute" type, f32 or bf16; sums are f32 and a bf16 result is rounded
+//   once. The residual stream and its gradient, gradients of parameters, statistics, router and
+//   losses are always f32. Below, "stored" marks tensors of the compute type; a product's output
+//   may be f32 beside bf16 operands.
 //   - Results do not depend on the number of threads.
 // Dimension letters: see tensor.h. Reference definitions: core/ref.
 #pragma once
@@ -76,6 +79,10 @@ class Ops {
 
   // Every op adds its time to `profile` from now on; null stops. The profile must outlive its use.
   void set_profile(OpProfile* profile) { profile_ = profile; }
+  // The part of the network that the next ops belong to, for the profile; a literal.
+  void enter(const char* part) {
+    if (profile_ != nullptr) profile_->enter(part);
+  }
 
   // ---- memory of the device ----
   virtual const char* name() const = 0;
@@ -83,7 +90,9 @@ class Ops {
   virtual void* allocate_bytes(std::int64_t bytes) = 0;  // 64-byte aligned; throws RuntimeFault
   virtual void free_bytes(void* data, std::int64_t bytes) = 0;
   void zero(Tensor x);
-  void copy(Tensor dst, Tensor src);        // same dtype and size; either may be on the host
+  void copy(Tensor dst, Tensor src);  // same dtype and size; either may be on the host
+  // dst = src between f32 and bf16, of one shape; to bf16 by rounding to nearest, ties to even.
+  void convert(Tensor dst, Tensor src);
   void add_accumulate(Tensor y, Tensor x);  // y += x, f32
   void multiply(Tensor x, float factor);    // x *= factor, f32
   double sum_of_squares(Tensor x);          // f64 sum on the host, f32 input
@@ -96,13 +105,16 @@ class Ops {
 
   // ---- RMSNorm (Zhang and Sennrich 2019) ----
   // y = x * rstd * w * real, rstd = 1 / sqrt(mean(x^2) + eps), real[n] = segment_ids[n] > 0: padded
-  // rows give 0. y, x (N, D), rstd (N) f32 saved for backward, w (D), segment_ids (N) i32.
+  // rows give 0. y (N, D) stored, x (N, D), rstd (N) saved for backward, w (D), segment_ids (N)
+  // i32.
   void rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor segment_ids, float eps);
-  // dx += ..., dw += ...: dx is the gradient of the residual stream.
+  // dx += ..., dw += ...: dx is the gradient of the residual stream; dy is f32.
   void rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
                                     Tensor segment_ids, Tensor rstd);
 
   // ---- linear: weights are (out, in), as the Hugging Face layout stores them ----
+  // Both operands of a product are f32, or both bf16; y and dx are f32 or as the operands, dw is
+  // f32.
   void linear_forward(Tensor y, Tensor x,
                       Tensor w);  // y = x w^T. y (N, out), x (N, in), w (out, in)
   void linear_forward_accumulate(Tensor y, Tensor x, Tensor w);  // y += x w^T
@@ -122,13 +134,13 @@ class Ops {
                                       Tensor expert_offsets);  // dw[g] += x^T dy
 
   // ---- rotary position embedding (Su et al. 2021), pairs (j, j + Dh/2), angle = t * base^(-2j/Dh)
-  // ---- In place on x (B, T, H, Dh); the position is the index t in the row.
+  // ---- In place on x (B, T, H, Dh), stored; the position is the index t in the row.
   void rope_forward(Tensor x, float base);
   void rope_backward(Tensor dx, float base);  // the inverse rotation, in place
 
   // ---- causal attention within a segment ----
   // o = softmax(scale * q k^T) v over positions s <= t with segment_ids[s] == segment_ids[t] > 0;
-  // padded rows give 0. o, q, k, v (B, T, H, Dh); log_z (B, H, T) f32 saved for backward;
+  // padded rows give 0. o, q, k, v (B, T, H, Dh) stored; log_z (B, H, T) f32 saved for backward;
   // segment_ids (B, T). Never a T x T matrix in memory.
   void attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v, Tensor segment_ids,
                          float scale);
@@ -137,7 +149,7 @@ class Ops {
 
   // ---- FFN activation (Shazeer 2020) ----
   // swiglu: h = swish(gate) * up. gated_swiglu: gate = [a | b] by columns, h = a * swish(b) * up.
-  // h, up (N, F), gate (N, Fg). Only the first num_rows rows are computed.
+  // h, up (N, F), gate (N, Fg), all stored. Only the first num_rows rows are computed.
   void ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind,
                               std::int64_t num_rows);
   // dgate and dup may alias gate and up.
@@ -154,8 +166,8 @@ class Ops {
   void router_backward(Tensor dlogits, Tensor dgate, Tensor routed, const RouterOutput& saved,
                        const RouterLossScale& scale, const RouterOptions& options);
 
-  // ---- tokens to expert rows and back ----
-  // rows[s] = x[row_token[s]], s < num_rows. rows (S_max, D), row_token (S_max) i32.
+  // ---- tokens to expert rows and back; rows and drows are stored, x and y of the sums f32 ----
+  // rows[s] = x[row_token[s]], s < num_rows. rows (S_max, D) and x stored, row_token (S_max) i32.
   void gather_rows(Tensor rows, Tensor x, Tensor row_token, std::int64_t num_rows);
   // dx[n] += sum over k with assignment_row[n, k] >= 0 of drows[assignment_row[n, k]].
   // assignment_row (N, 2) i32.
@@ -187,6 +199,7 @@ class Ops {
  private:
   virtual void do_zero(Tensor x) = 0;
   virtual void do_copy(Tensor dst, Tensor src) = 0;
+  virtual void do_convert(Tensor dst, Tensor src) = 0;
   virtual void do_add_accumulate(Tensor y, Tensor x) = 0;
   virtual void do_multiply(Tensor x, float factor) = 0;
   virtual double do_sum_of_squares(Tensor x) = 0;

@@ -34,11 +34,13 @@ struct TableBuilder {
   }
   void add_norm(const std::string& name) { add(name, {model.d_model}, InitKind::ones, 0.0); }
   void add_kernel(const std::string& name, std::int64_t out, std::int64_t in, InitKind init) {
-    add(name, {out, in}, init, std::sqrt(model.init_scale / static_cast<double>(in)));
+    add(name, {out, in}, init, std::sqrt(model.init_scale / static_cast<double>(in))).in_products =
+        true;
   }
   void add_experts(const std::string& name, std::int64_t in, std::int64_t out) {
     Param& param = add(name, {model.num_experts, in, out}, InitKind::normal,
                        std::sqrt(model.init_scale / static_cast<double>(in)));
+    param.in_products = true;
     param.sharding = Sharding::expert;
     param.local_shape.sizes[0] = model.num_experts / ep;
     param.local_begin = ep_rank * param.local_shape[0];
@@ -99,8 +101,10 @@ ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimize
   OPENMOE_CHECK(model.num_moe_layers() == 0 || model.num_experts % ep == 0, model.num_experts,
                 " experts over ", ep, " ranks");
   TableBuilder build{model, optimizer, ep, ep_rank, params_};
-  build.add("model.embed_tokens.weight", {model.vocab_size, model.d_model}, InitKind::normal,
-            model.embedding_init_std);
+  build
+      .add("model.embed_tokens.weight", {model.vocab_size, model.d_model}, InitKind::normal,
+           model.embedding_init_std)
+      .in_products = model.tied_embedding;
   for (std::int64_t i = 0; i < model.num_layers; ++i) {
     const std::string layer = "model.layers." + std::to_string(i) + ".";
     build.add_norm(layer + "input_layernorm.weight");
@@ -114,10 +118,15 @@ ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimize
     build.add_kernel("lm_head.weight", model.vocab_size, model.d_model, InitKind::truncated_normal);
 }
 
-void ParamTable::allocate(Arena& arena, bool training) {
-  for (Param& param : params_)
+void ParamTable::allocate(Arena& arena, bool training, ComputeType compute) {
+  for (Param& param : params_) {
     param.value =
         arena.allocate(param.name, MemoryCategory::parameters, DType::f32, param.local_shape);
+    param.operand = compute == ComputeType::bf16 && param.in_products
+                        ? arena.allocate(param.name + ".rounded", MemoryCategory::parameters,
+                                         DType::bf16, param.local_shape)
+                        : param.value;
+  }
   if (!training) return;
   for (const Sharding sharding : {Sharding::replicated, Sharding::expert}) {
     const std::int64_t begin_bytes = arena.used_bytes();
@@ -143,19 +152,26 @@ void ParamTable::allocate(Arena& arena, bool training) {
 }
 
 void ParamTable::initialize(Ops& ops, std::uint64_t seed) {
-  std::vector<float> host;
+  std::vector<float> memory;  // of values that another device holds
   for (Param& param : params_) {
     const Rng rng(seed, stream_id(param.name));
     const std::int64_t count = param.value.num_elements();
     const std::int64_t first =
         param.local_shape[0] == 0 ? 0 : count / param.local_shape[0] * param.local_begin;
-    host.resize(static_cast<std::size_t>(count));
+    const bool in_place = param.value.device == Device::host;
+    if (!in_place) memory.resize(static_cast<std::size_t>(count));
+    float* const host = in_place ? param.value.as<float>() : memory.data();
 #pragma omp parallel for schedule(static)
     for (std::int64_t i = 0; i < count; ++i)
-      host[static_cast<std::size_t>(i)] =
-          static_cast<float>(init_value(param, rng, static_cast<std::uint64_t>(first + i)));
-    ops.copy(param.value, host_view(host.data(), param.local_shape));
+      host[i] = static_cast<float>(init_value(param, rng, static_cast<std::uint64_t>(first + i)));
+    if (!in_place) ops.copy(param.value, host_view(host, param.local_shape));
   }
+  round_operands(ops);
+}
+
+void ParamTable::round_operands(Ops& ops) {
+  for (Param& param : params_)
+    if (param.operand.dtype != param.value.dtype) ops.convert(param.operand, param.value);
 }
 
 Param& ParamTable::find(const std::string& name) {

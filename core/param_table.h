@@ -30,8 +30,12 @@ struct Param {
   double init_std = 0.0;
   bool factored = false;  // Adafactor statistics: row and column means, or one value per element
 
-  Tensor value;
-  Tensor grad;
+  bool in_products =
+      false;  // an operand of products in the compute type (not norms, not the router)
+
+  Tensor value;     // f32
+  Tensor operand;   // what products read: value itself, or its copy rounded to bf16
+  Tensor grad;      // f32
   Tensor stat_row;  // factored: (stack, R), R the second-to-last dimension; else the full second
                     // moment
   Tensor stat_col;  // factored: (stack, C)
@@ -47,11 +51,15 @@ class ParamTable {
   ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer, std::int64_t ep,
              std::int64_t ep_rank);
 
-  // Values; gradients and optimizer state only when training. Dense gradients come first and are
-  // contiguous, then those of the experts, so that each can be reduced as one stretch.
-  void allocate(Arena& arena, bool training);
+  // Values, with rounded copies where `compute` is bf16; gradients and optimizer state only when
+  // training. Dense gradients come first and are contiguous, then those of the experts, so that
+  // each can be reduced as one stretch.
+  void allocate(Arena& arena, bool training, ComputeType compute = ComputeType::f32);
   // Fills values from (seed, name, global element index): the same on every grid.
   void initialize(Ops& ops, std::uint64_t seed);
+  // Makes the rounded copies follow the values. Whoever writes values calls it before the next use
+  // of the model: initialize() and adafactor_step() do.
+  void round_operands(Ops& ops);
 
   std::vector<Param>& params() { return params_; }
   const std::vector<Param>& params() const { return params_; }

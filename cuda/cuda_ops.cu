@@ -35,6 +35,18 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
+    round_kernel(__nv_bfloat16* to, const float* from, std::int64_t n) {
+  for (std::int64_t i = global_thread(); i < n; i += num_global_threads())
+    to[i] = __float2bfloat16(from[i]);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    widen_kernel(float* to, const __nv_bfloat16* from, std::int64_t n) {
+  for (std::int64_t i = global_thread(); i < n; i += num_global_threads())
+    to[i] = __bfloat162float(from[i]);
+}
+
+__global__ void __launch_bounds__(kThreads)
     multiply_kernel(float* x, float factor, std::int64_t n, std::int64_t vectors) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
     float value[4];
@@ -221,6 +233,15 @@ void CudaOps::do_add_accumulate(Tensor y, Tensor x) {
   const std::int64_t vectors = cuda::can_vectorise(4, 0, y, x) ? n / 4 : 0;
   cuda::launch(stream_, cuda::blocks_for(n, 4 * cuda::kThreads), cuda::add_kernel, y.as<float>(),
                x.as<float>(), n, vectors);
+}
+
+void CudaOps::do_convert(Tensor dst, Tensor src) {
+  const std::int64_t n = src.num_elements();
+  const auto blocks = cuda::blocks_for(n, cuda::kThreads);
+  if (dst.dtype == DType::bf16)
+    cuda::launch(stream_, blocks, cuda::round_kernel, dst.as<__nv_bfloat16>(), src.as<float>(), n);
+  else
+    cuda::launch(stream_, blocks, cuda::widen_kernel, dst.as<float>(), src.as<__nv_bfloat16>(), n);
 }
 
 void CudaOps::do_multiply(Tensor x, float factor) {

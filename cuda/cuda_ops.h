@@ -56,6 +56,7 @@ class CudaOps final : public Ops {
 
   void do_zero(Tensor x) override;
   void do_copy(Tensor dst, Tensor src) override;
+  void do_convert(Tensor dst, Tensor src) override;
   void do_add_accumulate(Tensor y, Tensor x) override;
   void do_multiply(Tensor x, float factor) override;
   double do_sum_of_squares(Tensor x) override;

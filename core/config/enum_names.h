@@ -47,6 +47,11 @@ struct EnumNames<OptimizerStart> {
   static constexpr std::array<std::string_view, 2> values = {"fresh", "continued"};
 };
 
+template <>
+struct EnumNames<ComputeType> {
+  static constexpr std::array<std::string_view, 2> values = {"f32", "bf16"};
+};
+
 template <typename Enum>
 constexpr std::string_view enum_name(Enum value) {
   return EnumNames<Enum>::values.at(static_cast<std::size_t>(value));

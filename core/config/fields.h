@@ -175,6 +175,8 @@ void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
         "ranks that share one set of experts; --ep overrides");
   visit("micro_batch_rows", &P::micro_batch_rows, rules::between(0, 16777216),
         "rows a rank computes at once; 0: all of its rows");
+  visit("recompute_ffn", &P::recompute_ffn, rules::any,
+        "compute gate and up of FFNs and experts again in the backward instead of keeping them");
 }
 
 template <typename Visitor>
@@ -191,6 +193,10 @@ void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
         "steps between checkpoints; 0: at the end");
   visit("keep_checkpoints", &R::keep_checkpoints, rules::between(1, 1e6),
         "newest checkpoints that are kept");
+  visit("compute_type", &R::compute_type, rules::any,
+        "storage of activations and of weights in products; sums, parameters, gradients and "
+        "optimizer state are f32 with both");
+  visit("profile", &R::profile, rules::any, "print the time of every op at the end of train");
 }
 
 template <typename Visitor>

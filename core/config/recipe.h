@@ -21,6 +21,7 @@ enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm, sft };
 enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
 enum class OptimizerStart { fresh, continued };
+enum class ComputeType { f32, bf16 };
 
 struct ModelConfig {
   // V, embedding rows; at least the tokenizer's pieces and sentinels
@@ -137,6 +138,9 @@ struct StartConfig {
 struct ParallelConfig {
   std::int64_t ep = 1;                // default expert-parallel degree; --ep overrides
   std::int64_t micro_batch_rows = 0;  // rows a rank computes at once; 0: all its rows
+  // The two wide activations of every FFN and expert are computed again in the backward instead of
+  // kept: less memory, about an eighth more arithmetic, the same bits.
+  bool recompute_ffn = false;
 };
 
 struct RunConfig {
@@ -147,6 +151,10 @@ struct RunConfig {
   std::int64_t validation_rows = 32;     // per source
   std::int64_t checkpoint_every = 1000;  // 0: only at the end
   std::int64_t keep_checkpoints = 2;
+  // Storage of activations and of the weights that products read; parameters, their gradients and
+  // the optimizer's state are f32 in either case, and so are checkpoints.
+  ComputeType compute_type = ComputeType::f32;
+  bool profile = false;  // time every op and print the table at the end
 };
 
 struct Recipe {

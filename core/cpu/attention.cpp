@@ -35,12 +35,13 @@ void check_sizes(std::int64_t B, std::int64_t T, std::int64_t H, std::int64_t Dh
 
 }  // namespace
 
-void attention_forward(float* o, float* log_z, const float* q, const float* k, const float* v,
+template <class S>
+void attention_forward(S* o, float* log_z, const S* q, const S* k, const S* v,
                        const std::int32_t* segment_ids, std::int64_t B, std::int64_t T,
                        std::int64_t H, std::int64_t Dh, float scale) {
   check_sizes(B, T, H, Dh);
   if (T == 0) return;
-  const AttentionKernels& kernels = kernels_for(cpu_isa()).attention;
+  const AttentionKernels<S>& kernels = kernels_for(cpu_isa()).attention_of<S>();
   for_each_head(B, H, kernels.forward_scratch(T, Dh), "attention_forward",
                 [&](std::int64_t row, std::int64_t head, float* scratch) {
                   const std::int64_t at = row * T * H * Dh + head * Dh;
@@ -50,13 +51,14 @@ void attention_forward(float* o, float* log_z, const float* q, const float* k, c
                 });
 }
 
-void attention_backward(float* dq, float* dk, float* dv, const float* d_o, const float* q,
-                        const float* k, const float* v, const float* o,
-                        const std::int32_t* segment_ids, const float* log_z, std::int64_t B,
-                        std::int64_t T, std::int64_t H, std::int64_t Dh, float scale) {
+template <class S>
+void attention_backward(S* dq, S* dk, S* dv, const S* d_o, const S* q, const S* k, const S* v,
+                        const S* o, const std::int32_t* segment_ids, const float* log_z,
+                        std::int64_t B, std::int64_t T, std::int64_t H, std::int64_t Dh,
+                        float scale) {
   check_sizes(B, T, H, Dh);
   if (T == 0) return;
-  const AttentionKernels& kernels = kernels_for(cpu_isa()).attention;
+  const AttentionKernels<S>& kernels = kernels_for(cpu_isa()).attention_of<S>();
   for_each_head(B, H, kernels.backward_scratch(T, Dh), "attention_backward",
                 [&](std::int64_t row, std::int64_t head, float* scratch) {
                   const std::int64_t at = row * T * H * Dh + head * Dh;
@@ -65,5 +67,19 @@ void attention_backward(float* dq, float* dk, float* dv, const float* d_o, const
                                    v + at, o + at, log_z + (row * H + head) * T, scratch);
                 });
 }
+
+template void attention_forward(float*, float*, const float*, const float*, const float*,
+                                const std::int32_t*, std::int64_t, std::int64_t, std::int64_t,
+                                std::int64_t, float);
+template void attention_forward(BFloat16*, float*, const BFloat16*, const BFloat16*,
+                                const BFloat16*, const std::int32_t*, std::int64_t, std::int64_t,
+                                std::int64_t, std::int64_t, float);
+template void attention_backward(float*, float*, float*, const float*, const float*, const float*,
+                                 const float*, const float*, const std::int32_t*, const float*,
+                                 std::int64_t, std::int64_t, std::int64_t, std::int64_t, float);
+template void attention_backward(BFloat16*, BFloat16*, BFloat16*, const BFloat16*, const BFloat16*,
+                                 const BFloat16*, const BFloat16*, const BFloat16*,
+                                 const std::int32_t*, const float*, std::int64_t, std::int64_t,
+                                 std::int64_t, std::int64_t, float);
 
 }  // namespace openmoe::cpu

@@ -176,26 +176,26 @@ std::int64_t attention_forward_scratch(std::int64_t positions, std::int64_t Dh) 
 }
 
 // o = sums / row_sum and log_z, for the queries that are real; 0 for the others.
-template <class T>
+template <class T, class S>
 void finish_queries(const AttentionHead& head, std::int64_t query, std::int64_t num_queries,
                     const float* sums, std::int64_t width, const float* row_max,
-                    const float* row_sum, float* o, float* log_z) {
+                    const float* row_sum, S* o, float* log_z) {
   for (std::int64_t i = 0; i < num_queries; ++i) {
-    float* to = o + (query + i) * head.stride;
+    S* to = o + (query + i) * head.stride;
     if (head.segment_ids[query + i] <= 0) {
-      for (std::int64_t d = 0; d < head.Dh; ++d) to[d] = 0.0f;
+      for (std::int64_t d = 0; d < head.Dh; ++d) to[d] = S{};
       log_z[query + i] = 0.0f;
       continue;
     }
     const float factor = 1.0f / row_sum[i];
-    for (std::int64_t d = 0; d < head.Dh; ++d) to[d] = sums[i * width + d] * factor;
+    store_scaled<T>(to, sums + i * width, factor, head.Dh);
     log_z[query + i] = row_max[i] * kLn2 + __builtin_logf(row_sum[i]);
   }
 }
 
-template <class T>
-void attention_forward_head(const AttentionHead& head, float* o, float* log_z, const float* q,
-                            const float* k, const float* v, float* scratch) {
+template <class T, class Source, class S>
+void attention_forward_head(const AttentionHead& head, S* o, float* log_z, const S* q, const S* k,
+                            const S* v, float* scratch) {
   constexpr std::int64_t kPanel = T::kPanelVecs * T::kLanes;
   const std::int64_t Dh = head.Dh, stride = head.stride;
   const std::int64_t width = round_up(Dh, kPanel);
@@ -210,13 +210,13 @@ void attention_forward_head(const AttentionHead& head, float* o, float* log_z, c
   float* keys = rescale + kAttentionBlock;  // last: packing it may write a little beyond
   for (std::int64_t key = 0; key < head.T; key += kAttentionBlock) {
     const std::int64_t num_keys = min_of(kAttentionBlock, head.T - key);
-    pack_a<T>(keys + key * Dh, k + key * stride, stride, false, num_keys, Dh);
-    pack_b<T>(values + key * width, v + key * stride, stride, false, num_keys, Dh);
+    pack_a<T, Source>(keys + key * Dh, k + key * stride, stride, false, num_keys, Dh);
+    pack_b<T, Source>(values + key * width, v + key * stride, stride, false, num_keys, Dh);
   }
   for (std::int64_t query = 0; query < head.T; query += kAttentionBlock) {
     const std::int64_t num_queries = min_of(kAttentionBlock, head.T - query);
     const SegmentRange query_range = segment_range<T>(head.segment_ids + query, num_queries);
-    pack_b<T>(queries, q + query * stride, stride, true, Dh, num_queries);
+    pack_b<T, Source>(queries, q + query * stride, stride, true, Dh, num_queries);
     scale_values<T>(queries, round_up(num_queries, kPanel) * Dh, head.scale * kLog2E);
     for (std::int64_t i = 0; i < kAttentionBlock; ++i) {
       row_max[i] = kNoScore;
@@ -238,7 +238,7 @@ void attention_forward_head(const AttentionHead& head, float* o, float* log_z, c
                                                !first);
       first = false;
     }
-    finish_queries<T>(head, query, num_queries, sums, width, row_max, row_sum, o, log_z);
+    finish_queries<T, S>(head, query, num_queries, sums, width, row_max, row_sum, o, log_z);
   }
 }
 
@@ -264,8 +264,8 @@ void softmax_backward_block(float* scores, float* d_scores, const BlockPair& pai
 }
 
 struct BackwardScratch {
-  // Of all positions: q and d_o packed as columns (depth Dh) and as rows (depth queries), log_z and
-  // D.
+  // Of all positions: q and d_o packed as columns (depth Dh) and as rows (depth queries), sums of
+  // dq (as large as rows), log_z and D.
   std::int64_t columns, rows, positions;
   // Of a block of keys: packed as the left operand (with slack) and as rows; sums of dk or dv;
   // scores.
@@ -283,7 +283,7 @@ BackwardScratch backward_layout(std::int64_t positions, std::int64_t Dh) {
   s.block_rows = kAttentionBlock * round_up(Dh, kPanel);
   s.scores = kAttentionBlock * kAttentionBlock;
   s.total =
-      2 * s.columns + 2 * s.rows + 2 * s.positions + 2 * s.tiles + 3 * s.block_rows + 2 * s.scores;
+      2 * s.columns + 3 * s.rows + 2 * s.positions + 2 * s.tiles + 3 * s.block_rows + 2 * s.scores;
   return s;
 }
 
@@ -295,7 +295,7 @@ std::int64_t attention_backward_scratch(std::int64_t positions, std::int64_t Dh)
 // All that the backward of a (row, head) keeps in scratch.
 template <class T>
 struct BackwardBuffers {
-  float *q_columns, *do_columns, *q_rows, *do_rows, *log_z, *row_dot;
+  float *q_columns, *do_columns, *q_rows, *do_rows, *dq, *log_z, *row_dot;
   float *dk, *dv, *k_rows, *scores, *d_scores, *k_tiles, *v_tiles;
 
   BackwardBuffers(float* scratch, std::int64_t positions, std::int64_t Dh) {
@@ -309,6 +309,7 @@ struct BackwardBuffers {
     do_columns = take(layout.columns);
     q_rows = take(layout.rows);
     do_rows = take(layout.rows);
+    dq = take(layout.rows);
     log_z = take(layout.positions);
     row_dot = take(layout.positions);
     dk = take(layout.block_rows);
@@ -321,39 +322,55 @@ struct BackwardBuffers {
   }
 };
 
-template <class T>
-void prepare_queries(const AttentionHead& head, const BackwardBuffers<T>& buffers, float* dq,
-                     const float* d_o, const float* q, const float* o, const float* log_z) {
+// sum of x y
+template <class T, class Source>
+float row_product(const typename Source::Element* x, const typename Source::Element* y,
+                  std::int64_t n) {
+  Vec<T> sums = {};
+  std::int64_t i = 0;
+  for (; i + T::kLanes <= n; i += T::kLanes) {
+    Vec<T> a, b;
+    Source::along(a, x + i);
+    Source::along(b, y + i);
+    sums = sums + a * b;
+  }
+  float total = 0.0f;
+  for (int lane = 0; lane < T::kLanes; ++lane) total += sums[lane];
+  for (; i < n; ++i) total += Source::one(x + i, 1, false) * Source::one(y + i, 1, false);
+  return total;
+}
+
+template <class T, class Source, class S>
+void prepare_queries(const AttentionHead& head, const BackwardBuffers<T>& buffers, const S* d_o,
+                     const S* q, const S* o, const float* log_z) {
+  using Element = typename Source::Element;
   constexpr std::int64_t kPanel = T::kPanelVecs * T::kLanes;
   const std::int64_t Dh = head.Dh, stride = head.stride, width = round_up(Dh, kPanel);
   for (std::int64_t query = 0; query < head.T; query += kAttentionBlock) {
     const std::int64_t count = min_of(kAttentionBlock, head.T - query);
     const std::int64_t at = query * stride;
-    pack_b<T>(buffers.q_columns + query * Dh, q + at, stride, true, Dh, count);
+    pack_b<T, Source>(buffers.q_columns + query * Dh, q + at, stride, true, Dh, count);
     scale_values<T>(buffers.q_columns + query * Dh, round_up(count, kPanel) * Dh,
                     head.scale * kLog2E);
-    pack_b<T>(buffers.do_columns + query * Dh, d_o + at, stride, true, Dh, count);
-    pack_b<T>(buffers.q_rows + query * width, q + at, stride, false, count, Dh);
-    pack_b<T>(buffers.do_rows + query * width, d_o + at, stride, false, count, Dh);
+    pack_b<T, Source>(buffers.do_columns + query * Dh, d_o + at, stride, true, Dh, count);
+    pack_b<T, Source>(buffers.q_rows + query * width, q + at, stride, false, count, Dh);
+    pack_b<T, Source>(buffers.do_rows + query * width, d_o + at, stride, false, count, Dh);
+    for (std::int64_t i = 0; i < kAttentionBlock * width; ++i) buffers.dq[query * width + i] = 0.0f;
     for (std::int64_t i = 0; i < kAttentionBlock; ++i) {
-      float dot = 0.0f;
-      if (i < count) {
-        const float* x = d_o + at + i * stride;
-        const float* y = o + at + i * stride;
-        for (std::int64_t d = 0; d < Dh; ++d) dot += x[d] * y[d];
-        for (std::int64_t d = 0; d < Dh; ++d) dq[at + i * stride + d] = 0.0f;
-      }
-      buffers.row_dot[query + i] = dot;
+      const auto row = [&](const S* x) __attribute__((always_inline)) {
+        return reinterpret_cast<const Element*>(x + at + i * stride);
+      };
+      buffers.row_dot[query + i] = i < count ? row_product<T, Source>(row(d_o), row(o), Dh) : 0.0f;
       buffers.log_z[query + i] = i < count ? log_z[query + i] * kLog2E : 0.0f;
     }
   }
 }
 
-// One block of keys against one block of queries: adds to dk and dv of the block (in buffers) and
-// to dq.
+// One block of keys against one block of queries: adds to dk and dv of the block and to dq, all in
+// buffers.
 template <class T>
 void backward_pair(const AttentionHead& head, const BackwardBuffers<T>& buffers,
-                   const BlockPair& pair, float* dq, bool first) {
+                   const BlockPair& pair, bool first) {
   constexpr std::int64_t kPanel = T::kPanelVecs * T::kLanes;
   constexpr std::int64_t kBlock = kAttentionBlock;
   const std::int64_t Dh = head.Dh, width = round_up(Dh, kPanel);
@@ -370,24 +387,24 @@ void backward_pair(const AttentionHead& head, const BackwardBuffers<T>& buffers,
                                 width, pair.num_keys, dims, pair.num_queries, !first);
   multiply<T, RowMajor<kBlock>>(buffers.d_scores, buffers.q_rows + pair.query * width, buffers.dk,
                                 width, pair.num_keys, dims, pair.num_queries, !first);
-  multiply<T, DepthMajor<kBlock>>(buffers.d_scores, buffers.k_rows, dq + pair.query * head.stride,
-                                  head.stride, pair.num_queries, Dh, pair.num_keys, true);
+  multiply<T, DepthMajor<kBlock>>(buffers.d_scores, buffers.k_rows, buffers.dq + pair.query * width,
+                                  width, pair.num_queries, dims, pair.num_keys, true);
 }
 
-template <class T>
-void attention_backward_head(const AttentionHead& head, float* dq, float* dk, float* dv,
-                             const float* d_o, const float* q, const float* k, const float* v,
-                             const float* o, const float* log_z, float* scratch) {
+template <class T, class Source, class S>
+void attention_backward_head(const AttentionHead& head, S* dq, S* dk, S* dv, const S* d_o,
+                             const S* q, const S* k, const S* v, const S* o, const float* log_z,
+                             float* scratch) {
   constexpr std::int64_t kPanel = T::kPanelVecs * T::kLanes;
   const std::int64_t Dh = head.Dh, stride = head.stride, width = round_up(Dh, kPanel);
   const BackwardBuffers<T> buffers(scratch, head.T, Dh);
-  prepare_queries<T>(head, buffers, dq, d_o, q, o, log_z);
+  prepare_queries<T, Source>(head, buffers, d_o, q, o, log_z);
   for (std::int64_t key = 0; key < head.T; key += kAttentionBlock) {
     const std::int64_t num_keys = min_of(kAttentionBlock, head.T - key);
     const SegmentRange key_range = segment_range<T>(head.segment_ids + key, num_keys);
-    pack_a<T>(buffers.k_tiles, k + key * stride, stride, false, num_keys, Dh);
-    pack_a<T>(buffers.v_tiles, v + key * stride, stride, false, num_keys, Dh);
-    pack_b<T>(buffers.k_rows, k + key * stride, stride, false, num_keys, Dh);
+    pack_a<T, Source>(buffers.k_tiles, k + key * stride, stride, false, num_keys, Dh);
+    pack_a<T, Source>(buffers.v_tiles, v + key * stride, stride, false, num_keys, Dh);
+    pack_b<T, Source>(buffers.k_rows, k + key * stride, stride, false, num_keys, Dh);
     scale_values<T>(buffers.k_rows, num_keys * width, head.scale);
     bool first = true;
     for (std::int64_t query = key; query < head.T; query += kAttentionBlock) {
@@ -395,22 +412,24 @@ void attention_backward_head(const AttentionHead& head, float* dq, float* dk, fl
       const SegmentRange query_range = segment_range<T>(head.segment_ids + query, pair.num_queries);
       if (!meet(query_range, key_range)) continue;
       pair.masked = !(query_range.uniform && key_range.uniform && key + num_keys <= query + 1);
-      backward_pair<T>(head, buffers, pair, dq, first);
+      backward_pair<T>(head, buffers, pair, first);
       first = false;
     }
+    if (first)
+      for (std::int64_t i = 0; i < num_keys * width; ++i) buffers.dk[i] = buffers.dv[i] = 0.0f;
     for (std::int64_t j = 0; j < num_keys; ++j) {
-      for (std::int64_t d = 0; d < Dh; ++d) {
-        dk[(key + j) * stride + d] = first ? 0.0f : buffers.dk[j * width + d] * head.scale;
-        dv[(key + j) * stride + d] = first ? 0.0f : buffers.dv[j * width + d];
-      }
+      store_scaled<T>(dk + (key + j) * stride, buffers.dk + j * width, head.scale, Dh);
+      store_scaled<T>(dv + (key + j) * stride, buffers.dv + j * width, 1.0f, Dh);
     }
   }
+  for (std::int64_t t = 0; t < head.T; ++t)
+    store_scaled<T>(dq + t * stride, buffers.dq + t * width, 1.0f, Dh);
 }
 
-template <class T>
-constexpr AttentionKernels attention_kernels() {
-  return {&attention_forward_scratch<T>, &attention_backward_scratch<T>, &attention_forward_head<T>,
-          &attention_backward_head<T>};
+template <class T, class Source, class S>
+constexpr AttentionKernels<S> attention_kernels() {
+  return {&attention_forward_scratch<T>, &attention_backward_scratch<T>,
+          &attention_forward_head<T, Source, S>, &attention_backward_head<T, Source, S>};
 }
 
 }  // namespace openmoe::cpu::body

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/cpu/kernels.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/row_kernels.h"
 
@@ -83,6 +84,22 @@ void CpuOps::do_copy(Tensor dst, Tensor src) {
   cpu::for_chunks(src.size_bytes(), kHugePageBytes,
                   [=](std::int64_t begin, std::int64_t end, std::int64_t) {
                     std::memcpy(to + begin, from + begin, static_cast<std::size_t>(end - begin));
+                  });
+}
+
+void CpuOps::do_convert(Tensor dst, Tensor src) {
+  const auto& convert = cpu::kernels_for(cpu::cpu_isa()).convert;
+  const bool rounds = dst.dtype == DType::bf16;
+  float* const wide = rounds ? src.as<float>() : dst.as<float>();
+  BFloat16* const narrow = rounds ? dst.as<BFloat16>() : src.as<BFloat16>();
+  constexpr std::int64_t kChunk = 8 * cpu::kChunkElements;
+  cpu::for_chunks(src.num_elements(), kChunk,
+                  [&](std::int64_t begin, std::int64_t end, std::int64_t) {
+                    const std::int64_t n = end - begin;
+                    if (rounds)
+                      convert.to_bf16(narrow + begin, n, wide + begin, n, 1, n);
+                    else
+                      convert.to_f32(wide + begin, n, narrow + begin, n, 1, n);
                   });
 }
 

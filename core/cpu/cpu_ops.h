@@ -1,4 +1,4 @@
-// CpuOps: the CPU backend of Ops. Always built, runs on any machine; f32 only. One file per op
+// CpuOps: the CPU backend of Ops. Always built, runs on any machine, f32 and bf16. One file per op
 // family: cpu_ops.cpp (memory and element-wise), embedding, norm, linear, rope, attention_ops, ffn,
 // router, expert_rows, cross_entropy, adafactor.
 //
@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "core/cpu/gemm.h"
@@ -32,11 +33,15 @@ class CpuOps final : public Ops {
     std::vector<float> cos, sin, minus_sin;
   };
   void prepare_rope_table(std::int64_t length, std::int64_t half, float base);
+  // Runs the jobs that fill(jobs, Element{}, Output{}) adds for operands and result of these types.
+  template <class Fill>
+  void grouped_product(DType operands, DType result, bool accumulate, const Fill& fill);
   void adafactor_matrix(float* w, float* row, float* col, const float* g, std::int64_t R,
                         std::int64_t C, const AdafactorScalars& scalars);
 
   void do_zero(Tensor x) override;
   void do_copy(Tensor dst, Tensor src) override;
+  void do_convert(Tensor dst, Tensor src) override;
   void do_add_accumulate(Tensor y, Tensor x) override;
   void do_multiply(Tensor x, float factor) override;
   double do_sum_of_squares(Tensor x) override;
@@ -81,7 +86,10 @@ class CpuOps final : public Ops {
   void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars) override;
 
   cpu::Scratch scratch_;
-  std::vector<cpu::GemmJob> jobs_;
+  // Of a grouped product, by the types of its operands and result.
+  std::tuple<std::vector<cpu::GemmJobT<float, float>>, std::vector<cpu::GemmJobT<BFloat16, float>>,
+             std::vector<cpu::GemmJobT<BFloat16, BFloat16>>>
+      jobs_;
   RopeTable rope_table_;
 };
 

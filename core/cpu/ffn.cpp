@@ -1,16 +1,15 @@
 #include "core/cpu/cpu_ops.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/row_kernels.h"
+#include "core/cpu/storage.h"
 
 namespace openmoe {
+namespace {
 
-void CpuOps::do_ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind,
-                                       std::int64_t num_rows) {
-  const auto& kernels = cpu::row_kernels(cpu::cpu_isa());
-  const std::int64_t F = h.size(1);
-  float* const out = h.as<float>();
-  const float* const g = gate.as<float>();
-  const float* const u = up.as<float>();
+template <class S>
+void activation_forward(S* out, const S* g, const S* u, std::int64_t num_rows, std::int64_t F,
+                        FfnKind kind) {
+  const auto& kernels = cpu::row_kernels(cpu::cpu_isa()).stored_as<S>();
   if (kind == FfnKind::swiglu) {
     cpu::for_chunks(num_rows * F, cpu::kChunkElements,
                     [&](std::int64_t begin, std::int64_t end, std::int64_t) {
@@ -25,15 +24,10 @@ void CpuOps::do_ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind
       });
 }
 
-void CpuOps::do_ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor gate, Tensor up,
-                                        FfnKind kind, std::int64_t num_rows) {
-  const auto& kernels = cpu::row_kernels(cpu::cpu_isa());
-  const std::int64_t F = dh.size(1);
-  float* const dg = dgate.as<float>();
-  float* const du = dup.as<float>();
-  const float* const grad = dh.as<float>();
-  const float* const g = gate.as<float>();
-  const float* const u = up.as<float>();
+template <class S>
+void activation_backward(S* dg, S* du, const S* grad, const S* g, const S* u, std::int64_t num_rows,
+                         std::int64_t F, FfnKind kind) {
+  const auto& kernels = cpu::row_kernels(cpu::cpu_isa()).stored_as<S>();
   if (kind == FfnKind::swiglu) {
     cpu::for_chunks(num_rows * F, cpu::kChunkElements,
                     [&](std::int64_t begin, std::int64_t end, std::int64_t) {
@@ -50,6 +44,25 @@ void CpuOps::do_ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Ten
                                                     g + b, u + n * F, F);
                     }
                   });
+}
+
+}  // namespace
+
+void CpuOps::do_ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKind kind,
+                                       std::int64_t num_rows) {
+  cpu::with_storage(h.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    activation_forward<S>(h.as<S>(), gate.as<S>(), up.as<S>(), num_rows, h.size(1), kind);
+  });
+}
+
+void CpuOps::do_ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor gate, Tensor up,
+                                        FfnKind kind, std::int64_t num_rows) {
+  cpu::with_storage(dh.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    activation_backward<S>(dgate.as<S>(), dup.as<S>(), dh.as<S>(), gate.as<S>(), up.as<S>(),
+                           num_rows, dh.size(1), kind);
+  });
 }
 
 }  // namespace openmoe

@@ -57,14 +57,14 @@ struct AttentionHead {
 };
 
 // See attention.h. `scratch` is 64-byte aligned and as large as the _scratch function says.
+template <class S>
 struct AttentionKernels {
   std::int64_t (*forward_scratch)(std::int64_t T, std::int64_t Dh);
   std::int64_t (*backward_scratch)(std::int64_t T, std::int64_t Dh);
-  void (*forward)(const AttentionHead& head, float* o, float* log_z, const float* q, const float* k,
-                  const float* v, float* scratch);
-  void (*backward)(const AttentionHead& head, float* dq, float* dk, float* dv, const float* d_o,
-                   const float* q, const float* k, const float* v, const float* o,
-                   const float* log_z, float* scratch);
+  void (*forward)(const AttentionHead& head, S* o, float* log_z, const S* q, const S* k, const S* v,
+                  float* scratch);
+  void (*backward)(const AttentionHead& head, S* dq, S* dk, S* dv, const S* d_o, const S* q,
+                   const S* k, const S* v, const S* o, const float* log_z, float* scratch);
 };
 
 // Conversions of blocks of rows; rounding is to nearest even.
@@ -78,8 +78,17 @@ struct ConvertKernels {
 struct CpuKernels {
   GemmKernels f32;   // operands f32
   GemmKernels bf16;  // operands bf16
-  AttentionKernels attention;
+  AttentionKernels<float> attention;
+  AttentionKernels<BFloat16> attention_bf16;  // widened to f32 as it is packed
   ConvertKernels convert;
+
+  template <class S>
+  const AttentionKernels<S>& attention_of() const {
+    if constexpr (sizeof(S) == sizeof(float))
+      return attention;
+    else
+      return attention_bf16;
+  }
 };
 
 const CpuKernels& kernels_generic();

@@ -16,10 +16,12 @@ struct Avx2Traits {
   [[gnu::always_inline]] static Vec multiply_add(Vec acc, Vec a, Vec b) { return acc + a * b; }
 };
 
-constexpr CpuKernels kTable{body::gemm_kernels<Avx2Traits, body::F32Source<Avx2Traits>>(),
-                            body::gemm_kernels<Avx2Traits, body::WidenedSource<Avx2Traits>>(),
-                            body::attention_kernels<Avx2Traits>(),
-                            body::convert_kernels<Avx2Traits>()};
+constexpr CpuKernels kTable{
+    body::gemm_kernels<Avx2Traits, body::F32Source<Avx2Traits>>(),
+    body::gemm_kernels<Avx2Traits, body::WidenedSource<Avx2Traits>>(),
+    body::attention_kernels<Avx2Traits, body::F32Source<Avx2Traits>, float>(),
+    body::attention_kernels<Avx2Traits, body::WidenedSource<Avx2Traits>, BFloat16>(),
+    body::convert_kernels<Avx2Traits>()};
 
 }  // namespace
 

@@ -17,10 +17,12 @@ struct Avx512Traits {
   [[gnu::always_inline]] static Vec multiply_add(Vec acc, Vec a, Vec b) { return acc + a * b; }
 };
 
-constexpr CpuKernels kTable{body::gemm_kernels<Avx512Traits, body::F32Source<Avx512Traits>>(),
-                            body::gemm_kernels<Avx512Traits, body::WidenedSource<Avx512Traits>>(),
-                            body::attention_kernels<Avx512Traits>(),
-                            body::convert_kernels<Avx512Traits>()};
+constexpr CpuKernels kTable{
+    body::gemm_kernels<Avx512Traits, body::F32Source<Avx512Traits>>(),
+    body::gemm_kernels<Avx512Traits, body::WidenedSource<Avx512Traits>>(),
+    body::attention_kernels<Avx512Traits, body::F32Source<Avx512Traits>, float>(),
+    body::attention_kernels<Avx512Traits, body::WidenedSource<Avx512Traits>, BFloat16>(),
+    body::convert_kernels<Avx512Traits>()};
 
 }  // namespace
 

@@ -24,9 +24,9 @@ struct Bf16Traits {
 }  // namespace
 
 const CpuKernels& kernels_avx512_bf16() {
-  static const CpuKernels table{kernels_avx512().f32,
-                                body::gemm_kernels<Bf16Traits, body::PairSource<Bf16Traits>>(),
-                                kernels_avx512().attention, kernels_avx512().convert};
+  static const CpuKernels table{
+      kernels_avx512().f32, body::gemm_kernels<Bf16Traits, body::PairSource<Bf16Traits>>(),
+      kernels_avx512().attention, kernels_avx512().attention_bf16, kernels_avx512().convert};
   return table;
 }
 

@@ -17,10 +17,12 @@ struct GenericTraits {
   [[gnu::always_inline]] static Vec multiply_add(Vec acc, Vec a, Vec b) { return acc + a * b; }
 };
 
-constexpr CpuKernels kTable{body::gemm_kernels<GenericTraits, body::F32Source<GenericTraits>>(),
-                            body::gemm_kernels<GenericTraits, body::WidenedSource<GenericTraits>>(),
-                            body::attention_kernels<GenericTraits>(),
-                            body::convert_kernels<GenericTraits>()};
+constexpr CpuKernels kTable{
+    body::gemm_kernels<GenericTraits, body::F32Source<GenericTraits>>(),
+    body::gemm_kernels<GenericTraits, body::WidenedSource<GenericTraits>>(),
+    body::attention_kernels<GenericTraits, body::F32Source<GenericTraits>, float>(),
+    body::attention_kernels<GenericTraits, body::WidenedSource<GenericTraits>, BFloat16>(),
+    body::convert_kernels<GenericTraits>()};
 
 }  // namespace
 

@@ -195,26 +195,33 @@ void pack_b(float* packed, const void* source, std::int64_t ld, bool transposed,
 // ---- conversion ----
 
 template <class T>
+[[gnu::always_inline]] inline void round_vec(HalfVec<T>& half, const Vec<T>& value) {
+  const UnsignedVec<T> word = __builtin_bit_cast(UnsignedVec<T>, value);
+  const UnsignedVec<T> rounded = (word + (0x7fffu + ((word >> 16) & 1u))) >> 16;
+  const UnsignedVec<T> quiet = (word >> 16) | 0x0040u;
+  half = __builtin_convertvector((word & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, HalfVec<T>);
+}
+
+[[gnu::always_inline]] inline std::uint16_t round_one(float value) {
+  const std::uint32_t word = __builtin_bit_cast(std::uint32_t, value);
+  const std::uint32_t rounded = (word + (0x7fffu + ((word >> 16) & 1u))) >> 16;
+  const bool nan = (word & 0x7fffffffu) > 0x7f800000u;
+  return static_cast<std::uint16_t>(nan ? (word >> 16) | 0x0040u : rounded);
+}
+
+template <class T>
 void rows_to_bf16(BFloat16* to, std::int64_t to_ld, const float* from, std::int64_t from_ld,
                   std::int64_t rows, std::int64_t cols) {
   for (std::int64_t i = 0; i < rows; ++i) {
     std::int64_t j = 0;
     for (; j + T::kLanes <= cols; j += T::kLanes) {
-      UnsignedVec<T> word;
-      load(word, from + i * from_ld + j);
-      const UnsignedVec<T> rounded = (word + (0x7fffu + ((word >> 16) & 1u))) >> 16;
-      const UnsignedVec<T> quiet = (word >> 16) | 0x0040u;
-      const HalfVec<T> half =
-          __builtin_convertvector((word & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, HalfVec<T>);
+      Vec<T> value;
+      load(value, from + i * from_ld + j);
+      HalfVec<T> half;
+      round_vec<T>(half, value);
       store(to + i * to_ld + j, half);
     }
-    for (; j < cols; ++j) {
-      std::uint32_t word;
-      __builtin_memcpy(&word, from + i * from_ld + j, sizeof word);
-      const std::uint32_t rounded = (word + (0x7fffu + ((word >> 16) & 1u))) >> 16;
-      const bool nan = (word & 0x7fffffffu) > 0x7f800000u;
-      to[i * to_ld + j].bits = static_cast<std::uint16_t>(nan ? (word >> 16) | 0x0040u : rounded);
-    }
+    for (; j < cols; ++j) to[i * to_ld + j].bits = round_one(from[i * from_ld + j]);
   }
 }
 
@@ -234,6 +241,24 @@ void rows_to_f32(float* to, std::int64_t to_ld, const BFloat16* from, std::int64
       __builtin_memcpy(to + i * to_ld + j, &word, sizeof word);
     }
   }
+}
+
+// to = factor * from
+template <class T>
+void store_scaled(float* to, const float* from, float factor, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) to[i] = from[i] * factor;
+}
+template <class T>
+void store_scaled(BFloat16* to, const float* from, float factor, std::int64_t n) {
+  std::int64_t i = 0;
+  for (; i + T::kLanes <= n; i += T::kLanes) {
+    Vec<T> value;
+    load(value, from + i);
+    HalfVec<T> half;
+    round_vec<T>(half, value * factor);
+    store(to + i, half);
+  }
+  for (; i < n; ++i) to[i].bits = round_one(from[i] * factor);
 }
 
 template <class T>

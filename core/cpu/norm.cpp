@@ -1,8 +1,10 @@
+#include <algorithm>
 #include <cstring>
 
 #include "core/cpu/cpu_ops.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/row_kernels.h"
+#include "core/cpu/storage.h"
 
 namespace openmoe {
 namespace {
@@ -21,17 +23,20 @@ void CpuOps::do_rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tens
   const std::int32_t* const segment = segment_ids.as<std::int32_t>();
   const float* const in = x.as<float>();
   const float* const weight = w.as<float>();
-  float* const out = y.as<float>();
   float* const inverse = rstd.as<float>();
-  cpu::for_chunks(N, cpu::chunk_rows(D), [&](std::int64_t begin, std::int64_t end, std::int64_t) {
-    for (std::int64_t n = begin; n < end; ++n) {
-      if (segment[n] > 0) {
-        inverse[n] = kernels.rms_norm(out + n * D, in + n * D, weight, eps, D);
-      } else {
-        std::memset(out + n * D, 0, static_cast<std::size_t>(D) * sizeof(float));
-        inverse[n] = 0.0f;
+  cpu::with_storage(y.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    S* const out = y.as<S>();
+    cpu::for_chunks(N, cpu::chunk_rows(D), [&](std::int64_t begin, std::int64_t end, std::int64_t) {
+      for (std::int64_t n = begin; n < end; ++n) {
+        if (segment[n] > 0) {
+          inverse[n] = kernels.stored_as<S>().rms_norm(out + n * D, in + n * D, weight, eps, D);
+        } else {
+          std::fill_n(out + n * D, D, S{});
+          inverse[n] = 0.0f;
+        }
       }
-    }
+    });
   });
 }
 

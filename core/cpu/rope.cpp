@@ -3,6 +3,7 @@
 #include "core/cpu/cpu_ops.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/row_kernels.h"
+#include "core/cpu/storage.h"
 
 namespace openmoe {
 
@@ -37,17 +38,20 @@ void CpuOps::do_rope(Tensor x, float base, bool inverse) {
   prepare_rope_table(T, half, base);
   const float* const cos = rope_table_.cos.data();
   const float* const sin = inverse ? rope_table_.minus_sin.data() : rope_table_.sin.data();
-  float* const data = x.as<float>();
-  cpu::for_chunks(B * T, cpu::chunk_rows(H * Dh),
-                  [&](std::int64_t begin, std::int64_t end, std::int64_t) {
-                    for (std::int64_t n = begin; n < end; ++n) {
-                      const std::int64_t angles = n % T * half;
-                      for (std::int64_t h = 0; h < H; ++h) {
-                        float* const head = data + (n * H + h) * Dh;
-                        kernels.rotate(head, head + half, cos + angles, sin + angles, half);
-                      }
-                    }
-                  });
+  cpu::with_storage(x.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    S* const data = x.as<S>();
+    cpu::for_chunks(
+        B * T, cpu::chunk_rows(H * Dh), [&](std::int64_t begin, std::int64_t end, std::int64_t) {
+          for (std::int64_t n = begin; n < end; ++n) {
+            const std::int64_t angles = n % T * half;
+            for (std::int64_t h = 0; h < H; ++h) {
+              S* const head = data + (n * H + h) * Dh;
+              kernels.stored_as<S>().rotate(head, head + half, cos + angles, sin + angles, half);
+            }
+          }
+        });
+  });
 }
 
 }  // namespace openmoe

@@ -19,24 +19,26 @@ struct ElementwiseKernels {
     Index i = 0;
     for (; i + kLanes <= n; i += kLanes)
       body(
-          i, [](const float* x) __attribute__((always_inline)) { return V::load(x); },
-          [](float* y, const V& v) __attribute__((always_inline)) { v.store(y); });
+          i, [](const auto* x) __attribute__((always_inline)) { return V::load(x); },
+          [](auto* y, const V& v) __attribute__((always_inline)) { v.store(y); });
     if (const Index rest = n - i; rest > 0)
       body(
           i,
-          [=](const float* x)
+          [=](const auto* x)
               __attribute__((always_inline)) { return V::load_head(x, rest, filler); },
-          [=](float* y, const V& v) __attribute__((always_inline)) { v.store_head(y, rest); });
+          [=](auto* y, const V& v) __attribute__((always_inline)) { v.store_head(y, rest); });
   }
 
-  static void add(float* y, const float* x, Index n) {
+  template <class S>
+  static void add(float* y, const S* x, Index n) {
     for_lanes(
         n, 0.0f, [&](Index i, auto load, auto store) __attribute__((always_inline)) {
           store(y + i, load(y + i) + load(x + i));
         });
   }
 
-  static void add_scaled(float* y, float a, const float* x, Index n) {
+  template <class S>
+  static void add_scaled(float* y, float a, const S* x, Index n) {
     const V factor = V::fill(a);
     for_lanes(
         n, 0.0f, [&](Index i, auto load, auto store) __attribute__((always_inline)) {
@@ -44,7 +46,8 @@ struct ElementwiseKernels {
         });
   }
 
-  static void scale(float* y, float a, const float* x, Index n) {
+  template <class S>
+  static void scale(S* y, float a, const float* x, Index n) {
     const V factor = V::fill(a);
     for_lanes(
         n, 0.0f, [&](Index i, auto load, auto store) __attribute__((always_inline)) {
@@ -52,7 +55,8 @@ struct ElementwiseKernels {
         });
   }
 
-  static void swiglu(float* h, const float* gate, const float* up, Index n) {
+  template <class S>
+  static void swiglu(S* h, const S* gate, const S* up, Index n) {
     for_lanes(
         n, 0.0f, [&](Index i, auto load, auto store) __attribute__((always_inline)) {
           const V g = load(gate + i);
@@ -60,7 +64,8 @@ struct ElementwiseKernels {
         });
   }
 
-  static void gated_swiglu(float* h, const float* a, const float* b, const float* up, Index n) {
+  template <class S>
+  static void gated_swiglu(S* h, const S* a, const S* b, const S* up, Index n) {
     for_lanes(
         n, 0.0f, [&](Index i, auto load, auto store) __attribute__((always_inline)) {
           const V g = load(b + i);
@@ -69,8 +74,8 @@ struct ElementwiseKernels {
   }
 
   // With s = sigmoid(g): swish(g) = g s and swish'(g) = s + g s (1 - s).
-  static void swiglu_backward(float* dgate, float* dup, const float* dh, const float* gate,
-                              const float* up, Index n) {
+  template <class S>
+  static void swiglu_backward(S* dgate, S* dup, const S* dh, const S* gate, const S* up, Index n) {
     const V one = V::fill(1.0f);
     for_lanes(
         n, 0.0f, [&](Index i, auto load, auto store) __attribute__((always_inline)) {
@@ -84,8 +89,9 @@ struct ElementwiseKernels {
         });
   }
 
-  static void gated_swiglu_backward(float* da, float* db, float* dup, const float* dh,
-                                    const float* a, const float* b, const float* up, Index n) {
+  template <class S>
+  static void gated_swiglu_backward(S* da, S* db, S* dup, const S* dh, const S* a, const S* b,
+                                    const S* up, Index n) {
     const V one = V::fill(1.0f);
     for_lanes(
         n, 0.0f, [&](Index i, auto load, auto store) __attribute__((always_inline)) {
@@ -101,7 +107,8 @@ struct ElementwiseKernels {
         });
   }
 
-  static void rotate(float* x1, float* x2, const float* cos, const float* sin, Index n) {
+  template <class S>
+  static void rotate(S* x1, S* x2, const float* cos, const float* sin, Index n) {
     for_lanes(
         n, 0.0f, [&](Index i, auto load, auto store) __attribute__((always_inline)) {
           const V a = load(x1 + i);

@@ -9,30 +9,40 @@
 
 namespace openmoe::cpu {
 
+template <int kBytes, class S>
+constexpr StorageKernels<S> make_storage_kernels() {
+  using Elementwise = ElementwiseKernels<kBytes>;
+  using Reduction = ReductionKernels<kBytes>;
+  return StorageKernels<S>{
+      .add = Elementwise::template add<S>,
+      .add_scaled = Elementwise::template add_scaled<S>,
+      .scale = Elementwise::template scale<S>,
+      .dot = Reduction::template dot<S>,
+      .rms_norm = Reduction::template rms_norm<S>,
+      .swiglu = Elementwise::template swiglu<S>,
+      .gated_swiglu = Elementwise::template gated_swiglu<S>,
+      .swiglu_backward = Elementwise::template swiglu_backward<S>,
+      .gated_swiglu_backward = Elementwise::template gated_swiglu_backward<S>,
+      .rotate = Elementwise::template rotate<S>,
+  };
+}
+
 template <int kBytes>
 constexpr RowKernels make_row_kernels() {
   using Elementwise = ElementwiseKernels<kBytes>;
   using Reduction = ReductionKernels<kBytes>;
-  return RowKernels{
-      .add = Elementwise::add,
-      .add_scaled = Elementwise::add_scaled,
-      .scale = Elementwise::scale,
-      .dot = Reduction::dot,
-      .sum_of_squares = Reduction::sum_of_squares,
-      .rms_norm = Reduction::rms_norm,
-      .rms_norm_backward = Reduction::rms_norm_backward,
-      .swiglu = Elementwise::swiglu,
-      .gated_swiglu = Elementwise::gated_swiglu,
-      .swiglu_backward = Elementwise::swiglu_backward,
-      .gated_swiglu_backward = Elementwise::gated_swiglu_backward,
-      .rotate = Elementwise::rotate,
-      .exp_sum = Reduction::exp_sum,
-      .exp_sum_in_place = Reduction::exp_sum_in_place,
-      .exp_scaled = Elementwise::exp_scaled,
-      .adafactor_sums = Reduction::adafactor_sums,
-      .product_square_sum = Reduction::product_square_sum,
-      .subtract_scaled_product = Elementwise::subtract_scaled_product,
-  };
+  RowKernels kernels{};
+  static_cast<StorageKernels<float>&>(kernels) = make_storage_kernels<kBytes, float>();
+  kernels.bf16 = make_storage_kernels<kBytes, BFloat16>();
+  kernels.sum_of_squares = Reduction::sum_of_squares;
+  kernels.rms_norm_backward = Reduction::rms_norm_backward;
+  kernels.exp_sum = Reduction::exp_sum;
+  kernels.exp_sum_in_place = Reduction::exp_sum_in_place;
+  kernels.exp_scaled = Elementwise::exp_scaled;
+  kernels.adafactor_sums = Reduction::adafactor_sums;
+  kernels.product_square_sum = Reduction::product_square_sum;
+  kernels.subtract_scaled_product = Elementwise::subtract_scaled_product;
+  return kernels;
 }
 
 }  // namespace openmoe::cpu

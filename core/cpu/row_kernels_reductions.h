@@ -18,7 +18,8 @@ struct ReductionKernels {
     ElementwiseKernels<kBytes>::for_lanes(n, filler, body);
   }
 
-  static float dot(const float* a, const float* b, Index n) {
+  template <class S>
+  static float dot(const float* a, const S* b, Index n) {
     V total{};
     for_lanes(
         n, 0.0f, [&](Index i, auto load, auto) __attribute__((always_inline)) {
@@ -52,7 +53,8 @@ struct ReductionKernels {
         });
   }
 
-  static float rms_norm(float* y, const float* x, const float* w, float eps, Index n) {
+  template <class S>
+  static float rms_norm(S* y, const float* x, const float* w, float eps, Index n) {
     const float mean = dot(x, x, n) / static_cast<float>(n);
     const float rstd = 1.0f / __builtin_sqrtf(mean + eps);
     const V factor = V::fill(rstd);

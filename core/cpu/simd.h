@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "core/base/dtype.h"
+
 namespace openmoe::cpu {
 
 inline constexpr int kLanes = 16;
@@ -20,23 +22,32 @@ template <>
 struct NativeVector<16> {
   typedef float F32 __attribute__((vector_size(16)));
   typedef std::int32_t I32 __attribute__((vector_size(16)));
+  typedef std::uint32_t U32 __attribute__((vector_size(16)));
+  typedef std::uint16_t U16 __attribute__((vector_size(8)));
 };
 template <>
 struct NativeVector<32> {
   typedef float F32 __attribute__((vector_size(32)));
   typedef std::int32_t I32 __attribute__((vector_size(32)));
+  typedef std::uint32_t U32 __attribute__((vector_size(32)));
+  typedef std::uint16_t U16 __attribute__((vector_size(16)));
 };
 template <>
 struct NativeVector<64> {
   typedef float F32 __attribute__((vector_size(64)));
   typedef std::int32_t I32 __attribute__((vector_size(64)));
+  typedef std::uint32_t U32 __attribute__((vector_size(64)));
+  typedef std::uint16_t U16 __attribute__((vector_size(32)));
 };
 
 template <int kBytes>
 struct Lanes {
   using F32 = typename NativeVector<kBytes>::F32;
   using I32 = typename NativeVector<kBytes>::I32;
+  using U32 = typename NativeVector<kBytes>::U32;
+  using U16 = typename NativeVector<kBytes>::U16;
   static constexpr int kParts = 64 / kBytes;
+  static constexpr int kPartLanes = kBytes / 4;
 
   F32 part[kParts];
 
@@ -49,6 +60,41 @@ struct Lanes {
     Lanes result;
     __builtin_memcpy(&result, x, sizeof result);
     return result;
+  }
+  // bf16 in memory is widened, and rounded to nearest even when stored; NaN stays NaN.
+  [[gnu::always_inline]] static Lanes load(const BFloat16* x) {
+    Lanes result;
+    for (int i = 0; i < kParts; ++i) {
+      U16 half;
+      __builtin_memcpy(&half, x + i * kPartLanes, sizeof half);
+      result.part[i] = __builtin_bit_cast(F32, __builtin_convertvector(half, U32) << 16);
+    }
+    return result;
+  }
+  [[gnu::always_inline]] void store(BFloat16* x) const {
+    for (int i = 0; i < kParts; ++i) {
+      const U32 word = __builtin_bit_cast(U32, part[i]);
+      const U32 rounded = (word + (0x7fffu + ((word >> 16) & 1u))) >> 16;
+      const U32 quiet = (word >> 16) | 0x0040u;
+      const U16 half =
+          __builtin_convertvector((word & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, U16);
+      __builtin_memcpy(static_cast<void*>(x + i * kPartLanes), &half, sizeof half);
+    }
+  }
+  [[gnu::always_inline]] static Lanes load_head(const BFloat16* x, std::int64_t count,
+                                                float filler) {
+    float wide[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      const std::uint32_t word = i < count ? static_cast<std::uint32_t>(x[i].bits) << 16 : 0u;
+      wide[i] = i < count ? __builtin_bit_cast(float, word) : filler;
+    }
+    return load(wide);
+  }
+  [[gnu::always_inline]] void store_head(BFloat16* x, std::int64_t count) const {
+    std::uint16_t half[kLanes];
+    store(reinterpret_cast<BFloat16*>(half));
+    __builtin_memcpy(static_cast<void*>(x), half,
+                     static_cast<std::uint64_t>(count) * sizeof(BFloat16));
   }
   // The first `count` < 16 values of x, the rest `filler`.
   [[gnu::always_inline]] static Lanes load_head(const float* x, std::int64_t count, float filler) {

@@ -1,6 +1,10 @@
 // Every activation of the network as a named member, with its shape. The network can be read off
 // these structs. Tensors of a sublayer are saved from its forward for its backward; Scratch is
-// shared by all sublayers.
+// shared by all sublayers. What costs less to compute again than to keep is not saved: normalised
+// inputs y, activations h, and expert rows where they need not travel.
+//
+// "c" marks the compute type, f32 or bf16 (recipe run.compute_type); all others are f32 or
+// integers.
 #pragma once
 
 #include <vector>
@@ -14,32 +18,27 @@ namespace openmoe {
 // x' = x + Wo attention(rope(Wq y), rope(Wk y), Wv y), y = rms_norm(x)
 struct AttentionActivations {
   Tensor rstd;     // (N)
-  Tensor y;        // (N, D)
-  Tensor q, k, v;  // (N, A), q and k after rotation
-  Tensor o;        // (N, A)
+  Tensor q, k, v;  // (N, A) c, q and k after rotation
+  Tensor o;        // (N, A) c
   Tensor log_z;    // (B, H, T)
 };
 
 // x' = x + Wd (act(Wg y, Wu y))
 struct FfnActivations {
   Tensor rstd;  // (N); absent in the parallel residual FFN, which shares the MoE sublayer's norm
-  Tensor y;     // (N, D); likewise
-  Tensor gate;  // (N, Fg); becomes its own gradient in the backward
-  Tensor up;    // (N, F); likewise
-  Tensor h;     // (N, F)
+  Tensor gate;  // (N, Fg) c; becomes its own gradient in the backward
+  Tensor up;    // (N, F) c; likewise
 };
 
 // x' = x + sum_k gate_k expert_k(y)
 struct MoeActivations {
   Tensor rstd;          // (N)
-  Tensor y;             // (N, D)
   RouterOutput router;  // see ops.h
   Routing routing;
-  Tensor received;     // (M_max, D) rows of y in expert order
-  Tensor expert_gate;  // (M_max, Fg); becomes its own gradient in the backward
-  Tensor expert_up;    // (M_max, F); likewise
-  Tensor expert_h;     // (M_max, F)
-  Tensor returned;     // (S_max, D) expert outputs in send order
+  Tensor received;  // (M_max, D) c: rows of y in expert order; scratch where all experts are here
+  Tensor expert_gate;  // (M_max, Fg) c; becomes its own gradient in the backward
+  Tensor expert_up;    // (M_max, F) c; likewise
+  Tensor returned;     // (S_max, D) c: expert outputs in send order
 };
 
 struct LayerActivations {
@@ -52,16 +51,22 @@ struct LayerActivations {
 };
 
 struct Scratch {
-  Tensor dx;               // (N, D) gradient of the residual stream
-  Tensor dy;               // (N, D)
-  Tensor dh;               // (N, F)
-  Tensor dq, dk, dv, d_o;  // (N, A)
+  Tensor y;           // (N, D) c: the normalised input of the sublayer at work
+  Tensor dx;          // (N, D) gradient of the residual stream
+  Tensor dx_operand;  // (N, D) c: dx as products read it; dx itself in f32
+  Tensor dy;          // (N, D)
+  // The rest share memory: of the groups below, one is alive at a time.
+  Tensor h;                // (N, F) c: of the dense FFN, then its gradient
+  Tensor dq, dk, dv, d_o;  // (N, A) c
+  Tensor router_y;         // (N, D): y as the router reads it, in f32
   Tensor router_logits;    // (N, E), in the backward their gradient
   Tensor dgate;            // (N, 2)
-  Tensor sent;             // (S_max, D) rows in send order; in the backward their gradient
-  Tensor exchanged;        // (M_max, D) rows in expert order; in the backward their gradient
-  Tensor expert_dh;        // (M_max, F)
-  Tensor logits;           // (loss_chunk_rows, V)
+  Tensor sent;             // (S_max, D) c: rows in send order; in the backward their gradient
+  Tensor exchanged;        // (M_max, D) c: rows in expert order; in the backward their gradient
+  Tensor received;         // (M_max, D) c: see MoeActivations
+  Tensor expert_h;         // (M_max, F) c: of the experts, then its gradient
+  Tensor logits;           // (loss_chunk_rows, V), then their gradient
+  Tensor logits_operand;   // (loss_chunk_rows, V) c: that gradient as products read it
 };
 
 struct BatchTensors {

@@ -18,18 +18,19 @@ void Model::attention_forward(const AttentionParams& params, AttentionActivation
                               Tensor x_next, Tensor x) {
   const Shape by_head{rows_, length_, config_.num_heads, config_.head_dim};
   const auto base = static_cast<float>(config_.rope_base);
-  ops_.rms_norm_forward(act.y, act.rstd, x, params.norm->value, batch_.segment_ids,
-                        static_cast<float>(config_.norm_eps));
-  ops_.linear_forward(act.q, act.y, params.q->value);
-  ops_.linear_forward(act.k, act.y, params.k->value);
-  ops_.linear_forward(act.v, act.y, params.v->value);
+  const Tensor y = scratch_.y;
+  ops_.enter("attention");
+  normalize(*params.norm, act.rstd, x);
+  ops_.linear_forward(act.q, y, params.q->operand);
+  ops_.linear_forward(act.k, y, params.k->operand);
+  ops_.linear_forward(act.v, y, params.v->operand);
   ops_.rope_forward(act.q.reshaped(by_head), base);
   ops_.rope_forward(act.k.reshaped(by_head), base);
   ops_.attention_forward(act.o.reshaped(by_head), act.log_z, act.q.reshaped(by_head),
                          act.k.reshaped(by_head), act.v.reshaped(by_head),
                          batch_.segment_ids.reshaped({rows_, length_}), logit_scale(config_));
   ops_.copy(x_next, x);
-  ops_.linear_forward_accumulate(x_next, act.o, params.o->value);
+  ops_.linear_forward_accumulate(x_next, act.o, params.o->operand);
 }
 
 void Model::attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor x) {
@@ -37,21 +38,24 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   const auto base = static_cast<float>(config_.rope_base);
   const auto heads = [&](Tensor t) { return t.reshaped(by_head); };
   Scratch& s = scratch_;
+  ops_.enter("attention");
   // x' = x + o Wo^T
-  ops_.linear_backward_input(s.d_o, s.dx, params.o->value);
-  ops_.linear_backward_weight(params.o->grad, s.dx, act.o);
+  const Tensor dx = operand(s.dx_operand, s.dx);
+  ops_.linear_backward_input(s.d_o, dx, params.o->operand);
+  ops_.linear_backward_weight(params.o->grad, dx, act.o);
   ops_.attention_backward(
       heads(s.dq), heads(s.dk), heads(s.dv), heads(s.d_o), heads(act.q), heads(act.k), heads(act.v),
       heads(act.o), batch_.segment_ids.reshaped({rows_, length_}), act.log_z, logit_scale(config_));
   ops_.rope_backward(heads(s.dq), base);
   ops_.rope_backward(heads(s.dk), base);
   // q = y Wq^T, k = y Wk^T, v = y Wv^T
-  ops_.linear_backward_weight(params.q->grad, s.dq, act.y);
-  ops_.linear_backward_weight(params.k->grad, s.dk, act.y);
-  ops_.linear_backward_weight(params.v->grad, s.dv, act.y);
-  ops_.linear_backward_input(s.dy, s.dq, params.q->value);
-  ops_.linear_backward_input_accumulate(s.dy, s.dk, params.k->value);
-  ops_.linear_backward_input_accumulate(s.dy, s.dv, params.v->value);
+  normalize(*params.norm, act.rstd, x);
+  ops_.linear_backward_weight(params.q->grad, s.dq, s.y);
+  ops_.linear_backward_weight(params.k->grad, s.dk, s.y);
+  ops_.linear_backward_weight(params.v->grad, s.dv, s.y);
+  ops_.linear_backward_input(s.dy, s.dq, params.q->operand);
+  ops_.linear_backward_input_accumulate(s.dy, s.dk, params.k->operand);
+  ops_.linear_backward_input_accumulate(s.dy, s.dv, params.v->operand);
   ops_.rms_norm_backward_accumulate(s.dx, params.norm->grad, s.dy, x, params.norm->value,
                                     batch_.segment_ids, act.rstd);
 }

@@ -9,16 +9,14 @@ namespace openmoe {
 
 void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
   const bool training = gradient_scale > 0.0f;
-  Param& weight =
-      params_.find(config_.tied_embedding ? "model.embed_tokens.weight" : "lm_head.weight");
-  Param& norm = params_.find("model.norm.weight");
-  ops_.rms_norm_forward(final_y_, final_rstd_, x_final_, norm.value, batch_.segment_ids,
-                        static_cast<float>(config_.norm_eps));
+  Param &weight = *head_, &norm = *final_norm_;
+  ops_.enter("head");
+  normalize(norm, final_rstd_, x_final_);
   for (std::int64_t begin = 0; begin < num_tokens(); begin += loss_chunk_rows_) {
     const std::int64_t end = std::min(num_tokens(), begin + loss_chunk_rows_);
     const Tensor logits = scratch_.logits.rows(0, end - begin);
-    const Tensor y = final_y_.rows(begin, end);
-    ops_.linear_forward(logits, y, weight.value);
+    const Tensor y = scratch_.y.rows(begin, end);
+    ops_.linear_forward(logits, y, weight.operand);
     if (logits_observer_) logits_observer_(begin, logits);
     const Tensor losses =
         token_loss ? token_loss.reshaped({num_tokens()}).rows(begin, end) : Tensor{};
@@ -29,8 +27,9 @@ void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
     sums.log_z_square += chunk.log_z_square;
     sums.correct += chunk.correct;
     if (!training) continue;
-    ops_.linear_backward_weight(weight.grad, logits, y);
-    ops_.linear_backward_input(scratch_.dy.rows(begin, end), logits, weight.value);
+    const Tensor dlogits = operand(scratch_.logits_operand.rows(0, end - begin), logits);
+    ops_.linear_backward_weight(weight.grad, dlogits, y);
+    ops_.linear_backward_input(scratch_.dy.rows(begin, end), dlogits, weight.operand);
   }
   if (!training) return;
   ops_.zero(scratch_.dx);

@@ -1,5 +1,5 @@
-// Construction, allocation and the order of sublayers. The sublayers themselves:
-// attention_block.cpp, ffn_block.cpp, moe_block.cpp, head.cpp.
+// Construction and the order of sublayers. The sublayers themselves: attention_block.cpp,
+// ffn_block.cpp, moe_block.cpp, head.cpp; their memory: model_memory.cpp.
 #include "core/model/model.h"
 
 #include <algorithm>
@@ -7,8 +7,10 @@
 namespace openmoe {
 namespace {
 
-// The logits of one loss chunk take at most this much memory (or 64 rows of it).
-constexpr std::int64_t kLogitsBytes = 128LL << 20;
+// The logits of one loss chunk take at most this much memory, but at least so many rows: every
+// chunk reads and writes the whole gradient of the head's weight, which few rows do not pay for.
+constexpr std::int64_t kLogitsBytes = 64LL << 20;
+constexpr std::int64_t kMinLogitsRows = 128;
 
 LayerParams find_layer(ParamTable& params, const ModelConfig& config, std::int64_t index) {
   const std::string prefix = "model.layers." + std::to_string(index) + ".";
@@ -42,12 +44,26 @@ Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& 
       loss_(recipe.loss),
       params_(params),
       exchange_(exchange),
+      compute_(recipe.run.compute_type == ComputeType::bf16 ? DType::bf16 : DType::f32),
+      recompute_ffn_(recipe.parallel.recompute_ffn),
       rows_(rows),
-      length_(recipe.data.sequence_length) {
+      length_(recipe.data.sequence_length),
+      embedding_(&params.find("model.embed_tokens.weight")),
+      final_norm_(&params.find("model.norm.weight")),
+      head_(config_.tied_embedding ? embedding_ : &params.find("lm_head.weight")) {
   const std::int64_t fitting = kLogitsBytes / (config_.vocab_size * size_of(DType::f32));
-  loss_chunk_rows_ = std::min(num_tokens(), std::max<std::int64_t>(64, fitting));
+  loss_chunk_rows_ = std::min(num_tokens(), std::max(kMinLogitsRows, fitting));
   for (std::int64_t i = 0; i < config_.num_layers; ++i)
     layers_.push_back(find_layer(params, config_, i));
+  if (config_.num_moe_layers() == 0) return;
+  const auto tokens = static_cast<std::size_t>(num_tokens());
+  const std::size_t groups = tokens / static_cast<std::size_t>(routing_.group_tokens);
+  host_picks_.resize(groups * static_cast<std::size_t>(config_.num_experts));
+  host_prob_.resize(host_picks_.size());
+  host_routed_.resize(groups);
+  host_z_.resize(groups);
+  host_slot_.resize(2 * tokens);
+  host_wanted_.resize(tokens);
 }
 
 ExchangeShape Model::exchange_shape(const Recipe& recipe, std::int64_t rows) {
@@ -60,95 +76,6 @@ ExchangeShape Model::exchange_shape(const Recipe& recipe, std::int64_t rows) {
           .group_tokens = has_moe ? routing.group_tokens : num_tokens,
           .capacity = std::max(routing.capacity(experts, true), routing.capacity(experts, false)),
           .d_model = recipe.model.d_model};
-}
-
-void Model::allocate(Arena& arena, bool training) {
-  const ModelConfig& c = config_;
-  const std::int64_t N = num_tokens(), D = c.d_model, A = c.attention_dim(), F = c.ffn_dim,
-                     Fg = c.gate_dim(), E = c.num_experts;
-  const auto make = [&](const char* name, const Shape& shape, DType dtype = DType::f32,
-                        MemoryCategory category = MemoryCategory::activations) {
-    return arena.allocate(name, category, dtype, shape);
-  };
-  const auto batch = [&](const char* name, const Shape& shape, DType dtype) {
-    return make(name, shape, dtype, MemoryCategory::batch);
-  };
-  batch_ = {batch("inputs", {N}, DType::i32), batch("targets", {N}, DType::i32),
-            batch("loss_weights", {N}, DType::f32), batch("segment_ids", {N}, DType::i32),
-            batch("routed", {N}, DType::i32)};
-
-  const bool has_moe = c.num_moe_layers() > 0;
-  const std::int64_t sent_rows = has_moe ? exchange_.max_sent() : 0;
-  const std::int64_t received_rows = has_moe ? exchange_.max_received() : 0;
-  activations_.assign(layers_.size(), {});
-  for (std::size_t i = 0; i < layers_.size(); ++i) {
-    LayerActivations& layer = activations_[i];
-    layer.x_attention = make("x_attention", {N, D});
-    layer.attention = {make("attention.rstd", {N}),
-                       make("attention.y", {N, D}),
-                       make("attention.q", {N, A}),
-                       make("attention.k", {N, A}),
-                       make("attention.v", {N, A}),
-                       make("attention.o", {N, A}),
-                       make("attention.log_z", {rows_, c.num_heads, length_})};
-    if (layers_[i].is_moe) {
-      const std::int64_t groups = N / routing_.group_tokens;
-      MoeActivations& moe = layer.moe;
-      layer.x_moe = make("x_moe", {N, D});
-      moe.rstd = make("moe.rstd", {N});
-      moe.y = make("moe.y", {N, D});
-      moe.router = {make("router.prob", {N, E}),
-                    make("router.log_z", {N}),
-                    make("router.choice", {N, 2}, DType::i32),
-                    make("router.gate", {N, 2}),
-                    make("router.slot", {N, 2}, DType::i32),
-                    make("router.group_picks", {groups, E}),
-                    make("router.group_prob", {groups, E}),
-                    make("router.group_routed", {groups}),
-                    make("router.group_z", {groups})};
-      exchange_.allocate_routing(arena, moe.routing);
-      moe.received = make("moe.received", {received_rows, D});
-      moe.expert_gate = make("moe.expert_gate", {received_rows, Fg});
-      moe.expert_up = make("moe.expert_up", {received_rows, F});
-      moe.expert_h = make("moe.expert_h", {received_rows, F});
-      moe.returned = make("moe.returned", {sent_rows, D});
-    }
-    if (layers_[i].ffn.norm != nullptr) {
-      layer.x_ffn = make("x_ffn", {N, D});
-      layer.ffn.rstd = make("ffn.rstd", {N});
-      layer.ffn.y = make("ffn.y", {N, D});
-    }
-    layer.ffn.gate = make("ffn.gate", {N, Fg});
-    layer.ffn.up = make("ffn.up", {N, F});
-    layer.ffn.h = make("ffn.h", {N, F});
-  }
-  x_final_ = make("x_final", {N, D});
-  final_rstd_ = make("final.rstd", {N});
-  final_y_ = make("final.y", {N, D});
-
-  scratch_.logits =
-      make("logits", {loss_chunk_rows_, c.vocab_size}, DType::f32, MemoryCategory::loss);
-  if (has_moe) {
-    exchange_.allocate_buffers(arena);
-    const auto exchanged = [&](const char* name, const Shape& shape) {
-      return make(name, shape, DType::f32, MemoryCategory::exchange);
-    };
-    scratch_.router_logits = make("router_logits", {N, E});
-    scratch_.sent = exchanged("sent", {sent_rows, D});
-    scratch_.exchanged = exchanged("exchanged", {received_rows, D});
-  }
-  if (!training) return;
-  scratch_.dx = make("dx", {N, D});
-  scratch_.dy = make("dy", {N, D});
-  scratch_.dh = make("dh", {N, F});
-  scratch_.dq = make("dq", {N, A});
-  scratch_.dk = make("dk", {N, A});
-  scratch_.dv = make("dv", {N, A});
-  scratch_.d_o = make("d_o", {N, A});
-  if (has_moe) {
-    scratch_.dgate = make("dgate", {N, 2});
-    scratch_.expert_dh = make("expert_dh", {received_rows, F});
-  }
 }
 
 void Model::load_batch(const Batch& batch) {
@@ -164,9 +91,14 @@ void Model::load_batch(const Batch& batch) {
   load(batch_.loss_weights, batch.loss_weights);
   load(batch_.segment_ids, batch.segment_ids);
   if (routing_.route_padding)
-    load(batch_.routed, std::vector<std::int32_t>(batch.inputs.size(), 1));
+    load_ones(batch_.routed);
   else
     load(batch_.routed, batch.segment_ids);
+}
+
+void Model::load_ones(Tensor dst) {
+  std::fill(host_wanted_.begin(), host_wanted_.end(), 1);
+  ops_.copy(dst, host_view(host_wanted_.data(), dst.shape));
 }
 
 void Model::train(const Batch& batch, const BatchCounts& counts, StepSums& sums) {
@@ -187,8 +119,9 @@ void Model::evaluate(const Batch& batch, StepSums& sums, Tensor token_loss) {
 }
 
 void Model::forward(bool training, StepSums& sums) {
+  ops_.enter("embedding");
   ops_.embedding_forward(activations_.empty() ? x_final_ : activations_[0].x_attention,
-                         params_.find("model.embed_tokens.weight").value, batch_.inputs);
+                         embedding_->value, batch_.inputs);
   std::size_t moe_index = 0;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const LayerParams& params = layers_[i];
@@ -201,14 +134,14 @@ void Model::forward(bool training, StepSums& sums) {
       moe_forward(params.moe, act.moe, parallel ? x_next : act.x_ffn, act.x_moe, training);
       collect(act.moe, sums.moe[moe_index++]);
       if (parallel) {  // x_next already holds x + moe(y); add ffn of the same y
-        ffn_forward(params.ffn, act.ffn, x_next, act.moe.y);
+        ffn_forward(params.ffn, act.ffn, x_next);
         continue;
       }
     }
-    ops_.rms_norm_forward(act.ffn.y, act.ffn.rstd, act.x_ffn, params.ffn.norm->value,
-                          batch_.segment_ids, static_cast<float>(config_.norm_eps));
+    ops_.enter("ffn");
+    normalize(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
     ops_.copy(x_next, act.x_ffn);
-    ffn_forward(params.ffn, act.ffn, x_next, act.ffn.y);
+    ffn_forward(params.ffn, act.ffn, x_next);
   }
 }
 
@@ -223,18 +156,33 @@ void Model::backward(const BatchCounts& counts) {
                                         batch_.segment_ids, rstd);
     };
     if (!parallel) {
-      ffn_backward(params.ffn, act.ffn, act.ffn.y, false);
+      ops_.enter("ffn");
+      normalize(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
+      ffn_backward(params.ffn, act.ffn, false);
       norm_backward(params.ffn.norm, act.x_ffn, act.ffn.rstd);
     }
     if (params.is_moe) {
+      ops_.enter("experts");
+      normalize(*params.moe.norm, act.moe.rstd, act.x_moe);
       moe_backward(params.moe, act.moe, counts);
-      if (parallel) ffn_backward(params.ffn, act.ffn, act.moe.y, true);
+      if (parallel) ffn_backward(params.ffn, act.ffn, true);
       norm_backward(params.moe.norm, act.x_moe, act.moe.rstd);
     }
     attention_backward(params.attention, act.attention, act.x_attention);
   }
-  ops_.embedding_backward(params_.find("model.embed_tokens.weight").grad, scratch_.dx,
-                          batch_.inputs);
+  ops_.enter("embedding");
+  ops_.embedding_backward(embedding_->grad, scratch_.dx, batch_.inputs);
+}
+
+void Model::normalize(const Param& norm, Tensor rstd, Tensor x) {
+  ops_.rms_norm_forward(scratch_.y, rstd, x, norm.value, batch_.segment_ids,
+                        static_cast<float>(config_.norm_eps));
+}
+
+Tensor Model::operand(Tensor room, Tensor x) {
+  if (compute_ == DType::f32) return x;
+  ops_.convert(room, x);
+  return room;
 }
 
 std::vector<const MoeActivations*> Model::moe_activations() const {

@@ -58,20 +58,34 @@ class Model {
 
  private:
   void load_batch(const Batch& batch);
+  void load_ones(Tensor dst);
   void forward(bool training, StepSums& sums);
   void backward(const BatchCounts& counts);
   void attention_forward(const AttentionParams& params, AttentionActivations& act, Tensor x_next,
                          Tensor x);
   void attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor x);
-  void ffn_forward(const FfnParams& params, FfnActivations& act, Tensor x_next, Tensor y);
-  void ffn_backward(const FfnParams& params, FfnActivations& act, Tensor y, bool accumulate_dy);
+  void ffn_forward(const FfnParams& params, FfnActivations& act, Tensor x_next);
+  void ffn_backward(const FfnParams& params, FfnActivations& act, bool accumulate_dy);
   void moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
                    bool training);
   void experts_forward(const MoeParams& params, MoeActivations& act, Tensor out);
   void moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts);
+  // scratch y = rms_norm(x); again in the backward.
+  void normalize(const Param& norm, Tensor rstd, Tensor x);
+  // `x` as products read it: itself in f32, else rounded into `room`.
+  Tensor operand(Tensor room, Tensor x);
+  // y as the router reads it, in f32.
+  Tensor router_input();
+  Tensor received(MoeActivations& act) { return is_local() ? scratch_.received : act.received; }
+  void allocate_batch(Arena& arena);
+  void allocate_layer(Arena& arena, std::size_t index);
+  void allocate_scratch(Arena& arena, bool training);
+  std::int64_t place_scratch(void* base, Device device, bool training);
   void experts_backward(const MoeParams& params, MoeActivations& act);
   void head(float gradient_scale, StepSums& sums, Tensor token_loss);
-  void collect(const MoeActivations& act, MoeLayerSums& sums) const;
+  void expert_inputs(const MoeParams& params, MoeActivations& act);
+  void ffn_inputs(const FfnParams& params, FfnActivations& act);
+  void collect(const MoeActivations& act, MoeLayerSums& sums);
   RouterOptions router_options(bool training) const;
   bool is_local() const;
 
@@ -81,12 +95,18 @@ class Model {
   LossConfig loss_;
   ParamTable& params_;
   TokenExchange& exchange_;
+  DType compute_;
+  bool recompute_ffn_;
   std::int64_t rows_, length_, loss_chunk_rows_;
+  Param *embedding_, *final_norm_, *head_;
   std::vector<LayerParams> layers_;
   std::vector<LayerActivations> activations_;
-  Tensor x_final_, final_rstd_, final_y_;  // (N, D), (N), (N, D)
+  Tensor x_final_, final_rstd_;  // (N, D), (N)
   Scratch scratch_;
   BatchTensors batch_;
+  // Host copies of what the router decided, for collect().
+  std::vector<float> host_picks_, host_prob_, host_routed_, host_z_;
+  std::vector<std::int32_t> host_slot_, host_wanted_;
   LogitsObserver logits_observer_;
 };
 

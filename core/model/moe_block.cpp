@@ -20,18 +20,18 @@ RouterOptions Model::router_options(bool training) const {
 void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
                         bool training) {
   Scratch& s = scratch_;
-  ops_.rms_norm_forward(act.y, act.rstd, x, params.norm->value, batch_.segment_ids,
-                        static_cast<float>(config_.norm_eps));
-  ops_.linear_forward(s.router_logits, act.y, params.router->value);
+  ops_.enter("experts");
+  normalize(*params.norm, act.rstd, x);
+  ops_.linear_forward(s.router_logits, router_input(), params.router->value);
   ops_.router_forward(act.router, s.router_logits, batch_.routed, router_options(training));
 
   // Where all experts are here, rows are written at once where they are wanted and the exchange
   // moves nothing.
-  const Tensor sent = is_local() ? act.received : s.sent;
+  const Tensor sent = is_local() ? s.received : s.sent;
   const Tensor expert_out = is_local() ? act.returned : s.exchanged;
   exchange_.plan(act.routing, act.router.choice, act.router.slot);
-  ops_.gather_rows(sent, act.y, act.routing.row_token, act.routing.num_sent);
-  exchange_.dispatch(sent, act.received, act.routing);
+  ops_.gather_rows(sent, s.y, act.routing.row_token, act.routing.num_sent);
+  exchange_.dispatch(sent, received(act), act.routing);
   experts_forward(params, act, expert_out);
   exchange_.combine(expert_out, act.returned, act.routing);
   ops_.copy(x_next, x);
@@ -39,17 +39,24 @@ void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_n
                                        act.routing.assignment_row);
 }
 
+// gate = received Wg, up = received Wu, by expert
+void Model::expert_inputs(const MoeParams& params, MoeActivations& act) {
+  const Tensor offsets = act.routing.expert_offsets, rows = received(act);
+  ops_.grouped_matmul_forward(act.expert_gate, rows, params.gate->operand, offsets);
+  ops_.grouped_matmul_forward(act.expert_up, rows, params.up->operand, offsets);
+}
+
 // out = Wo act(received Wg, received Wu), by expert
 void Model::experts_forward(const MoeParams& params, MoeActivations& act, Tensor out) {
   const Tensor offsets = act.routing.expert_offsets;
-  ops_.grouped_matmul_forward(act.expert_gate, act.received, params.gate->value, offsets);
-  ops_.grouped_matmul_forward(act.expert_up, act.received, params.up->value, offsets);
-  ops_.ffn_activation_forward(act.expert_h, act.expert_gate, act.expert_up, config_.ffn,
+  const Tensor h = scratch_.expert_h;
+  expert_inputs(params, act);
+  ops_.ffn_activation_forward(h, act.expert_gate, act.expert_up, config_.ffn,
                               act.routing.num_received);
-  ops_.grouped_matmul_forward(out, act.expert_h, params.down->value, offsets);
+  ops_.grouped_matmul_forward(out, h, params.down->operand, offsets);
 }
 
-// scratch dy = the gradient of y, from scratch dx, the gradient of x_next.
+// scratch dy = the gradient of y, which scratch y holds, from scratch dx, the gradient of x_next.
 void Model::moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts) {
   Scratch& s = scratch_;
   // x' = x + combine(returned, gate)
@@ -57,6 +64,7 @@ void Model::moe_backward(const MoeParams& params, MoeActivations& act, const Bat
   ops_.combine_rows_backward(d_returned, s.dgate, s.dx, act.returned, act.router.gate,
                              act.routing.assignment_row);
   exchange_.dispatch(d_returned, s.exchanged, act.routing);
+  if (is_local()) ops_.gather_rows(s.received, s.y, act.routing.row_token, act.routing.num_sent);
   experts_backward(params, act);
   const Tensor d_sent = exchange_.combine(s.exchanged, s.sent, act.routing);
 
@@ -67,7 +75,7 @@ void Model::moe_backward(const MoeParams& params, MoeActivations& act, const Bat
                                                       std::max(1.0, counts.routed_tokens))};
   ops_.router_backward(s.router_logits, s.dgate, batch_.routed, act.router, scale,
                        router_options(true));
-  ops_.linear_backward_weight(params.router->grad, s.router_logits, act.y);
+  ops_.linear_backward_weight(params.router->grad, s.router_logits, router_input());
   ops_.linear_backward_input(s.dy, s.router_logits, params.router->value);
   ops_.gather_rows_backward_accumulate(s.dy, d_sent, act.routing.assignment_row);
 }
@@ -76,23 +84,36 @@ void Model::moe_backward(const MoeParams& params, MoeActivations& act, const Bat
 void Model::experts_backward(const MoeParams& params, MoeActivations& act) {
   Scratch& s = scratch_;
   const Tensor offsets = act.routing.expert_offsets;
-  ops_.grouped_matmul_backward_input(s.expert_dh, s.exchanged, params.down->value, offsets);
-  ops_.grouped_matmul_backward_weight(params.down->grad, s.exchanged, act.expert_h, offsets);
-  ops_.ffn_activation_backward(act.expert_gate, act.expert_up, s.expert_dh, act.expert_gate,
-                               act.expert_up, config_.ffn, act.routing.num_received);
-  ops_.grouped_matmul_backward_weight(params.gate->grad, act.expert_gate, act.received, offsets);
-  ops_.grouped_matmul_backward_weight(params.up->grad, act.expert_up, act.received, offsets);
-  ops_.grouped_matmul_backward_input(s.exchanged, act.expert_gate, params.gate->value, offsets);
-  ops_.grouped_matmul_backward_input_accumulate(s.exchanged, act.expert_up, params.up->value,
+  const Tensor rows = received(act), h = s.expert_h;
+  if (recompute_ffn_) expert_inputs(params, act);
+  // As in ffn_backward: h again, then its gradient in the same place.
+  ops_.ffn_activation_forward(h, act.expert_gate, act.expert_up, config_.ffn,
+                              act.routing.num_received);
+  ops_.grouped_matmul_backward_weight(params.down->grad, s.exchanged, h, offsets);
+  ops_.grouped_matmul_backward_input(h, s.exchanged, params.down->operand, offsets);
+  ops_.ffn_activation_backward(act.expert_gate, act.expert_up, h, act.expert_gate, act.expert_up,
+                               config_.ffn, act.routing.num_received);
+  ops_.grouped_matmul_backward_weight(params.gate->grad, act.expert_gate, rows, offsets);
+  ops_.grouped_matmul_backward_weight(params.up->grad, act.expert_up, rows, offsets);
+  ops_.grouped_matmul_backward_input(s.exchanged, act.expert_gate, params.gate->operand, offsets);
+  ops_.grouped_matmul_backward_input_accumulate(s.exchanged, act.expert_up, params.up->operand,
                                                 offsets);
 }
 
+// In bf16 the router's product is made in f32, of the rounded y and the weight unrounded: the
+// choice of experts is the one place where rounding changes what is computed, not only how exactly
+// (Fedus et al. 2022, section 2.4, "selective precision").
+Tensor Model::router_input() {
+  if (compute_ == DType::f32) return scratch_.y;
+  ops_.convert(scratch_.router_y, scratch_.y);
+  return scratch_.router_y;
+}
+
 // Adds what the router of this micro-batch decided to the layer's sums.
-void Model::collect(const MoeActivations& act, MoeLayerSums& sums) const {
+void Model::collect(const MoeActivations& act, MoeLayerSums& sums) {
   const std::int64_t N = num_tokens(), E = config_.num_experts, groups = N / routing_.group_tokens;
-  std::vector<float> picks(static_cast<std::size_t>(groups * E)), prob(picks.size());
-  std::vector<float> routed(static_cast<std::size_t>(groups)), z(routed.size());
-  std::vector<std::int32_t> slot(static_cast<std::size_t>(2 * N)), wanted(slot.size() / 2);
+  std::vector<float>&picks = host_picks_, &prob = host_prob_, &routed = host_routed_, &z = host_z_;
+  std::vector<std::int32_t>&slot = host_slot_, &wanted = host_wanted_;
   ops_.copy(host_view(picks.data(), {groups, E}), act.router.group_picks);
   ops_.copy(host_view(prob.data(), {groups, E}), act.router.group_prob);
   ops_.copy(host_view(routed.data(), {groups}), act.router.group_routed);

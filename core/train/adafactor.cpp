@@ -13,6 +13,7 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step) {
 
 void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
                     std::int64_t step) {
+  ops.enter("optimizer");
   AdafactorScalars scalars;
   scalars.learning_rate = static_cast<float>(learning_rate_at(config, step));
   scalars.decay =
@@ -31,6 +32,7 @@ void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
       ops.adafactor_full(param.value, param.stat_row, param.grad, scalars);
     }
   }
+  params.round_operands(ops);
 }
 
 }  // namespace openmoe

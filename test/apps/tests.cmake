@@ -27,6 +27,14 @@ foreach(ranks 1 2 4)
   endforeach()
 endforeach()
 
+foreach(ranks 1 2)
+  set(name "golden: bf16 files on ${ranks} ranks, ep ${ranks}")
+  add_test(NAME ${name} COMMAND ${OPENMOE_MPIRUN} -np ${ranks} ${CMAKE_BINARY_DIR}/openmoe selftest
+                                --golden ${CMAKE_SOURCE_DIR}/test/golden/bf16 --ep ${ranks})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 120 PASS_REGULAR_EXPRESSION "3 passed, 0 failed, 0 skipped"
+                       LABELS "golden;mpi" PROCESSORS 2 ENVIRONMENT "OMP_NUM_THREADS=1")
+endforeach()
+
 # Conversion against the real libraries, which live in Python; what is not installed is skipped by the test and said.
 add_executable(logits_tool apps/logits_tool.cpp)
 target_link_libraries(logits_tool PRIVATE openmoe_apps openmoe_device)

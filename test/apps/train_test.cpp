@@ -98,9 +98,30 @@ TEST_CASE("the grid does not change the loss curve", "[grid]") {
   }
 }
 
-TEST_CASE("ten steps and ten more are twenty", "[resume]") {
+// Where bf16 rounds, the loss moves by less than it does from step to step.
+TEST_CASE("bf16 learns what f32 learns, and the profile names its ops", "[bf16]") {
   const TemporaryFolder folder;
-  const std::string steps = "--ep 2 --set run.checkpoint_every=5 --set run.num_steps=";
+  const auto f32 = train(1, "tiny-released.json", folder / "f32");
+  const CommandResult result =
+      run_openmoe(1, train_arguments("tiny-released.json", folder / "bf16",
+                                     "--set run.compute_type=bf16 --set run.profile=true"));
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+  for (const char* line : {"linear_backward_weight", "convert", "neither products nor attention"})
+    CHECK(result.output.find(line) != std::string::npos);
+  const auto bf16 = read_json_lines(folder / "bf16/metrics.jsonl");
+  REQUIRE(bf16.size() == f32.size());
+  for (std::size_t step = 0; step < f32.size(); ++step)
+    CHECK(relative_error(bf16[step].at("cross_entropy"), f32[step].at("cross_entropy")) < 0.01);
+  CHECK(bf16.back().at("loss") != f32.back().at("loss"));  // it did round
+}
+
+TEST_CASE("ten steps and ten more are twenty", "[resume]") {
+  const std::string type = GENERATE("f32", "bf16");
+  INFO(type);
+  const TemporaryFolder folder;
+  const std::string steps = "--ep 2 --set run.compute_type=" + type +
+                            " --set run.checkpoint_every=5 --set run.num_steps=";
   const auto straight =
       without_times(train(2, "tiny-released.json", folder / "straight", steps + "20"));
   train(2, "tiny-released.json", folder / "split", steps + "10");

@@ -1,17 +1,27 @@
-// One fixed batch must be learned by heart: the whole chain of forward, backward and optimizer
-// works towards one end.
+// Whole training steps of a tiny model: one fixed batch must be learned by heart, and steps must
+// give the same bits for any number of threads, with and without recomputation, and allocate
+// nothing after the first.
+#include <malloc.h>
+#include <omp.h>
+
+#include <cstring>
+#include <vector>
+
+#include <memory>
+
 #include "core/arena.h"
 #include "core/base/rng.h"
 #include "core/cpu/cpu_ops.h"
 #include "core/model/model.h"
 #include "core/moe/local_exchange.h"
 #include "core/train/adafactor.h"
+#include "test/support/allocation_count.h"
 #include "test/support/catch.h"
 
 namespace openmoe {
 namespace {
 
-Recipe tiny_recipe() {
+Recipe tiny_recipe(ComputeType compute = ComputeType::f32) {
   Recipe recipe;
   recipe.model.vocab_size = 61;
   recipe.model.num_layers = 2;
@@ -26,6 +36,7 @@ Recipe tiny_recipe() {
   recipe.data.batch_rows = 4;
   recipe.optimizer.peak_learning_rate = 0.02;
   recipe.optimizer.warmup_steps = 100;
+  recipe.run.compute_type = compute;
   return recipe;
 }
 
@@ -46,37 +57,131 @@ Batch random_batch(const Recipe& recipe) {
   return batch;
 }
 
+// A model with its memory, and its steps on one batch.
+class Learner {
+ public:
+  explicit Learner(const Recipe& recipe)
+      : recipe_(recipe),
+        batch_(random_batch(recipe)),
+        counts_(count_batch(batch_, recipe.routing, true)),
+        ops_(make_cpu_ops()),
+        params_(recipe_.model, recipe_.optimizer, 1, 0),
+        exchange_(Model::exchange_shape(recipe_, recipe.data.batch_rows)),
+        model_(*ops_, recipe_, params_, exchange_, recipe.data.batch_rows),
+        sums_(recipe.model.num_moe_layers(), recipe.model.num_experts) {
+    Arena dry;
+    allocate(dry);
+    arena_ = std::make_unique<Arena>(*ops_, dry.used_bytes());
+    allocate(*arena_);
+    REQUIRE(arena_->used_bytes() == dry.used_bytes());
+    params_.initialize(*ops_, 3);
+  }
+
+  void step() {
+    const StepSums none(recipe_.model.num_moe_layers(), recipe_.model.num_experts);
+    sums_ = none;
+    run_step();
+  }
+  // Without what belongs to the caller: fresh sums.
+  void run_step() {
+    for (Param& param : params_.params()) ops_->zero(param.grad);
+    model_.train(batch_, counts_, sums_);
+    adafactor_step(*ops_, params_, recipe_.optimizer, next_step_++);
+  }
+  StepLosses losses() const { return losses_from(sums_, counts_, recipe_.loss); }
+  std::vector<float> values() const {
+    std::vector<float> all;
+    for (const Param& param : params_.params()) {
+      const float* data = param.value.as<float>();
+      all.insert(all.end(), data, data + param.value.num_elements());
+    }
+    return all;
+  }
+
+ private:
+  void allocate(Arena& arena) {
+    params_.allocate(arena, true, recipe_.run.compute_type);
+    model_.allocate(arena, true);
+  }
+
+  Recipe recipe_;
+  Batch batch_;
+  BatchCounts counts_;
+  std::unique_ptr<Ops> ops_;
+  ParamTable params_;
+  LocalExchange exchange_;
+  Model model_;
+  StepSums sums_;
+  std::unique_ptr<Arena> arena_;
+  std::int64_t next_step_ = 0;
+};
+
+std::vector<float> values_after(const Recipe& recipe, int steps, int threads) {
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(threads);
+  Learner learner(recipe);
+  for (int step = 0; step < steps; ++step) learner.step();
+  omp_set_num_threads(before);
+  return learner.values();
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+constexpr ComputeType kTypes[] = {ComputeType::f32, ComputeType::bf16};
+
 }  // namespace
 
 TEST_CASE("one batch overfits to near zero") {
-  const Recipe recipe = tiny_recipe();
-  const Batch batch = random_batch(recipe);
-  const auto ops = make_cpu_ops();
-  ParamTable params(recipe.model, recipe.optimizer, 1, 0);
-  LocalExchange exchange(Model::exchange_shape(recipe, 4));
-  Model model(*ops, recipe, params, exchange, 4);
-  Arena dry;
-  params.allocate(dry, true);
-  model.allocate(dry, true);
-  Arena arena(*ops, dry.used_bytes());
-  params.allocate(arena, true);
-  model.allocate(arena, true);
-  REQUIRE(arena.used_bytes() == dry.used_bytes());
-  params.initialize(*ops, 3);
-
-  const BatchCounts counts = count_batch(batch, recipe.routing, true);
-  StepLosses first, last;
-  for (std::int64_t step = 0; step < 400; ++step) {
-    StepSums sums(1, 4);
-    for (Param& param : params.params()) ops->zero(param.grad);
-    model.train(batch, counts, sums);
-    adafactor_step(*ops, params, recipe.optimizer, step);
-    last = losses_from(sums, counts, recipe.loss);
-    if (step == 0) first = last;
+  for (const ComputeType compute : kTypes) {
+    INFO((compute == ComputeType::f32 ? "f32" : "bf16"));
+    Learner learner(tiny_recipe(compute));
+    learner.step();
+    CHECK(learner.losses().cross_entropy > 3.0);
+    for (int step = 1; step < 400; ++step) learner.step();
+    CHECK(learner.losses().cross_entropy < 0.05);
+    CHECK(learner.losses().accuracy == 1.0);
   }
-  CHECK(first.cross_entropy > 3.0);
-  CHECK(last.cross_entropy < 0.05);
-  CHECK(last.accuracy == 1.0);
+}
+
+TEST_CASE("training steps give the same bits for any number of threads") {
+  for (const ComputeType compute : kTypes) {
+    INFO((compute == ComputeType::f32 ? "f32" : "bf16"));
+    Recipe recipe = tiny_recipe(compute);
+    recipe.model.d_model = 96;  // products large enough to be split
+    recipe.model.ffn_dim = 320;
+    const std::vector<float> one = values_after(recipe, 3, 1);
+    for (const int threads : {2, 3}) CHECK(same_bits(one, values_after(recipe, 3, threads)));
+  }
+}
+
+TEST_CASE("recomputed FFN inputs change no bit") {
+  for (const ComputeType compute : kTypes)
+    for (const ResidualFfn residual : {ResidualFfn::sequential, ResidualFfn::parallel}) {
+      Recipe recipe = tiny_recipe(compute);
+      recipe.model.residual_ffn = residual;
+      const std::vector<float> kept = values_after(recipe, 3, 2);
+      recipe.parallel.recompute_ffn = true;
+      CHECK(same_bits(kept, values_after(recipe, 3, 2)));
+    }
+}
+
+TEST_CASE("a training step allocates nothing after the first") {
+  for (const ComputeType compute : kTypes)
+    for (const bool route_padding : {false, true}) {
+      Recipe recipe = tiny_recipe(compute);
+      recipe.routing.route_padding = route_padding;
+      Learner learner(recipe);
+      learner.run_step();
+      const long allocations = test::g_num_allocations;
+      const auto heap = mallinfo2();
+      for (int step = 0; step < 3; ++step) learner.run_step();
+      CHECK(test::g_num_allocations == allocations);
+      // What C code and the kernels' own blocks take from malloc.
+      CHECK(mallinfo2().uordblks == heap.uordblks);
+      CHECK(mallinfo2().hblkhd == heap.hblkhd);
+    }
 }
 
 }  // namespace openmoe

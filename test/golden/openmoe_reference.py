@@ -143,7 +143,26 @@ def capacity(cfg):
     return max(cfg.min_capacity, round(slots))   # Python's round: half to even
 
 
-def moe(cfg, params, prefix, x, real):
+def expert(cfg, params, prefix, e, rows):
+    h = ffn_hidden(cfg, rows @ params[prefix + "experts.wi_gate"][e], rows @ params[prefix + "experts.wi_up"][e])
+    return h @ params[prefix + "experts.wo"][e]
+
+
+def linear(x, w):
+    return x @ w.T
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The parts of the network that a variant may replace: bf16_reference.py rounds inside them."""
+    attention: object = attention
+    ffn: object = ffn
+    expert: object = expert
+    linear: object = linear
+    rms_norm: object = rms_norm
+
+
+def moe(cfg, params, prefix, x, real, pieces=Pieces()):
     """x: (N, D) normalised input, real: (N,) bool. Returns output (N, D) and a routing record."""
     N, E, G, C = x.shape[0], cfg.experts, cfg.group_tokens, capacity(cfg)
     logits = x @ params[prefix + "gate_weight"].T
@@ -169,9 +188,7 @@ def moe(cfg, params, prefix, x, real):
         for k in range(2):
             rows = ((choice[:, k] == e) & (slot[:, k] >= 0)).nonzero()[:, 0]
             if len(rows):
-                h = ffn_hidden(cfg, x[rows] @ params[prefix + "experts.wi_gate"][e],
-                               x[rows] @ params[prefix + "experts.wi_up"][e])
-                out = out.index_add(0, rows, gate[rows, k, None] * (h @ params[prefix + "experts.wo"][e]))
+                out = out.index_add(0, rows, gate[rows, k, None] * pieces.expert(cfg, params, prefix, e, x[rows]))
     balance, groups = 0.0, 0
     for start in range(0, N, G):
         sel = routed[start:start + G]
@@ -186,28 +203,29 @@ def moe(cfg, params, prefix, x, real):
     return out, record
 
 
-def forward(cfg, params, inputs, targets, loss_weights, segment_ids):
+def forward(cfg, params, inputs, targets, loss_weights, segment_ids, pieces=Pieces()):
     """inputs, targets, segment_ids: (B, T) int; loss_weights: (B, T). Returns a dict of everything worth comparing."""
     real = (segment_ids > 0).double()[..., None]
-    norm = lambda name, x: rms_norm(x, params[name], cfg.norm_eps) * real
+    norm = lambda name, x: pieces.rms_norm(x, params[name], cfg.norm_eps) * real
     B, T = inputs.shape
     x = params["model.embed_tokens.weight"][inputs]
     records = []
     for i in range(cfg.layers):
         p = f"model.layers.{i}."
-        x = x + attention(cfg, params, p + "self_attn.", norm(p + "input_layernorm.weight", x), segment_ids)
+        x = x + pieces.attention(cfg, params, p + "self_attn.", norm(p + "input_layernorm.weight", x), segment_ids)
         y = norm(p + "post_attention_layernorm.weight", x)
         if not is_moe(cfg, i):
-            x = x + ffn(cfg, params, p + "mlp.", y)
+            x = x + pieces.ffn(cfg, params, p + "mlp.", y)
             continue
-        mixed, record = moe(cfg, params, p + "mlp.", y.reshape(B * T, -1), segment_ids.reshape(-1) > 0)
+        mixed, record = moe(cfg, params, p + "mlp.", y.reshape(B * T, -1), segment_ids.reshape(-1) > 0,
+                            pieces)
         records.append(record)
         x = x + mixed.view_as(x)
         if cfg.residual_ffn == "sequential":
             y = norm(p + "pre_extra_mlp_layernorm.weight", x)
-        x = x + ffn(cfg, params, p + "extra_mlp.", y)
+        x = x + pieces.ffn(cfg, params, p + "extra_mlp.", y)
     head = params["model.embed_tokens.weight" if cfg.tied_embedding else "lm_head.weight"]
-    logits = norm("model.norm.weight", x) @ head.T
+    logits = pieces.linear(norm("model.norm.weight", x), head)
     log_z = torch.logsumexp(logits, dim=-1)
     picked = logits.gather(-1, targets[..., None])[..., 0]
     total_weight = loss_weights.sum()
@@ -298,7 +316,7 @@ CASES = {
 }
 
 
-def write_case(path, cfg, seed, rows=4, length=32, steps=4):
+def write_case(path, cfg, seed, rows=4, length=32, steps=4, pieces=Pieces()):
     """One golden file: weights, `steps` batches, and what must come out of each step."""
     rng = np.random.default_rng(seed)
     params = initial_parameters(cfg, rng)
@@ -315,7 +333,7 @@ def write_case(path, cfg, seed, rows=4, length=32, steps=4):
         for step in range(steps):
             batch = make_batch(cfg, rng, rows, length)
             leaves = {n: w.clone().requires_grad_() for n, w in params.items()}
-            out = forward(cfg, leaves, *batch)
+            out = forward(cfg, leaves, *batch, pieces=pieces)
             names = list(leaves)
             grads = dict(zip(names, torch.autograd.grad(out["total_loss"], [leaves[n] for n in names])))
             g = f.create_group(f"step_{step}")

@@ -1,0 +1,170 @@
+// The memory of the network: what each sublayer saves, and scratch that sublayers share. The
+// function that sizes is the function that allocates (see arena.h).
+#include <algorithm>
+
+#include "core/model/model.h"
+
+namespace openmoe {
+namespace {
+
+// Lays tensors out one after the other from an address that may still be unknown (null).
+class Placer {
+ public:
+  Placer(void* base, Device device) : base_(static_cast<char*>(base)), device_(device) {}
+
+  Tensor place(DType dtype, const Shape& shape) {
+    Tensor tensor{base_ == nullptr ? nullptr : base_ + used_bytes_, dtype, device_, shape};
+    used_bytes_ += (tensor.size_bytes() + kAlignment - 1) / kAlignment * kAlignment;
+    return tensor;
+  }
+  std::int64_t used_bytes() const { return used_bytes_; }
+
+ private:
+  static constexpr std::int64_t kAlignment = 64;
+  char* base_;
+  Device device_;
+  std::int64_t used_bytes_ = 0;
+};
+
+}  // namespace
+
+void Model::allocate(Arena& arena, bool training) {
+  allocate_batch(arena);
+  activations_.assign(layers_.size(), {});
+  for (std::size_t i = 0; i < layers_.size(); ++i) allocate_layer(arena, i);
+  const auto make = [&](const char* name, const Shape& shape) {
+    return arena.allocate(name, MemoryCategory::activations, DType::f32, shape);
+  };
+  x_final_ = make("x_final", {num_tokens(), config_.d_model});
+  final_rstd_ = make("final.rstd", {num_tokens()});
+  if (config_.num_moe_layers() > 0) exchange_.allocate_buffers(arena);
+  allocate_scratch(arena, training);
+}
+
+void Model::allocate_batch(Arena& arena) {
+  const auto make = [&](const char* name, DType dtype) {
+    return arena.allocate(name, MemoryCategory::batch, dtype, {num_tokens()});
+  };
+  batch_ = {make("inputs", DType::i32), make("targets", DType::i32),
+            make("loss_weights", DType::f32), make("segment_ids", DType::i32),
+            make("routed", DType::i32)};
+}
+
+void Model::allocate_layer(Arena& arena, std::size_t index) {
+  const ModelConfig& c = config_;
+  const std::int64_t N = num_tokens(), D = c.d_model, A = c.attention_dim(), F = c.ffn_dim,
+                     Fg = c.gate_dim(), E = c.num_experts;
+  const auto make = [&](const char* name, const Shape& shape, DType dtype = DType::f32) {
+    return arena.allocate(name, MemoryCategory::activations, dtype, shape);
+  };
+  LayerActivations& layer = activations_[index];
+  layer.x_attention = make("x_attention", {N, D});
+  layer.attention = {make("attention.rstd", {N}),
+                     make("attention.q", {N, A}, compute_),
+                     make("attention.k", {N, A}, compute_),
+                     make("attention.v", {N, A}, compute_),
+                     make("attention.o", {N, A}, compute_),
+                     make("attention.log_z", {rows_, c.num_heads, length_})};
+  if (layers_[index].is_moe) {
+    const std::int64_t groups = N / routing_.group_tokens;
+    const std::int64_t sent_rows = exchange_.max_sent(), received_rows = exchange_.max_received();
+    MoeActivations& moe = layer.moe;
+    layer.x_moe = make("x_moe", {N, D});
+    moe.rstd = make("moe.rstd", {N});
+    moe.router = {make("router.prob", {N, E}),
+                  make("router.log_z", {N}),
+                  make("router.choice", {N, 2}, DType::i32),
+                  make("router.gate", {N, 2}),
+                  make("router.slot", {N, 2}, DType::i32),
+                  make("router.group_picks", {groups, E}),
+                  make("router.group_prob", {groups, E}),
+                  make("router.group_routed", {groups}),
+                  make("router.group_z", {groups})};
+    exchange_.allocate_routing(arena, moe.routing);
+    if (!is_local()) moe.received = make("moe.received", {received_rows, D}, compute_);
+    if (!recompute_ffn_) {
+      moe.expert_gate = make("moe.expert_gate", {received_rows, Fg}, compute_);
+      moe.expert_up = make("moe.expert_up", {received_rows, F}, compute_);
+    }
+    moe.returned = make("moe.returned", {sent_rows, D}, compute_);
+  }
+  if (layers_[index].ffn.norm != nullptr) {
+    layer.x_ffn = make("x_ffn", {N, D});
+    layer.ffn.rstd = make("ffn.rstd", {N});
+  }
+  if (recompute_ffn_) return;
+  layer.ffn.gate = make("ffn.gate", {N, Fg}, compute_);
+  layer.ffn.up = make("ffn.up", {N, F}, compute_);
+}
+
+void Model::allocate_scratch(Arena& arena, bool training) {
+  const std::int64_t N = num_tokens(), D = config_.d_model;
+  const auto make = [&](const char* name, DType dtype, const Shape& shape) {
+    return arena.allocate(name, MemoryCategory::activations, dtype, shape);
+  };
+  scratch_ = {};
+  scratch_.y = make("y", compute_, {N, D});
+  if (training) {
+    scratch_.dx = make("dx", DType::f32, {N, D});
+    scratch_.dy = make("dy", DType::f32, {N, D});
+    scratch_.dx_operand =
+        compute_ == DType::f32 ? scratch_.dx : make("dx_operand", compute_, {N, D});
+  }
+  const std::int64_t bytes = place_scratch(nullptr, Device::host, training);
+  const Tensor shared = make("scratch", DType::u8, {bytes});
+  place_scratch(shared.data, shared.device, training);
+}
+
+// Each group begins at `base`; returns the bytes of the largest.
+std::int64_t Model::place_scratch(void* base, Device device, bool training) {
+  const ModelConfig& c = config_;
+  const std::int64_t N = num_tokens(), A = c.attention_dim();
+  Scratch& s = scratch_;
+
+  Placer ffn(base, device);
+  s.h = ffn.place(compute_, {N, c.ffn_dim});
+  if (recompute_ffn_) {
+    const Tensor gate = ffn.place(compute_, {N, c.gate_dim()});
+    const Tensor up = ffn.place(compute_, {N, c.ffn_dim});
+    for (LayerActivations& layer : activations_) {
+      layer.ffn.gate = gate;
+      layer.ffn.up = up;
+    }
+  }
+
+  Placer head(base, device);
+  s.logits = head.place(DType::f32, {loss_chunk_rows_, c.vocab_size});
+  s.logits_operand = training && compute_ != DType::f32
+                         ? head.place(compute_, {loss_chunk_rows_, c.vocab_size})
+                         : s.logits;
+
+  Placer attention(base, device);
+  if (training)
+    for (Tensor* gradient : {&s.dq, &s.dk, &s.dv, &s.d_o})
+      *gradient = attention.place(compute_, {N, A});
+
+  Placer moe(base, device);
+  if (c.num_moe_layers() > 0) {
+    const std::int64_t sent_rows = exchange_.max_sent(), received_rows = exchange_.max_received();
+    if (compute_ != DType::f32) s.router_y = moe.place(DType::f32, {N, c.d_model});
+    s.router_logits = moe.place(DType::f32, {N, c.num_experts});
+    s.dgate = moe.place(DType::f32, {N, 2});
+    if (is_local())
+      s.received = moe.place(compute_, {received_rows, c.d_model});
+    else
+      s.sent = moe.place(compute_, {sent_rows, c.d_model});
+    if (training || !is_local()) s.exchanged = moe.place(compute_, {received_rows, c.d_model});
+    s.expert_h = moe.place(compute_, {received_rows, c.ffn_dim});
+    if (recompute_ffn_) {
+      const Tensor gate = moe.place(compute_, {received_rows, c.gate_dim()});
+      const Tensor up = moe.place(compute_, {received_rows, c.ffn_dim});
+      for (LayerActivations& layer : activations_) {
+        layer.moe.expert_gate = gate;
+        layer.moe.expert_up = up;
+      }
+    }
+  }
+  return std::max({ffn.used_bytes(), head.used_bytes(), attention.used_bytes(), moe.used_bytes()});
+}
+
+}  // namespace openmoe
