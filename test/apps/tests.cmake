@@ -31,7 +31,7 @@ foreach(ranks 1 2)
   set(name "golden: bf16 files on ${ranks} ranks, ep ${ranks}")
   add_test(NAME ${name} COMMAND ${OPENMOE_MPIRUN} -np ${ranks} ${CMAKE_BINARY_DIR}/openmoe selftest
                                 --golden ${CMAKE_SOURCE_DIR}/test/golden/bf16 --ep ${ranks})
-  set_tests_properties(${name} PROPERTIES TIMEOUT 120 PASS_REGULAR_EXPRESSION "3 passed, 0 failed, 0 skipped"
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} PASS_REGULAR_EXPRESSION "3 passed, 0 failed, 0 skipped"
                        LABELS "golden;mpi" PROCESSORS 2 ENVIRONMENT "OMP_NUM_THREADS=1")
 endforeach()
 
@@ -49,27 +49,27 @@ if(OPENMOE_PYTHON)
                        SKIP_RETURN_CODE 77 ENVIRONMENT "OMP_NUM_THREADS=1")
   add_test(NAME "python: the layout of shards read with h5py"
            COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/shard_layout_test.py ${CMAKE_BINARY_DIR}/openmoe)
-  set_tests_properties("python: the layout of shards read with h5py" PROPERTIES TIMEOUT 120 LABELS "python"
+  set_tests_properties("python: the layout of shards read with h5py" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "python"
                        SKIP_RETURN_CODE 77 ENVIRONMENT "OMP_NUM_THREADS=1")
   add_test(NAME "python: the README's way from the released weights"
            COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/walkthrough_test.py ${CMAKE_BINARY_DIR}/openmoe
                    ${OPENMOE_TEST_SHARDS} ${CMAKE_SOURCE_DIR})
-  set_tests_properties("python: the README's way from the released weights" PROPERTIES TIMEOUT 600 LABELS "python"
+  set_tests_properties("python: the README's way from the released weights" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "python"
                        FIXTURES_REQUIRED sample_shards)
   add_test(NAME "python: an exported folder in transformers"
            COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/transformers_test.py ${CMAKE_BINARY_DIR}/openmoe
                    ${OPENMOE_TEST_SHARDS} ${CMAKE_SOURCE_DIR})
-  set_tests_properties("python: an exported folder in transformers" PROPERTIES TIMEOUT 600 LABELS "python" SKIP_RETURN_CODE 77
+  set_tests_properties("python: an exported folder in transformers" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "python" SKIP_RETURN_CODE 77
                        FIXTURES_REQUIRED sample_shards)
   foreach(case Generate Evaluate Start)
     add_test(NAME "commands: ${case}" COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/commands_test.py
                                               ${CMAKE_BINARY_DIR}/openmoe ${OPENMOE_TEST_SHARDS} ${CMAKE_SOURCE_DIR} ${case})
-    set_tests_properties("commands: ${case}" PROPERTIES TIMEOUT 600 LABELS "apps;python" FIXTURES_REQUIRED sample_shards)
+    set_tests_properties("commands: ${case}" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "apps;python" FIXTURES_REQUIRED sample_shards)
   endforeach()
   foreach(case bleu client harness)
     set(name "python: ${case}")
     add_test(NAME ${name} COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/use_test.py ${CMAKE_BINARY_DIR}/openmoe
                                   ${OPENMOE_TEST_SHARDS} ${CMAKE_SOURCE_DIR} ${case})
-    set_tests_properties(${name} PROPERTIES TIMEOUT 900 LABELS "python" SKIP_RETURN_CODE 77 FIXTURES_REQUIRED sample_shards)
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "python" SKIP_RETURN_CODE 77 FIXTURES_REQUIRED sample_shards)
   endforeach()
 endif()
