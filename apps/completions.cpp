@@ -197,7 +197,7 @@ OrderedJson complete(const Json& body, DecodeModel& model,
     prompt_tokens += request.prompts[i].size();
     new_tokens += result.tokens.size();
     std::string text = texts[i].text(result.tokens);
-    if (request.echo) text = model.tokenizer().decode(request.prompts[i]) + text;
+    if (request.echo) text.insert(0, model.tokenizer().decode(request.prompts[i]));
     OrderedJson choice = {
         {"text", text},
         {"index", i},

@@ -22,13 +22,13 @@ namespace fs = std::filesystem;
 constexpr const char* kTokenizerFile = "tokenizer.model";
 constexpr const char* kTokenizerFacts = "openmoe_tokenizer.json";
 constexpr std::int64_t kSlabBytes = 64 << 20;
-// OpenMoE appended 300 sentinels to umT5's 256,000 pieces, where T5 has 100 (spec of the release).
+// OpenMoE appended 300 sentinels to umT5's 256,000 pieces, where T5 has 100.
 constexpr std::int64_t kReleasedVocabulary = 256384, kReleasedSentinels = 300;
 
 std::string checkpoint_of(const std::string& folder) {
   std::error_code ignored;
   if (fs::is_regular_file(fs::path(folder) / kCheckpointManifest, ignored)) return folder;
-  const std::string latest = latest_checkpoint(folder);
+  std::string latest = latest_checkpoint(folder);
   if (latest.empty())
     throw UserError(folder +
                     ": holds no checkpoint; allowed: a run folder of openmoe train, or one made by "

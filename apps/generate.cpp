@@ -172,7 +172,10 @@ class Session {
       std::string line;
       if (is_root_) {
         std::fprintf(stderr, "> ");
-        line = std::getline(std::cin, line) ? "+" + line : "";
+        if (std::getline(std::cin, line))
+          line.insert(0, "+");
+        else
+          line.clear();
       }
       world_.broadcast(line, 0);
       if (line.empty()) break;
@@ -217,6 +220,7 @@ class Session {
       requests.push_back(request(encode_line(line, is_json, place), requests.size()));
     }
     std::vector<TextOfTokens> texts;
+    texts.reserve(requests.size());
     for (const auto& one : requests)
       texts.emplace_back(model_.tokenizer(), one.prompt, options_.stop_strings);
     const auto results = generator_.generate(

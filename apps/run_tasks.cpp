@@ -30,7 +30,7 @@ std::string quoted(const std::string& word) {
 }
 
 // One example of a task, with its templates filled.
-struct Example {
+struct Example {  // NOLINT(bugprone-exception-escape): moving JSON does not throw
   Json fields;
   std::string place;
   std::vector<std::string> prompts;  // one, or one per choice
@@ -289,6 +289,7 @@ class TaskRun {
       double sum = 0.0;
       if (metric == "bleu") {
         std::vector<std::string> targets;
+        targets.reserve(examples.size());
         for (const Example* example : examples)
           targets.push_back(example->targets.empty() ? "" : example->targets[0]);
         result["bleu"] = corpus_bleu(texts, targets);

@@ -70,8 +70,8 @@ std::string apply_filter(const std::string& text, const std::string& filter,
     const std::string mark = filter.substr(name.size());
     const std::size_t at = text.find(mark);
     if (at == std::string::npos)
-      throw UserError(place + ": \"" + text + "\" does not hold \"" + mark +
-                      "\", where its template cuts it");
+      throw UserError(concat(place, ": \"", text, "\" does not hold \"", mark,
+                             "\", where its template cuts it"));
     return is_before ? text.substr(0, at) : text.substr(at + mark.size());
   }
   throw UserError(place + ": unknown filter \"" + filter +

@@ -16,6 +16,7 @@ void add_to(OpProfile::Entry& sum, const char* name, const OpProfile::Entry& ent
 
 std::vector<OpProfile::Entry> by_time(const std::map<std::string, OpProfile::Entry>& sums) {
   std::vector<OpProfile::Entry> sorted;
+  sorted.reserve(sums.size());
   for (const auto& [name, entry] : sums) sorted.push_back(entry);
   std::sort(sorted.begin(), sorted.end(), [](const OpProfile::Entry& a, const OpProfile::Entry& b) {
     return a.seconds > b.seconds;

@@ -29,12 +29,13 @@ Block::Block(std::int64_t bytes) : bytes_(bytes) {
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (map == MAP_FAILED)
     throw RuntimeFault(concat("out of memory: ", bytes, " bytes of weights or activations"));
-  const auto address = reinterpret_cast<std::uintptr_t>(map);
-  const auto begin = (address + kHugePage - 1) / kHugePage * kHugePage;
-  const auto end = begin + static_cast<std::uintptr_t>(mapped_bytes(bytes));
-  if (begin > address) munmap(map, begin - address);
-  if (address + size > end) munmap(reinterpret_cast<void*>(end), address + size - end);
-  data_ = reinterpret_cast<void*>(begin);
+  constexpr auto kPage = static_cast<std::size_t>(kHugePage);
+  const std::size_t lead = (kPage - reinterpret_cast<std::uintptr_t>(map) % kPage) % kPage;
+  const std::size_t tail = kPage - lead;
+  auto* const begin = static_cast<char*>(map) + lead;
+  if (lead > 0) munmap(map, lead);
+  munmap(begin + mapped_bytes(bytes), tail);
+  data_ = begin;
   // Small blocks would only waste what rounding up to a huge page adds.
   if (bytes >= kHugePage)
     madvise(data_, static_cast<std::size_t>(mapped_bytes(bytes)), MADV_HUGEPAGE);
