@@ -235,6 +235,13 @@ std::string latest_checkpoint(const std::string& run_folder) {
   return found.empty() ? "" : found.rbegin()->second.string();
 }
 
+std::string find_checkpoint(const std::string& place) {
+  std::error_code ignored;
+  return fs::is_regular_file(fs::path(place) / kCheckpointManifest, ignored)
+             ? place
+             : latest_checkpoint(place);
+}
+
 void prune_checkpoints(const std::string& run_folder, std::int64_t keep) {
   OPENMOE_CHECK(keep >= 1, "keep ", keep);
   auto found = complete_checkpoints(run_folder);

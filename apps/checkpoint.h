@@ -54,6 +54,9 @@ CheckpointMeta read_checkpoint_meta(const std::string& folder);
 // RuntimeFault when the folder cannot be read.
 std::string latest_checkpoint(const std::string& run_folder);
 
+// `place` itself where it is a checkpoint, else latest_checkpoint(place): what a user may name.
+std::string find_checkpoint(const std::string& place);
+
 // Removes all but the `keep` complete checkpoints of the highest steps (keep >= 1), on one rank.
 void prune_checkpoints(const std::string& run_folder, std::int64_t keep);
 

@@ -28,11 +28,6 @@ bool is_file(const fs::path& path) {
   return fs::is_regular_file(path, ignored);
 }
 
-// The checkpoint that `folder` is or, of a run folder, the latest in it; "" when there is none.
-std::string checkpoint_of(const std::string& folder) {
-  return is_file(fs::path(folder) / kCheckpointManifest) ? folder : latest_checkpoint(folder);
-}
-
 // What an import left for a later export, "" when nothing: beside the checkpoints of the run
 // folder.
 std::string companions_of(const std::string& checkpoint) {
@@ -137,11 +132,11 @@ int write_companions(const ExportOptions& options, const std::string& kept, cons
 }  // namespace
 
 bool is_checkpoint_or_run(const std::string& folder) {
-  return !checkpoint_of(folder).empty();
+  return !find_checkpoint(folder).empty();
 }
 
 void export_hf(const ExportOptions& options) {
-  const std::string checkpoint = checkpoint_of(options.from);
+  const std::string checkpoint = find_checkpoint(options.from);
   if (checkpoint.empty()) throw UserError(options.from + ": holds no checkpoint");
   const CheckpointManifest manifest = read_manifest(checkpoint);
   const Recipe recipe = parse_recipe(manifest.meta.recipe_json, checkpoint + ": its recipe");

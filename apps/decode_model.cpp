@@ -26,14 +26,12 @@ constexpr std::int64_t kSlabBytes = 64 << 20;
 constexpr std::int64_t kReleasedVocabulary = 256384, kReleasedSentinels = 300;
 
 std::string checkpoint_of(const std::string& folder) {
-  std::error_code ignored;
-  if (fs::is_regular_file(fs::path(folder) / kCheckpointManifest, ignored)) return folder;
-  std::string latest = latest_checkpoint(folder);
-  if (latest.empty())
+  std::string found = find_checkpoint(folder);
+  if (found.empty())
     throw UserError(folder +
                     ": holds no checkpoint; allowed: a run folder of openmoe train, or one made by "
                     "openmoe convert from a Hugging Face folder, or one of its checkpoints");
-  return latest;
+  return found;
 }
 
 // The only *.model file that a run or an import keeps; "" when there is none.

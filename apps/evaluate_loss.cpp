@@ -8,6 +8,7 @@
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
 #include "apps/checkpoint_reader.h"
+#include "apps/held_out.h"
 #include "apps/host_params.h"
 #include "apps/network.h"
 #include "core/base/check.h"
@@ -64,23 +65,6 @@ std::int64_t bytes_of(const Tokenizer& tokenizer, std::int32_t id) {
   return bytes;
 }
 
-// Rows [first, last) of a source in a batch of `rows`, the rest padding.
-Batch padded_rows(BatchStream& stream, const std::string& source, std::int64_t first,
-                  std::int64_t last, std::int64_t rows) {
-  Batch held_out;
-  held_out.resize(0, stream.recipe().data.sequence_length);
-  if (last > first) stream.read_validation(0, source, first, last, held_out);
-  const std::int64_t length = stream.recipe().data.sequence_length;
-  held_out.num_rows = rows;
-  const auto size = static_cast<std::size_t>(rows * length);
-  held_out.inputs.resize(size, 0);
-  held_out.targets.resize(size, 0);
-  held_out.loss_weights.resize(size, 0.0f);
-  held_out.segment_ids.resize(size, 0);
-  held_out.row_sources.resize(static_cast<std::size_t>(rows), 0);
-  return held_out;
-}
-
 }  // namespace
 
 nlohmann::ordered_json evaluate_loss(const LossOptions& options, CommandContext& context) {
@@ -89,10 +73,7 @@ nlohmann::ordered_json evaluate_loss(const LossOptions& options, CommandContext&
   Recipe recipe;
   std::vector<std::string> sources = options.sources;
   on_every_rank(grid.world(), [&] {
-    std::error_code ignored;
-    checkpoint = fs::is_regular_file(fs::path(options.folder) / kCheckpointManifest, ignored)
-                     ? options.folder
-                     : latest_checkpoint(options.folder);
+    checkpoint = find_checkpoint(options.folder);
     if (checkpoint.empty()) throw UserError(options.folder + ": holds no checkpoint");
     recipe = evaluation_recipe(options, checkpoint, grid.num_data_ranks());
     if (sources.empty()) sources = all_sources(options.data_folder);
@@ -107,40 +88,29 @@ nlohmann::ordered_json evaluate_loss(const LossOptions& options, CommandContext&
 
   const auto ops = make_ops(options.device, context.mpi);
   attach_device(options.device, grid, *ops);
-  const std::int64_t block = recipe.parallel.micro_batch_rows, ranks = grid.num_data_ranks();
-  Network network(*ops, grid, recipe, block, false);
+  Network network(*ops, grid, recipe, recipe.parallel.micro_batch_rows, false);
   HostParams host(network.params(), *ops);
   load_checkpoint(checkpoint, host.table(), grid, false);
   host.upload();
 
   auto results = nlohmann::ordered_json::array();
   for (const std::string& source : stream.validation_sources(0)) {
-    StepSums sums(recipe.model.num_moe_layers(), recipe.model.num_experts);
-    BatchCounts counts;
     std::int64_t bytes[] = {0};
-    for (std::int64_t begin = 0; begin < options.num_rows; begin += block * ranks) {
-      const std::int64_t first = std::min(options.num_rows, begin + grid.data_rank() * block);
-      const std::int64_t last = std::min(options.num_rows, first + block);
-      const Batch batch = padded_rows(stream, source, first, last, block);
-      network.model().evaluate(batch, sums);
-      counts.add(count_batch(batch, recipe.routing, recipe.model.num_moe_layers() > 0));
-      for (std::size_t i = 0; i < batch.targets.size(); ++i)
-        if (batch.loss_weights[i] > 0.0f)
-          bytes[0] += bytes_of(stream.tokenizer(), batch.targets[i]);
-    }
-    std::vector<double> flat = sums.flatten();
-    grid.data().all_reduce_sum(flat);
-    sums.assign(flat);
-    grid.data().all_reduce_sum(counts.values());
+    const HeldOutResult held_out = evaluate_held_out(
+        network, grid, stream, 0, source, options.num_rows, [&](const Batch& batch) {
+          for (std::size_t i = 0; i < batch.targets.size(); ++i)
+            if (batch.loss_weights[i] > 0.0f)
+              bytes[0] += bytes_of(stream.tokenizer(), batch.targets[i]);
+        });
     grid.data().all_reduce_sum(std::span<std::int64_t>(bytes));
-    const StepLosses losses = losses_from(sums, counts, recipe.loss);
+    const StepLosses& losses = held_out.losses;
     results.push_back({{"source", source},
                        {"loss", losses.cross_entropy},
                        {"perplexity", std::exp(losses.cross_entropy)},
-                       {"bits_per_byte", sums.cross_entropy / std::log(2.0) /
+                       {"bits_per_byte", held_out.sums.cross_entropy / std::log(2.0) /
                                              std::max(1.0, static_cast<double>(bytes[0]))},
                        {"accuracy", losses.accuracy},
-                       {"loss_tokens", std::llround(counts.loss_tokens)},
+                       {"loss_tokens", std::llround(held_out.counts.loss_tokens)},
                        {"bytes", bytes[0]}});
   }
   if (results.empty())

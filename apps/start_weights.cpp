@@ -19,11 +19,9 @@ namespace {
 namespace fs = std::filesystem;
 
 std::string checkpoint_of(const std::string& folder) {
-  std::error_code ignored;
-  if (fs::is_regular_file(fs::path(folder) / kCheckpointManifest, ignored)) return folder;
-  const std::string latest = latest_checkpoint(folder);
-  if (latest.empty()) throw UserError("--from " + folder + ": holds no checkpoint");
-  return latest;
+  std::string found = find_checkpoint(folder);
+  if (found.empty()) throw UserError("--from " + folder + ": holds no checkpoint");
+  return found;
 }
 
 // Keys of "model" that say what is computed: without those of initial values, and without those of

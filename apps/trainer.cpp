@@ -9,6 +9,7 @@
 
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
+#include "apps/held_out.h"
 #include "apps/host_params.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
@@ -151,39 +152,21 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
                    .max_load = max_load(result.sums)});
 }
 
-// Held-out loss and token accuracy of each source (the paper's Figure 1). Blocks of micro-batch
-// size go round the data ranks; short blocks are filled with padding, so that every rank takes part
-// in every exchange and groups are the same on any grid.
+// Held-out loss and token accuracy of each source (the paper's Figure 1).
 void Trainer::validate(std::int64_t step) {
-  const ModelConfig& model = recipe_.model;
-  const std::int64_t rows = recipe_.run.validation_rows, block = network_.model().rows();
-  const std::int64_t ranks = grid_.num_data_ranks();
   std::string summary = concat("validation after step ", step + 1, ":");
   for (const std::string& source : stream_.validation_sources(step)) {
-    StepSums sums(model.num_moe_layers(), model.num_experts);
-    BatchCounts counts;
-    for (std::int64_t begin = 0; begin < rows; begin += block * ranks) {
-      const std::int64_t first = std::min(rows, begin + grid_.data_rank() * block);
-      const std::int64_t last = std::min(rows, first + block);
-      Batch held_out;
-      held_out.resize(0, recipe_.data.sequence_length);
-      if (last > first) stream_.read_validation(step, source, first, last, held_out);
-      copy_rows(micro_batch_, held_out, 0, block);
-      network_.model().evaluate(micro_batch_, sums);
-      counts.add(count_batch(micro_batch_, recipe_.routing, model.num_moe_layers() > 0));
-    }
-    sum_over_ranks(sums, grid_);
-    grid_.data().all_reduce_sum(counts.values());
-    const StepLosses losses = losses_from(sums, counts, recipe_.loss);
+    const HeldOutResult result =
+        evaluate_held_out(network_, grid_, stream_, step, source, recipe_.run.validation_rows);
     if (log_ == nullptr) continue;
     log_->write_validation({{"step", step},
                             {"source", source},
-                            {"cross_entropy", losses.cross_entropy},
-                            {"accuracy", losses.accuracy},
-                            {"loss_tokens", std::llround(counts.loss_tokens)}});
+                            {"cross_entropy", result.losses.cross_entropy},
+                            {"accuracy", result.losses.accuracy},
+                            {"loss_tokens", std::llround(result.counts.loss_tokens)}});
     char line[128];
     std::snprintf(line, sizeof line, "\n  %-20s loss %.4f  accuracy %.4f", source.c_str(),
-                  losses.cross_entropy, losses.accuracy);
+                  result.losses.cross_entropy, result.losses.accuracy);
     summary += line;
   }
   if (progress_ != nullptr) progress_->say(summary);

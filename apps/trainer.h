@@ -59,7 +59,7 @@ class Trainer {
   std::int64_t rows_per_rank_;
   std::int64_t positions_ = 0;  // trained on so far
   double peak_flops_ = 0.0;
-  Batch batch_, micro_batch_;
+  Batch batch_;
 };
 
 // Rows a rank computes at once under this recipe and grid.

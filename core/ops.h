@@ -2,19 +2,17 @@
 //
 // Conventions
 //   - Argument order: outputs, inputs in forward order, saved statistics, scalars. In a backward:
-//   gradients of activations,
-//     gradients of parameters, the incoming gradient, then what the forward read. dx has the shape
-//     of x.
+//     gradients of activations, gradients of parameters, the incoming gradient, then what the
+//     forward read. dx has the shape of x.
 //   - Gradients of parameters ACCUMULATE (+=). Gradients of activations are overwritten, unless the
-//   op's name ends in
-//     _accumulate.
+//     op's name ends in _accumulate.
 //   - The public calls check shapes, types and devices once and then call the private do_
-//   functions, which trust them.
+//     functions, which trust them.
 //   - Storage: operands of products and everything between them (y, q, k, v, o, gate, up, h, rows
-//   of experts) have one "compute" type, f32 or bf16; sums are f32 and a bf16 result is rounded
-//   once. The residual stream and its gradient, gradients of parameters, statistics, router and
-//   losses are always f32. Below, "stored" marks tensors of the compute type; a product's output
-//   may be f32 beside bf16 operands.
+//     of experts) have one "compute" type, f32 or bf16; sums are f32 and a bf16 result is rounded
+//     once. The residual stream and its gradient, gradients of parameters, statistics, router and
+//     losses are always f32. Below, "stored" marks tensors of the compute type; a product's output
+//     may be f32 beside bf16 operands.
 //   - Results do not depend on the number of threads.
 // Dimension letters: see tensor.h. Reference definitions: core/ref.
 #pragma once
@@ -156,9 +154,10 @@ class Ops {
   void ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Tensor gate, Tensor up,
                                FfnKind kind, std::int64_t num_rows);
 
-  // ---- router: softmax, top-2, queue slots (spec: first choices of all tokens of a group before
-  // second choices) ---- logits (N, E) f32. routed (N) i32: tokens with 0 get slot -1 and count
-  // nowhere. A dropped assignment still advances the queue.
+  // ---- router: softmax, top-2, queue slots (ST-MoE, Zoph et al. 2022) ----
+  // First choices of all tokens of a group queue before second choices. logits (N, E) f32. routed
+  // (N) i32: tokens with 0 get slot -1 and count nowhere. A dropped assignment still advances the
+  // queue.
   void router_forward(const RouterOutput& out, Tensor logits, Tensor routed,
                       const RouterOptions& options);
   // dlogits (N, E) from dgate (N, 2) and the two auxiliary losses. choice is a constant of the

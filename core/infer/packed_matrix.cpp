@@ -1,45 +1,15 @@
 #include "core/infer/packed_matrix.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-
-#include <cstring>
 #include <utility>
 
 #include "core/base/check.h"
-#include "core/base/error.h"
+#include "core/cpu/huge_pages.h"
 
 namespace openmoe::infer {
-namespace {
 
-constexpr std::int64_t kHugePage = 2 << 20;
-
-std::int64_t mapped_bytes(std::int64_t bytes) {
-  return (bytes + kHugePage - 1) / kHugePage * kHugePage;
-}
-
-}  // namespace
-
-Block::Block(std::int64_t bytes) : bytes_(bytes) {
-  if (bytes == 0) return;
-  // One huge page more than needed, so that the start can be moved to a boundary of one.
-  const auto size = static_cast<std::size_t>(mapped_bytes(bytes) + kHugePage);
-  void* const map = mmap(nullptr, size, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (map == MAP_FAILED)
-    throw RuntimeFault(concat("out of memory: ", bytes, " bytes of weights or activations"));
-  constexpr auto kPage = static_cast<std::size_t>(kHugePage);
-  const std::size_t lead = (kPage - reinterpret_cast<std::uintptr_t>(map) % kPage) % kPage;
-  const std::size_t tail = kPage - lead;
-  auto* const begin = static_cast<char*>(map) + lead;
-  if (lead > 0) munmap(map, lead);
-  munmap(begin + mapped_bytes(bytes), tail);
-  data_ = begin;
-  // Small blocks would only waste what rounding up to a huge page adds.
-  if (bytes >= kHugePage)
-    madvise(data_, static_cast<std::size_t>(mapped_bytes(bytes)), MADV_HUGEPAGE);
-}
+Block::Block(std::int64_t bytes)
+    : data_(bytes == 0 ? nullptr : cpu::map_huge_pages(bytes)), bytes_(bytes) {}
 
 Block::Block(Block&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
@@ -51,7 +21,7 @@ Block& Block::operator=(Block&& other) noexcept {
 }
 
 Block::~Block() {
-  if (data_ != nullptr) munmap(data_, static_cast<std::size_t>(mapped_bytes(bytes_)));
+  if (data_ != nullptr) cpu::unmap_huge_pages(data_, bytes_);
 }
 
 PackedMatrix::PackedMatrix(std::int64_t out, std::int64_t in, DType dtype)

@@ -15,6 +15,7 @@
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
 #include "test/support/catch.h"
+#include "test/support/message_of.h"
 #include "test/support/run_command.h"
 
 namespace openmoe::test {
@@ -79,19 +80,6 @@ class SmallModel {
   std::unique_ptr<Ops> ops_;
   Network network_;
 };
-
-std::string message(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
 
 json read_json(const std::string& path) {
   return json::parse(std::ifstream(path));
@@ -183,7 +171,7 @@ TEST_CASE("convert: what the port cannot compute is refused", "[convert]") {
   model.initialize();
   model.save(folder / "run");
   const std::string text =
-      message([&] { export_hf({.from = folder / "run", .to = folder / "hf"}); });
+      message_of<UserError>([&] { export_hf({.from = folder / "run", .to = folder / "hf"}); });
   CHECK(contains(text, "residual_ffn"));
   CHECK(!std::filesystem::exists(folder / "hf"));
   recipe = small_recipe();
@@ -201,7 +189,7 @@ TEST_CASE("convert: an altered checkpoint is not exported", "[convert]") {
   const std::string file = latest_checkpoint(folder / "run") + "/rank-00000.h5";
   std::fstream(file, std::ios::in | std::ios::out | std::ios::binary).seekp(4000).put('x').put('y');
   const std::string text =
-      message([&] { export_hf({.from = folder / "run", .to = folder / "hf"}); });
+      message_of<UserError>([&] { export_hf({.from = folder / "run", .to = folder / "hf"}); });
   CHECK(contains(text, "rank-00000.h5"));
   CHECK(contains(text, "altered"));
   CHECK(!std::filesystem::exists(folder / "hf"));
@@ -216,7 +204,7 @@ TEST_CASE("convert: a tied head must be the embedding", "[convert]") {
   json config = read_json(folder / "hf/config.json");
   config["tie_word_embeddings"] = true;
   write_file(folder / "hf/config.json", config.dump());
-  CHECK(contains(message([&] {
+  CHECK(contains(message_of<UserError>([&] {
                    import_hf({folder / "hf", folder / "back", {}});
                  }),
                  "differs from the embedding"));
@@ -233,7 +221,7 @@ TEST_CASE("convert: an index and its files must agree", "[convert]") {
   const json good = read_json(path);
   const auto refusal = [&](const json& index) {
     write_file(path, index.dump());
-    return message([&] { HfWeights weights(folder / "hf"); });
+    return message_of<UserError>([&] { HfWeights weights(folder / "hf"); });
   };
   CHECK(refusal(good).empty());
   json bad = good;

@@ -98,7 +98,8 @@ TEST_CASE("data show: colour on a terminal only, no row that is not there", "[da
   CHECK(plain.output.find("record ") != std::string::npos);
   const CommandResult terminal =
       run_command("script -qec '" + command + " --step 1' /dev/null < /dev/null");
-  if (terminal.exit_code == 0) CHECK(terminal.output.find("\033[32m") != std::string::npos);
+  REQUIRE(terminal.exit_code == 0);
+  CHECK(terminal.output.find("\033[32m") != std::string::npos);
   const CommandResult wrong = run_command(command + " --row 16");
   CHECK(wrong.exit_code == 2);
   CHECK(wrong.output.find("rows 0 to 15") != std::string::npos);

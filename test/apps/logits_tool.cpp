@@ -19,8 +19,7 @@ namespace {
 
 void run(MpiEnvironment& mpi, const std::string& folder, const std::string& batch_path,
          const std::string& out_path) {
-  const std::string latest = latest_checkpoint(folder);
-  const std::string checkpoint = latest.empty() ? folder : latest;
+  const std::string checkpoint = find_checkpoint(folder);
   Recipe recipe = parse_recipe(read_checkpoint_meta(checkpoint).recipe_json, checkpoint);
   const H5File in(batch_path, H5File::Mode::read);
   const Shape shape = in.info("inputs").shape;

@@ -10,11 +10,14 @@
 #include "data/tokenizer.h"
 #include "test/data/data_support.h"
 #include "test/support/catch.h"
+#include "test/support/message_of.h"
 
 namespace openmoe {
 namespace {
 
 namespace fs = std::filesystem;
+using test::contains;
+using test::message_of;
 using test::mixture_of;
 using test::phase;
 using test::prepare_options;
@@ -23,20 +26,11 @@ using test::sample;
 using test::SampleData;
 using test::Scratch;
 
-template <typename Error, typename Action>
-std::string message_of(const Action& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
-
 bool says(const std::string& message, const std::string& part) {
   INFO("message: " << message);
-  CHECK(message.find(part) != std::string::npos);
-  return message.find(part) != std::string::npos;
+  const bool found = contains(message, part);
+  CHECK(found);
+  return found;
 }
 
 std::string copy_of_sample(const Scratch& scratch) {

@@ -12,6 +12,7 @@
 #include "data/tokenizer.h"
 #include "test/data/data_support.h"
 #include "test/support/catch.h"
+#include "test/support/message_of.h"
 
 namespace openmoe {
 namespace {
@@ -22,12 +23,7 @@ using test::sample;
 using test::Scratch;
 
 std::string failure_of(const PrepareOptions& options) {
-  try {
-    prepare(options, {});
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "";
+  return test::message_of<UserError>([&] { prepare(options, {}); });
 }
 
 // Every file below a folder and its bytes.

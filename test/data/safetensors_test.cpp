@@ -9,6 +9,7 @@
 
 #include "core/base/error.h"
 #include "test/support/catch.h"
+#include "test/support/message_of.h"
 #include "test/support/scratch.h"
 
 namespace openmoe::test {
@@ -27,15 +28,6 @@ std::vector<float> read_all(WeightFile& file, const std::string& name) {
   throw std::runtime_error("no tensor " + name);
 }
 
-std::string message(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "";
-}
-
 std::string file_of(const std::string& header, const std::string& data) {
   const std::uint64_t length = header.size();
   std::string bytes(8, '\0');
@@ -45,7 +37,7 @@ std::string file_of(const std::string& header, const std::string& data) {
 
 // What opening a file with this header and `data_bytes` of tensors says.
 std::string refusal(const std::string& header, std::size_t data_bytes) {
-  return message([&] {
+  return message_of<UserError>([&] {
     parse_safetensors_header(header, static_cast<std::int64_t>(data_bytes), "some.safetensors");
   });
 }
@@ -53,10 +45,6 @@ std::string refusal(const std::string& header, std::size_t data_bytes) {
 std::string entry(const std::string& shape, const std::string& offsets,
                   const std::string& dtype = "\"F32\"") {
   return "{\"dtype\":" + dtype + ",\"shape\":" + shape + ",\"data_offsets\":" + offsets + "}";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 }  // namespace
@@ -81,7 +69,7 @@ TEST_CASE("safetensors: a file of the original library is read exactly", "[safet
 TEST_CASE("safetensors: integers are listed but not read", "[safetensors]") {
   const auto file = open_weight_file(kCorpus + "integers.safetensors");
   CHECK(file->weights().at(0).type == WeightType::other);
-  CHECK(contains(message([&] { read_all(*file, "ids"); }), "I64"));
+  CHECK(contains(message_of<UserError>([&] { read_all(*file, "ids"); }), "I64"));
 }
 
 TEST_CASE("safetensors: what is written is read back bit for bit", "[safetensors]") {
@@ -155,7 +143,7 @@ TEST_CASE("safetensors: a value too large for f16 is refused by name", "[safeten
   const Scratch scratch;
   SafetensorsWriter writer(scratch.path("x.safetensors"), {{"big", WeightType::f16, "", {2}}}, {});
   const float values[] = {1.0f, 7e4f};
-  const std::string text = message([&] { writer.append(values, 2); });
+  const std::string text = message_of<UserError>([&] { writer.append(values, 2); });
   CHECK(contains(text, "\"big\""));
   CHECK(contains(text, "bf16"));
 }
@@ -225,7 +213,7 @@ TEST_CASE("safetensors: wrong files are refused and say why", "[safetensors]") {
   const Scratch scratch;
   const auto open = [&](const std::string& bytes) {
     const std::string path = scratch.write("x.safetensors", bytes);
-    return message([&] { open_weight_file(path); });
+    return message_of<UserError>([&] { open_weight_file(path); });
   };
   CHECK(contains(open(""), "0 bytes"));
   CHECK(contains(open("1234567"), "7 bytes"));
@@ -233,8 +221,9 @@ TEST_CASE("safetensors: wrong files are refused and say why", "[safetensors]") {
   CHECK(contains(open(file_of("{}", "").substr(0, 9)), "truncated"));
   CHECK(contains(open(file_of(" {}", "")), "'{'"));
   CHECK(open(file_of("{}", "")).empty());
-  CHECK(contains(message([&] { open_weight_file(scratch.path("nowhere")); }), "nowhere"));
-  CHECK(contains(message([&] { open_weight_file(scratch.path()); }), "regular file"));
+  CHECK(contains(message_of<UserError>([&] { open_weight_file(scratch.path("nowhere")); }),
+                 "nowhere"));
+  CHECK(contains(message_of<UserError>([&] { open_weight_file(scratch.path()); }), "regular file"));
 }
 
 TEST_CASE("safetensors: damaged files are read or refused, never worse", "[safetensors]") {
@@ -248,7 +237,7 @@ TEST_CASE("safetensors: damaged files are read or refused, never worse", "[safet
       bytes[random() % (8 + bytes.size() / 2)] = static_cast<char>(random());
     if (random() % 4 == 0) bytes.resize(random() % bytes.size());
     const std::string path = scratch.write("x.safetensors", bytes);
-    refused += !message([&] {
+    refused += !message_of<UserError>([&] {
                   const auto file = open_weight_file(path);
                   for (const WeightInfo& weight : file->weights())
                     if (weight.type != WeightType::other) read_all(*file, weight.name);

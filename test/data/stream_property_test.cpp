@@ -115,7 +115,7 @@ TEST_CASE("property: no token of a document comes twice within an epoch, for any
     using Key = std::tuple<std::string, std::int64_t, std::int64_t>;  // source, epoch, document
     std::map<Key, std::vector<std::pair<std::int64_t, std::int64_t>>> taken;
     for (std::int64_t step = 0; step < 18; ++step)
-      for (std::int64_t row = 0; row < kRows; row += 3) {
+      for (std::int64_t row = 0; row < kRows; ++row) {
         const RowOrigin origin = stream.origin(step, row);
         for (const RowOrigin::Document& document : origin.documents)
           taken[{origin.source, document.epoch, document.document}].push_back(

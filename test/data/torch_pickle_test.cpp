@@ -7,6 +7,7 @@
 #include "core/base/error.h"
 #include "data/torch_file.h"
 #include "test/support/catch.h"
+#include "test/support/message_of.h"
 #include "test/support/scratch.h"
 
 namespace openmoe::test {
@@ -26,19 +27,6 @@ std::vector<float> read_all(WeightFile& file, const std::string& name) {
     return values;
   }
   throw std::runtime_error("no tensor " + name);
-}
-
-std::string message(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
 }
 
 using namespace std::string_literals;
@@ -75,7 +63,7 @@ std::string dict_of(const std::string& name, const std::string& value) {
   return kProto2 + "}" + text_of(name) + value + "s.";
 }
 std::string refusal(const std::string& pickle) {
-  return message([&] { parse_state_dict(pickle, "some.bin"); });
+  return message_of<UserError>([&] { parse_state_dict(pickle, "some.bin"); });
 }
 
 }  // namespace
@@ -115,17 +103,17 @@ TEST_CASE("torch: views are read as the tensors they show", "[torch]") {
     for (std::size_t j = 0; j < 3; ++j)
       CHECK(columns[i * 3 + j] == static_cast<float>(i * 6 + j + 1));
   CHECK(read_all(*file, "shared") == std::vector<float>{12.0f, 13.0f, 14.0f, 15.0f, 16.0f, 17.0f});
-  const std::string text = message([&] { read_all(*file, "every_other"); });
+  const std::string text = message_of<UserError>([&] { read_all(*file, "every_other"); });
   CHECK(contains(text, "\"every_other\""));
   CHECK(contains(text, "contiguous"));
 }
 
 TEST_CASE("torch: what is not a tensor of numbers is refused by name", "[torch]") {
   const auto integers = open_weight_file(kCorpus + "integers.bin");
-  CHECK(contains(message([&] { read_all(*integers, "ids"); }), "LongStorage"));
-  CHECK(contains(message([&] { open_weight_file(kCorpus + "not_only_tensors.bin"); }),
+  CHECK(contains(message_of<UserError>([&] { read_all(*integers, "ids"); }), "LongStorage"));
+  CHECK(contains(message_of<UserError>([&] { open_weight_file(kCorpus + "not_only_tensors.bin"); }),
                  "\"step\" is a number"));
-  CHECK(contains(message([&] { open_weight_file(kCorpus + "legacy.bin"); }), "1.6"));
+  CHECK(contains(message_of<UserError>([&] { open_weight_file(kCorpus + "legacy.bin"); }), "1.6"));
 }
 
 TEST_CASE("torch: a pickle that wants to call something is refused", "[torch][malicious]") {
@@ -222,7 +210,7 @@ TEST_CASE("torch: a damaged archive is refused", "[torch]") {
   const Scratch scratch;
   const auto open = [&](std::string bytes) {
     const std::string path = scratch.write("x.bin", bytes);
-    return message([&] {
+    return message_of<UserError>([&] {
       const auto file = open_weight_file(path);
       for (const WeightInfo& weight : file->weights()) read_all(*file, weight.name);
     });
@@ -258,7 +246,7 @@ TEST_CASE("torch: damaged files are read or refused, never worse", "[torch]") {
       for (unsigned i = 0; i <= random() % 3; ++i)
         bytes[random() % bytes.size()] = static_cast<char>(random());
       const std::string path = scratch.write("x.bin", bytes);
-      refused += !message([&] {
+      refused += !message_of<UserError>([&] {
                     const auto file = open_weight_file(path);
                     for (const WeightInfo& weight : file->weights()) read_all(*file, weight.name);
                   }).empty();

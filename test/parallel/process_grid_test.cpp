@@ -33,10 +33,6 @@ Recipe fitting_recipe() {
   return recipe;
 }
 
-bool contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 }  // namespace
 
 TEST_CASE("coordinates and groups of every expert-parallel degree") {

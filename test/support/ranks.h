@@ -4,11 +4,10 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
-#include <string>
 
 #include "parallel/communicator.h"
 #include "test/support/catch.h"
+#include "test/support/message_of.h"
 #include "test/support/mpi_world.h"
 
 namespace openmoe::test {
@@ -18,17 +17,6 @@ inline bool all_ranks(bool ok, Communicator& comm = mpi().world()) {
   std::array<std::int64_t, 1> failed{ok ? 0 : 1};
   comm.all_reduce_max(failed);
   return failed[0] == 0;
-}
-
-// The message of the Error that `action` throws, or "" when it throws nothing.
-template <typename Error>
-std::string message_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 }  // namespace openmoe::test
