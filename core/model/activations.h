@@ -68,7 +68,8 @@ struct Scratch {
   Tensor received;         // (M_max, D) c: see MoeActivations
   Tensor expert_h;         // (M_c, F) c: of a chunk of experts, then its gradient
   Tensor logits;           // (loss_chunk_rows, V), then their gradient
-  Tensor logits_operand;   // (loss_chunk_rows, V) c: that gradient as products read it
+  Tensor logits_operand;   // (loss_chunk_rows, V) c: that gradient as products read it; in bf16 it
+                           // begins one row before `logits` and takes over its memory
 };
 
 // Some of a rank's experts and the rows that they received, as views; M_c rows at most.

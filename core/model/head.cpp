@@ -7,6 +7,19 @@
 
 namespace openmoe {
 
+// The gradient of `num_rows` logits as products read it. Rounded row r ends below exact row
+// (r + 1) / 2, so that rows [n, 2n) can follow when all before them are done.
+Tensor Model::dlogits(std::int64_t num_rows) {
+  const Tensor exact = scratch_.logits.rows(0, num_rows);
+  if (compute_ == DType::f32) return exact;
+  const Tensor rounded = scratch_.logits_operand.rows(0, num_rows);
+  for (std::int64_t begin = 0, end = 1; begin < num_rows; begin = end, end *= 2) {
+    end = std::min(end, num_rows);
+    ops_.convert(rounded.rows(begin, end), exact.rows(begin, end));
+  }
+  return rounded;
+}
+
 void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
   const bool training = gradient_scale > 0.0f;
   Param &weight = *head_, &norm = *final_norm_;
@@ -27,9 +40,9 @@ void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
     sums.log_z_square += chunk.log_z_square;
     sums.correct += chunk.correct;
     if (!training) continue;
-    const Tensor dlogits = operand(scratch_.logits_operand.rows(0, end - begin), logits);
-    ops_.linear_backward_weight(weight.grad, dlogits, y);
-    ops_.linear_backward_input(scratch_.dy.rows(begin, end), dlogits, weight.operand);
+    const Tensor gradient = dlogits(end - begin);
+    ops_.linear_backward_weight(weight.grad, gradient, y);
+    ops_.linear_backward_input(scratch_.dy.rows(begin, end), gradient, weight.operand);
   }
   if (!training) return;
   if (head_ != embedding_) complete(weight);

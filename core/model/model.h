@@ -88,6 +88,7 @@ class Model {
   void allocate_scratch(Arena& arena, bool training);
   std::int64_t place_scratch(void* base, Device device, bool training);
   void experts_backward(const MoeParams& params, MoeActivations& act);
+  Tensor dlogits(std::int64_t num_rows);
   void head(float gradient_scale, StepSums& sums, Tensor token_loss);
   // Rows that `experts` of this rank's experts can receive at most.
   std::int64_t max_received(std::int64_t experts) const;

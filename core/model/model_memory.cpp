@@ -133,10 +133,11 @@ std::int64_t Model::place_scratch(void* base, Device device, bool training) {
   }
 
   Placer head(base, device);
+  const bool rounds = training && compute_ != DType::f32;
+  if (rounds) s.logits_operand = head.place(compute_, {1, c.vocab_size});  // see Model::dlogits
   s.logits = head.place(DType::f32, {loss_chunk_rows_, c.vocab_size});
-  s.logits_operand = training && compute_ != DType::f32
-                         ? head.place(compute_, {loss_chunk_rows_, c.vocab_size})
-                         : s.logits;
+  if (!rounds) s.logits_operand = s.logits;
+  s.logits_operand.shape = s.logits.shape;
 
   Placer attention(base, device);
   if (training)
