@@ -212,12 +212,12 @@ DecodeGrid decode_grid(const DecodeModelOptions& options, const ModelConfig& mod
     allowed += concat(allowed.empty() ? "" : ", or ", "--ep ", ep, " --tp ", num_ranks / ep);
   }
   if (allowed.empty()) allowed = "no grid of so many; start fewer ranks";
-  throw UserError(concat(
-      place, ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks", " as --ep ", grid.ep, " --tp ",
-      grid.tp, ": their product must be the number of ranks, ep divide ",
-      model.num_moe_layers() > 0 ? concat("the ", experts, " experts") : "1 (a dense model)",
-      " and tp be at most ", most_tp, " (", model.num_heads, " heads, d_model ", model.d_model,
-      ", ffn_dim ", model.ffn_dim, "); allowed: ", allowed));
+  throw UserError(
+      concat(place, ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks", " as --ep ", grid.ep,
+             " --tp ", grid.tp, ": their product must be the number of ranks, ep divide ",
+             model.num_moe_layers() > 0 ? concat("the ", experts, " experts") : "1 (a dense model)",
+             " and tp be at most ", most_tp, " (", model.num_heads, " heads, d_model ",
+             model.d_model, ", ffn_dim ", model.ffn_dim, "); allowed: ", allowed));
 }
 
 std::unique_ptr<ProcessGrid> make_decode_grid(Communicator& world,

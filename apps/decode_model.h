@@ -56,9 +56,9 @@ class DecodeModel {
   std::unique_ptr<infer::Generator> generator_;
 };
 
-// ep x tp = num_ranks for decoding a model: as asked for; where nothing is, ep as large as ranks and
-// experts have in common, and tp the rest. Throws UserError, which names `place`, when ep does not
-// divide the experts or tp leaves a rank without a head or rows of a matrix.
+// ep x tp = num_ranks for decoding a model: as asked for; where nothing is, ep as large as ranks
+// and experts have in common, and tp the rest. Throws UserError, which names `place`, when ep does
+// not divide the experts or tp leaves a rank without a head or rows of a matrix.
 struct DecodeGrid {
   std::int64_t ep = 1, tp = 1;
 };

@@ -108,9 +108,8 @@ ProcessGrid::ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp)
   if (ep < 1 || size % (ep * tp) != 0)
     throw UserError(concat("ep = ", ep, " does not divide the number of ranks, ", size,
                            tp > 1 ? concat(" / tp ", tp) : "", "; use --ep ",
-                           join(common_divisors(size / tp, size / tp)),
-                           ", or start a multiple of ", std::max<std::int64_t>(ep, 1) * tp,
-                           " ranks"));
+                           join(common_divisors(size / tp, size / tp)), ", or start a multiple of ",
+                           std::max<std::int64_t>(ep, 1) * tp, " ranks"));
   dp_ = size / (ep * tp);
   const std::int64_t rank = world.rank_in_group();
   tp_rank_ = rank % tp;

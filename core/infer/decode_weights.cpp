@@ -67,8 +67,7 @@ DecodeWeights::DecodeWeights(const ModelConfig& model, DType dtype, std::int64_t
     if (!layer.is_moe) continue;
     layer.moe_norm = norm();
     layer.router = PackedMatrix(model.num_experts, D, DType::f32);
-    for (std::int64_t e = 0; e < num_local_experts_; ++e)
-      layer.experts.push_back(make_ffn());
+    for (std::int64_t e = 0; e < num_local_experts_; ++e) layer.experts.push_back(make_ffn());
   }
 }
 
@@ -126,8 +125,7 @@ std::vector<ParamBlock> DecodeWeights::blocks(const Param& param) const {
   std::vector<ParamBlock> blocks;
   for (const RowPiece& piece : row_pieces(param)) {
     if (shape.rank == 3)
-      blocks.push_back(
-          {first_expert_, first_expert_ + num_local_experts_, piece.begin, piece.end});
+      blocks.push_back({first_expert_, first_expert_ + num_local_experts_, piece.begin, piece.end});
     else
       blocks.push_back(ParamBlock::rows(param, piece.begin, piece.end));
   }
@@ -183,8 +181,7 @@ void DecodeWeights::set(const Param& param, const ParamBlock& block, const float
 
 void DecodeWeights::set_all(const ParamTable& table) {
   for (const Param& param : table.params())
-    set(param,
-        ParamBlock::rows(param, param.local_begin, param.local_begin + param.local_shape[0]),
+    set(param, ParamBlock::rows(param, param.local_begin, param.local_begin + param.local_shape[0]),
         param.value.as<float>());
 }
 

@@ -38,9 +38,9 @@ Decoder::Decoder(const DecodeWeights& weights, const RoutingConfig& routing,
   const ModelConfig& c = weights.model();
   OPENMOE_CHECK(options.max_sequences > 0 && options.max_length > 0, options.max_sequences,
                 " sequences of ", options.max_length);
-  OPENMOE_CHECK(weights.splits().vocab.num_ranks() == 1 ||
-                    (groups_.tensor_sum && groups_.tensor_gather),
-                "weights of one of several ranks, without the others");
+  OPENMOE_CHECK(
+      weights.splits().vocab.num_ranks() == 1 || (groups_.tensor_sum && groups_.tensor_gather),
+      "weights of one of several ranks, without the others");
   const std::int64_t half = c.head_dim / 2;
   for (std::int64_t t = 0; t < options.max_length; ++t) {
     for (std::int64_t j = 0; j < half; ++j) {
@@ -51,8 +51,8 @@ Decoder::Decoder(const DecodeWeights& weights, const RoutingConfig& routing,
       rope_sin_.push_back(static_cast<float>(std::sin(angle)));
     }
   }
-  const std::int64_t bytes =
-      options.max_sequences * cache_length_ * weights.splits().attention.size() * size_of(DType::f32);
+  const std::int64_t bytes = options.max_sequences * cache_length_ *
+                             weights.splits().attention.size() * size_of(DType::f32);
   for (std::int64_t i = 0; i < c.num_layers; ++i)
     caches_.push_back(LayerCache{Block(bytes), Block(bytes)});
   scores_.resize(static_cast<std::size_t>(omp_get_max_threads() * cache_length_));
@@ -87,8 +87,9 @@ void Decoder::gather(const Split& split, float* rows, std::int64_t ld, std::int6
   const auto whole = static_cast<std::size_t>(split.total());
   const auto share = [&](std::span<float> all, std::span<const std::int64_t> counts,
                          std::int64_t begin, std::int64_t size) {
-    if (sums) groups_.expert_sum(all.subspan(static_cast<std::size_t>(begin),
-                                             static_cast<std::size_t>(size)));
+    if (sums)
+      groups_.expert_sum(
+          all.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(size)));
     if (split.num_ranks() > 1) groups_.tensor_gather(all, counts);
   };
   if (N == 1 || split.total() >= kLongRow) {  // the pieces of one row stand where they belong
@@ -202,8 +203,8 @@ void Decoder::ffn(const FfnWeights& weights, std::int64_t N) {
   const Split& own = weights_.splits().d_model;
   const Split& columns = weights_.splits().ffn;  // of h
   const std::int64_t f = columns.size();
-  const std::int64_t D_ld = padded(c.d_model), g_ld = padded(weights.gate.out()),
-                     up_ld = padded(f), h_ld = padded(c.ffn_dim);
+  const std::int64_t D_ld = padded(c.d_model), g_ld = padded(weights.gate.out()), up_ld = padded(f),
+                     h_ld = padded(c.ffn_dim);
   const Product in[] = {{gate_.data(), g_ld, y_.data(), D_ld, N, &weights.gate},
                         {up_.data(), up_ld, y_.data(), D_ld, N, &weights.up}};
   multiply(in);

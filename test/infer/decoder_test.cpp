@@ -277,8 +277,7 @@ TEST_CASE("each rank of a tensor group takes less of weights, cache and checkpoi
     std::int64_t elements = 0;
     for (const Param& param : table.params())
       for (const infer::ParamBlock& block : weights.blocks(param))
-        elements += (block.end - block.begin) *
-                    (param.global_shape.rank == 1 ? 1 : block.width()) *
+        elements += (block.end - block.begin) * (param.global_shape.rank == 1 ? 1 : block.width()) *
                     (param.global_shape.rank == 3 ? param.global_shape[1] : 1);
     return 4 * elements;
   };

@@ -194,7 +194,8 @@ TEST_CASE("results do not depend on how a verb is cut into MPI calls") {
   for (std::size_t r = 0; r < texts.size(); ++r)
     same = same && texts[r] == std::string(77 + r, 'y');
   REQUIRE_ALL_RANKS(same);
-  for (const std::int64_t longest : {3, 40, 41, 100}) REQUIRE_ALL_RANKS(gathers_pieces(*comm, longest));
+  for (const std::int64_t longest : {3, 40, 41, 100})
+    REQUIRE_ALL_RANKS(gathers_pieces(*comm, longest));
 }
 
 TEST_CASE("an all-reduce that crosses piece boundaries") {

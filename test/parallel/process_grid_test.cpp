@@ -114,7 +114,8 @@ TEST_CASE("a grid that the ranks cannot form is refused on every rank") {
                                                        std::to_string(size)));
   if (size == 6) {
     REQUIRE_ALL_RANKS(contains(refusal(4, 1), "use --ep 1, 2, 3 or 6"));
-    REQUIRE_ALL_RANKS(contains(refusal(2, 2), "6 / tp 2; use --ep 1 or 3, or start a multiple of 4"));
+    REQUIRE_ALL_RANKS(
+        contains(refusal(2, 2), "6 / tp 2; use --ep 1 or 3, or start a multiple of 4"));
     REQUIRE_ALL_RANKS(contains(refusal(1, 4), "use --tp 1, 2, 3 or 6"));
   }
 }

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import urllib.request
 
 openmoe, shards, source = sys.argv[1:4]
 MIXED = "test/recipes/tiny-released.json"
@@ -126,6 +127,22 @@ class Generate(unittest.TestCase):
             done = call(*arguments)
             self.assertEqual(done.returncode, 2, arguments)
             self.assertIn(expected, done.stderr)
+
+
+class Serve(unittest.TestCase):
+    def test_ranks_that_share_matrices_answer_as_one(self):
+        text = run("generate", model, "--prompt", "The first", "--tokens", "12")[:-1]
+        ranks = subprocess.Popen([os.path.join(source, "scripts/mpirun.sh"), "-np", "2", openmoe, "serve", model, "--tp", "2",
+                                  "--port", "0"], stdout=subprocess.PIPE, env=dict(os.environ, OMP_NUM_THREADS="1"))
+        try:
+            url = ranks.stdout.readline().decode().split()[-1]
+            body = json.dumps({"prompt": "The first", "max_tokens": 12, "temperature": 0}).encode()
+            request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                self.assertEqual(json.load(answer)["choices"][0]["text"], text)
+        finally:
+            ranks.terminate()
+            ranks.communicate(timeout=60)
 
 
 EXAMPLES = {
