@@ -8,6 +8,7 @@
 
 #include "core/base/error.h"
 #include "data/h5_handle.h"
+#include "data/h5_types.h"
 
 namespace openmoe {
 namespace {
@@ -49,47 +50,6 @@ std::string library_reason() {
                         const std::string& reason) {
   throw RuntimeFault(
       concat(call, " failed on ", path, object.empty() ? "" : ", object ", object, ": ", reason));
-}
-
-struct NumberType {
-  const char* name;
-  hid_t (*memory)();
-  hid_t (*file)();
-  std::int64_t bytes;
-};
-
-// bf16 is stored as its bits.
-constexpr NumberType kNumberTypes[] = {
-    {"f32", [] { return H5T_NATIVE_FLOAT; }, [] { return H5T_IEEE_F32LE; }, 4},
-    {"f64", [] { return H5T_NATIVE_DOUBLE; }, [] { return H5T_IEEE_F64LE; }, 8},
-    {"i32", [] { return H5T_NATIVE_INT32; }, [] { return H5T_STD_I32LE; }, 4},
-    {"i64", [] { return H5T_NATIVE_INT64; }, [] { return H5T_STD_I64LE; }, 8},
-    {"u8", [] { return H5T_NATIVE_UINT8; }, [] { return H5T_STD_U8LE; }, 1},
-    {"u16", [] { return H5T_NATIVE_UINT16; }, [] { return H5T_STD_U16LE; }, 2},
-    {"u32", [] { return H5T_NATIVE_UINT32; }, [] { return H5T_STD_U32LE; }, 4},
-    {"u64", [] { return H5T_NATIVE_UINT64; }, [] { return H5T_STD_U64LE; }, 8},
-    {"bf16", [] { return H5T_NATIVE_UINT16; }, [] { return H5T_STD_U16LE; }, 2},
-};
-
-const NumberType& number_type(const std::string& name) {
-  const auto* found = std::find_if(std::begin(kNumberTypes), std::end(kNumberTypes),
-                                   [&](const NumberType& type) { return name == type.name; });
-  OPENMOE_CHECK(found != std::end(kNumberTypes), "element type ", name);
-  return *found;
-}
-
-std::string type_name_of(hid_t type) {
-  const H5T_class_t kind = H5Tget_class(type);
-  const std::size_t bytes = H5Tget_size(type);
-  if (kind == H5T_STRING) return "string";
-  if (kind == H5T_FLOAT) return bytes == 4 ? "f32" : bytes == 8 ? "f64" : "other";
-  if (kind == H5T_INTEGER) {
-    const std::string sign = H5Tget_sign(type) == H5T_SGN_NONE ? "u" : "i";
-    std::string name = sign + std::to_string(bytes * 8);
-    for (const NumberType& known : kNumberTypes)
-      if (name == known.name) return name;
-  }
-  return "other";
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // H5File: the project's whole use of HDF5. A move-only handle, errors as RuntimeFault with file,
 // dataset and the library's own reason; the library's error printing is off. One process-wide lock
 // guards the library, which may be built without thread safety. hdf5.h is included in h5_file.cpp
-// only.
+// and h5_types.cpp only.
 #pragma once
 
 #include <cstdint>
