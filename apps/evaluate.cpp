@@ -83,8 +83,10 @@ void register_evaluate(CLI::App& app, CommandContext& context) {
       app.add_subcommand("evaluate", "loss by source, and scored tasks, of a checkpoint");
   add_decode_options(*command, options->model);
   LossOptions& loss = options->loss;
-  CLI::Option* data = command->add_option(
-      "--data", loss.data_folder, "folder of token shards: loss of their held-out documents");
+  CLI::Option* data = command->add_option("--data", loss.data_folder,
+                                          "folder of token shards: loss of their held-out "
+                                          "documents; ranks share the rows, and with --ep "
+                                          "the experts too");
   command->add_option("--sources", loss.sources, "only these folders of --data")->needs(data);
   command->add_option("--objective", loss.objective, "rows of --data as this objective makes them")
       ->check(CLI::IsMember({"ul2", "causal_lm", "span_corruption", "prefix_lm", "sft"}))

@@ -272,6 +272,7 @@ TEST_CASE("each rank of a tensor group takes less of weights, cache and checkpoi
   recipe.model.d_model = 64;
   recipe.model.ffn_dim = 64;
   recipe.model.vocab_size = 64;
+  recipe.model.num_experts = 8;
   const ParamTable table(recipe.model, recipe.optimizer, 1, 0);
   const auto bytes_read = [&](const infer::DecodeWeights& weights) {
     std::int64_t elements = 0;
