@@ -11,16 +11,15 @@
 #include <vector>
 
 #include "apps/command.h"
-#include "apps/gradients.h"
 #include "apps/network.h"
 #include "apps/trainer.h"
+#include "apps/training_step.h"
 #include "core/base/error.h"
 #include "core/base/rng.h"
 #include "core/config/enum_names.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
 #include "core/cpu/peak.h"
-#include "core/train/adafactor.h"
 #include "parallel/process_grid.h"
 
 namespace openmoe {
@@ -96,7 +95,7 @@ int run_bench(const BenchOptions& options, CommandContext& context) {
   const auto ops = make_cpu_ops();
   Network network(*ops, grid, recipe, rows, true);
   network.params().initialize(*ops, static_cast<std::uint64_t>(recipe.run.seed));
-  GradientStep gradients(network, grid, recipe);
+  TrainingStep training(network, grid, recipe);
   const Batch batch = random_batch(recipe, rows, grid.data_rank());
   const BatchCounts counts = count_global(batch, recipe, grid);
   const auto measure_peak = [&] {
@@ -115,8 +114,7 @@ int run_bench(const BenchOptions& options, CommandContext& context) {
     grid.world().barrier();
     ops->set_profile(counted ? &profile : nullptr);
     const auto begin = Clock::now();
-    const StepSums sums = gradients.compute(batch, counts);
-    adafactor_step(*ops, network.params(), recipe.optimizer, step);
+    const StepSums sums = training.run(batch, counts, step).sums;
     grid.world().barrier();
     sample.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     ops->set_profile(nullptr);

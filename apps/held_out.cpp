@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "apps/gradients.h"
+#include "apps/training_step.h"
 
 namespace openmoe {
 

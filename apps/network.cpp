@@ -18,7 +18,10 @@ std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape, bool is
 
 // The one function that both sizes and allocates.
 void allocate(Arena& arena, ParamTable& params, Model& model, const Recipe& recipe, bool training) {
-  params.allocate(arena, training, recipe.run.compute_type);
+  const GradientMemory gradients = !training                            ? GradientMemory::none
+                                   : recipe.parallel.update_in_backward ? GradientMemory::one
+                                                                        : GradientMemory::whole;
+  params.allocate(arena, gradients, recipe.run.compute_type);
   model.allocate(arena, training);
 }
 

@@ -13,8 +13,8 @@
 
 #include "apps/command.h"
 #include "apps/device.h"
-#include "apps/gradients.h"
 #include "apps/network.h"
+#include "apps/training_step.h"
 #include "core/base/error.h"
 #include "core/train/adafactor.h"
 #include "data/h5_file.h"
@@ -251,16 +251,15 @@ class GoldenCase {
     network.model().observe_logits([&](std::int64_t first, Tensor chunk) {
       ops_.copy(host_view(logits.data() + first * config.vocab_size, chunk.shape), chunk);
     });
-    const StepSums sums = GradientStep(network, grid_, recipe_).compute(batch, counts);
+    const StepOutcome outcome = TrainingStep(network, grid_, recipe_).run(batch, counts, step);
 
-    compare_losses(result, group, losses_from(sums, counts, recipe_.loss), step);
+    compare_losses(result, group, outcome.losses, step);
     if (file_.exists(group + "/logits")) {
       logits.resize(static_cast<std::size_t>(num_rows() * length_ * config.vocab_size));
       compare_logits(result, group, logits);
       compare_routing(result, group, network.model());
       compare_params(result, group + "/grad/", network.params(), &Param::grad);
     }
-    adafactor_step(ops_, network.params(), recipe_.optimizer, step);
     if (file_.exists(group + "/updated"))
       compare_params(result, group + "/updated/", network.params(), &Param::value);
   }

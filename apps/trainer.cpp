@@ -67,7 +67,7 @@ Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, Batc
       run_folder_(run_folder),
       log_(log),
       progress_(progress),
-      gradients_(network, grid, recipe),
+      training_(network, grid, recipe),
       rows_per_rank_(recipe.data.batch_rows / grid.num_data_ranks()) {}
 
 void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
@@ -93,20 +93,19 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   if (step + 1 < recipe_.run.num_steps)
     stream_.prefetch(step + 1, first_row(), first_row() + rows_per_rank_);
   result.counts = count_global(batch_, recipe_, grid_);
-  result.sums = gradients_.compute(batch_, result.counts);
-  result.losses = losses_from(result.sums, result.counts, recipe_.loss);
-  result.grad_norm = gradients_.grad_norm();
-  if (std::isfinite(result.losses.total) && std::isfinite(result.grad_norm))
-    adafactor_step(network_.ops(), network_.params(), recipe_.optimizer, step);
+  result.outcome = training_.run(batch_, result.counts, step);
   result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   return result;
 }
 
 void Trainer::check_finite(std::int64_t step, const StepResult& result) const {
-  if (std::isfinite(result.losses.total) && std::isfinite(result.grad_norm)) return;
+  if (result.outcome.is_finite()) return;
   throw RuntimeFault(concat(
-      "step ", step, ": loss ", result.losses.total, ", gradient norm ", result.grad_norm,
-      "; the update was not applied and nothing was saved. The rows of the step: openmoe data "
+      "step ", step, ": loss ", result.outcome.losses.total, ", gradient norm ",
+      result.outcome.grad_norm,
+      recipe_.parallel.update_in_backward ? "; nothing of the step was saved."
+                                          : "; the update was not applied and nothing was saved.",
+      " The rows of the step: openmoe data "
       "show ",
       run_folder_, "/recipe.json --data DIR --step ", step, ". Checkpoints in ", run_folder_,
       " are intact: resume with a lower optimizer.peak_learning_rate or higher loss.*_z_weight"));
@@ -114,11 +113,11 @@ void Trainer::check_finite(std::int64_t step, const StepResult& result) const {
 
 void Trainer::record(std::int64_t step, const StepResult& result) {
   if (log_ == nullptr) return;
-  const StepLosses& losses = result.losses;
+  const StepLosses& losses = result.outcome.losses;
   const double tokens_per_s = result.counts.positions / result.seconds;
   const double learning_rate = learning_rate_at(recipe_.optimizer, step);
   double dropped_first = 0.0, dropped_second = 0.0;
-  for (const MoeLayerSums& layer : result.sums.moe) {
+  for (const MoeLayerSums& layer : result.outcome.sums.moe) {
     dropped_first += layer.dropped_first;
     dropped_second += layer.dropped_second;
   }
@@ -130,7 +129,7 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
                       {"load_balance_loss", losses.load_balance},
                       {"router_z_loss", losses.router_z},
                       {"accuracy", losses.accuracy},
-                      {"grad_norm", result.grad_norm},
+                      {"grad_norm", result.outcome.grad_norm},
                       {"learning_rate", learning_rate},
                       {"positions", std::llround(result.counts.positions)},
                       {"real_tokens", std::llround(result.counts.real_tokens)},
@@ -140,16 +139,16 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
                       {"dropped_first", std::llround(dropped_first)},
                       {"dropped_second", std::llround(dropped_second)},
                       {"phase", phase_at(recipe_, step)},
-                      {"moe", moe_rows(result.sums, recipe_.model)}});
+                      {"moe", moe_rows(result.outcome.sums, recipe_.model)}});
   const double flops = flops_per_token(recipe_) * tokens_per_s;
   progress_->show({.step = step,
                    .loss = losses.total,
                    .load_balance_loss = losses.load_balance,
-                   .grad_norm = result.grad_norm,
+                   .grad_norm = result.outcome.grad_norm,
                    .learning_rate = learning_rate,
                    .tokens_per_s = tokens_per_s,
                    .percent_of_peak = peak_flops_ > 0.0 ? 100.0 * flops / peak_flops_ : 0.0,
-                   .max_load = max_load(result.sums)});
+                   .max_load = max_load(result.outcome.sums)});
 }
 
 // Held-out loss and token accuracy of each source (the paper's Figure 1).

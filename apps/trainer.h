@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <string>
 
-#include "apps/gradients.h"
 #include "apps/network.h"
 #include "apps/progress.h"
 #include "apps/run_log.h"
+#include "apps/training_step.h"
 #include "core/batch.h"
 #include "core/config/recipe.h"
 #include "core/model/step_stats.h"
@@ -29,15 +29,13 @@ class Trainer {
 
   // Steps [first_step, recipe.run.num_steps), with validation and checkpoints as the recipe asks.
   // `first_positions` were trained on before. Collective. Throws RuntimeFault when a loss or
-  // gradient norm is not finite, naming the step; its update is not applied.
+  // gradient norm is not finite, naming the step; nothing of it is saved.
   void run(std::int64_t first_step, std::int64_t first_positions);
 
  private:
   struct StepResult {
     BatchCounts counts;
-    StepSums sums;
-    StepLosses losses;
-    double grad_norm = 0.0;
+    StepOutcome outcome;
     double seconds = 0.0;
   };
 
@@ -55,7 +53,7 @@ class Trainer {
   std::string run_folder_;
   RunLog* log_;
   Progress* progress_;
-  GradientStep gradients_;
+  TrainingStep training_;
   std::int64_t rows_per_rank_;
   std::int64_t positions_ = 0;  // trained on so far
   double peak_flops_ = 0.0;

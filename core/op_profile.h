@@ -24,7 +24,7 @@ class OpProfile {
   // `op` must outlive the profile (the names are literals).
   void add(const char* op, double seconds, double flops);
   // The part of the network (a literal) that the following ops belong to.
-  void enter(const char* part) { part_ = part; }
+  const char* enter(const char* part) { return std::exchange(part_, part); }
   void reset() { entries_.clear(); }
   double total_seconds() const;
   // By falling time.

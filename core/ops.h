@@ -78,9 +78,7 @@ class Ops {
   // Every op adds its time to `profile` from now on; null stops. The profile must outlive its use.
   void set_profile(OpProfile* profile) { profile_ = profile; }
   // The part of the network that the next ops belong to, for the profile; a literal.
-  void enter(const char* part) {
-    if (profile_ != nullptr) profile_->enter(part);
-  }
+  const char* enter(const char* part) { return profile_ != nullptr ? profile_->enter(part) : part; }
 
   // ---- memory of the device ----
   virtual const char* name() const = 0;

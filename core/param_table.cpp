@@ -12,6 +12,9 @@ namespace {
 
 // Standard deviation of a standard normal truncated to [-2, 2].
 constexpr double kTruncatedStd = 0.87962566103423978;
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr const char* kHead = "lm_head.weight";
+const Tensor kNoGradients{nullptr, DType::f32, Device::host, {0}};
 
 struct TableBuilder {
   const ModelConfig& model;
@@ -95,6 +98,17 @@ Shape Param::as_matrices() const {
   return {1, 1, local_shape[0]};
 }
 
+Param Param::slice(std::int64_t begin, std::int64_t end) const {
+  OPENMOE_CHECK(sharding == Sharding::expert, name, " is not a stack of experts");
+  Param part = *this;
+  part.local_begin += begin;
+  part.local_shape.sizes[0] = end - begin;
+  for (Tensor Param::*tensor :
+       {&Param::value, &Param::operand, &Param::grad, &Param::stat_row, &Param::stat_col})
+    part.*tensor = (this->*tensor).rows(begin, end);
+  return part;
+}
+
 ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer, std::int64_t ep,
                        std::int64_t ep_rank) {
   OPENMOE_CHECK(ep >= 1 && ep_rank >= 0 && ep_rank < ep, "ep rank ", ep_rank, " of ", ep);
@@ -102,7 +116,7 @@ ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimize
                 " experts over ", ep, " ranks");
   TableBuilder build{model, optimizer, ep, ep_rank, params_};
   build
-      .add("model.embed_tokens.weight", {model.vocab_size, model.d_model}, InitKind::normal,
+      .add(kEmbedding, {model.vocab_size, model.d_model}, InitKind::normal,
            model.embedding_init_std)
       .in_products = model.tied_embedding;
   for (std::int64_t i = 0; i < model.num_layers; ++i) {
@@ -115,10 +129,10 @@ ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimize
   }
   build.add_norm("model.norm.weight");
   if (!model.tied_embedding)
-    build.add_kernel("lm_head.weight", model.vocab_size, model.d_model, InitKind::truncated_normal);
+    build.add_kernel(kHead, model.vocab_size, model.d_model, InitKind::truncated_normal);
 }
 
-void ParamTable::allocate(Arena& arena, bool training, ComputeType compute) {
+void ParamTable::allocate(Arena& arena, GradientMemory gradients, ComputeType compute) {
   for (Param& param : params_) {
     param.value =
         arena.allocate(param.name, MemoryCategory::parameters, DType::f32, param.local_shape);
@@ -127,19 +141,14 @@ void ParamTable::allocate(Arena& arena, bool training, ComputeType compute) {
                                          DType::bf16, param.local_shape)
                         : param.value;
   }
-  if (!training) return;
-  for (const Sharding sharding : {Sharding::replicated, Sharding::expert}) {
-    const std::int64_t begin_bytes = arena.used_bytes();
-    Tensor all{nullptr, DType::f32, Device::host, {0}};
-    for (Param& param : params_) {
-      if (param.sharding != sharding) continue;
-      param.grad = arena.allocate(param.name + ".grad", MemoryCategory::gradients, DType::f32,
-                                  param.local_shape);
-      if (all.data == nullptr) all = param.grad;
-    }
-    all.shape = Shape{(arena.used_bytes() - begin_bytes) / size_of(DType::f32)};
-    (sharding == Sharding::replicated ? dense_grads_ : expert_grads_) = all;
-  }
+  if (gradients == GradientMemory::none) return;
+  const std::int64_t begin_bytes = arena.used_bytes();
+  if (gradients == GradientMemory::whole)
+    allocate_whole_gradients(arena);
+  else
+    allocate_one_gradient(arena);
+  all_grads_ = params_.front().grad;  // the embedding's is in the first place of either
+  all_grads_.shape = Shape{(arena.used_bytes() - begin_bytes) / size_of(DType::f32)};
   for (Param& param : params_) {
     const Shape matrices = param.as_matrices();
     const auto state = [&](const char* suffix, const Shape& shape) {
@@ -149,6 +158,42 @@ void ParamTable::allocate(Arena& arena, bool training, ComputeType compute) {
                                     : state(".second_moment", param.local_shape);
     if (param.factored) param.stat_col = state(".col", {matrices[0], matrices[2]});
   }
+}
+
+void ParamTable::allocate_whole_gradients(Arena& arena) {
+  for (const Sharding sharding : {Sharding::replicated, Sharding::expert}) {
+    const std::int64_t begin_bytes = arena.used_bytes();
+    Tensor all = kNoGradients;
+    for (Param& param : params_) {
+      if (param.sharding != sharding) continue;
+      param.grad = arena.allocate(param.name + ".grad", MemoryCategory::gradients, DType::f32,
+                                  param.local_shape);
+      if (all.data == nullptr) all = param.grad;
+    }
+    all.shape = Shape{(arena.used_bytes() - begin_bytes) / size_of(DType::f32)};
+    (sharding == Sharding::replicated ? dense_grads_ : expert_grads_) = all;
+  }
+}
+
+void ParamTable::allocate_one_gradient(Arena& arena) {
+  dense_grads_ = expert_grads_ = kNoGradients;
+  const auto has_own = [&](const Param& param) {
+    return param.name == kEmbedding && !contains(kHead);
+  };
+  std::int64_t largest = 0;
+  for (Param& param : params_)
+    if (has_own(param))
+      param.grad = arena.allocate(param.name + ".grad", MemoryCategory::gradients, DType::f32,
+                                  param.local_shape);
+    else
+      largest = std::max(largest, param.local_shape.num_elements());
+  const Tensor shared =
+      arena.allocate("gradient", MemoryCategory::gradients, DType::f32, {largest});
+  for (Param& param : params_)
+    if (!has_own(param)) {
+      param.grad = shared;
+      param.grad.shape = param.local_shape;
+    }
 }
 
 void ParamTable::initialize(Ops& ops, std::uint64_t seed) {
@@ -170,8 +215,7 @@ void ParamTable::initialize(Ops& ops, std::uint64_t seed) {
 }
 
 void ParamTable::round_operands(Ops& ops) {
-  for (Param& param : params_)
-    if (param.operand.dtype != param.value.dtype) ops.convert(param.operand, param.value);
+  for (Param& param : params_) param.round_operand(ops);
 }
 
 Param& ParamTable::find(const std::string& name) {
@@ -199,7 +243,7 @@ ParameterCounts count_parameters(const ModelConfig& model) {
   for (const Param& param : table.params()) {
     const std::int64_t size = param.global_shape.num_elements();
     counts.total += size;
-    if (param.name == "model.embed_tokens.weight" || param.name == "lm_head.weight")
+    if (param.name == kEmbedding || param.name == kHead)
       embedding += size;
     else if (param.sharding == Sharding::expert)
       counts.active += size / model.num_experts * std::min<std::int64_t>(2, model.num_experts);

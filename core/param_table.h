@@ -10,9 +10,19 @@
 
 #include "core/arena.h"
 #include "core/config/recipe.h"
+#include "core/ops.h"
 #include "core/tensor.h"
 
 namespace openmoe {
+
+// Where gradients live.
+enum class GradientMemory {
+  none,   // no training
+  whole,  // each has its own place: dense ones first and contiguous, then those of the experts, so
+          // that each kind can be reduced as one stretch
+  one     // all share one place, in turns; only a tied embedding, which collects its gradient from
+          // the first sublayer of the backward to the last, has its own
+};
 
 enum class InitKind { ones, normal, truncated_normal };
 
@@ -41,6 +51,12 @@ struct Param {
   Tensor stat_col;  // factored: (stack, C)
 
   std::int64_t stack() const { return local_shape.rank == 3 ? local_shape[0] : 1; }
+  // Experts [begin, end) of the local slice, sharing its memory.
+  Param slice(std::int64_t begin, std::int64_t end) const;
+  // Makes the rounded copy, if there is one, follow the value.
+  void round_operand(Ops& ops) {
+    if (operand.dtype != value.dtype) ops.convert(operand, value);
+  }
   // The local slice as (stack, R, C), or (1, 1, n) for vectors.
   Shape as_matrices() const;
 };
@@ -51,15 +67,16 @@ class ParamTable {
   ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer, std::int64_t ep,
              std::int64_t ep_rank);
 
-  // Values, with rounded copies where `compute` is bf16; gradients and optimizer state only when
-  // training. Dense gradients come first and are contiguous, then those of the experts, so that
-  // each can be reduced as one stretch.
-  void allocate(Arena& arena, bool training, ComputeType compute = ComputeType::f32);
+  // Values, with rounded copies where `compute` is bf16; gradients and optimizer state unless
+  // `gradients` is none.
+  void allocate(Arena& arena, GradientMemory gradients, ComputeType compute = ComputeType::f32);
   // Fills values from (seed, name, global element index): the same on every grid.
   void initialize(Ops& ops, std::uint64_t seed);
   // Makes the rounded copies follow the values. Whoever writes values calls it before the next use
-  // of the model: initialize() and adafactor_step() do.
+  // of the model: initialize() and Adafactor do.
   void round_operands(Ops& ops);
+  // Sets all gradients to zero.
+  void zero_gradients(Ops& ops) { ops.zero(all_grads_); }
 
   std::vector<Param>& params() { return params_; }
   const std::vector<Param>& params() const { return params_; }
@@ -67,17 +84,21 @@ class ParamTable {
   bool contains(const std::string& name) const;
   Tensor dense_grads() const {
     return dense_grads_;
-  }  // (n) f32 over all replicated parameters, 64-byte gaps are zero
+  }  // (n) f32 over all replicated parameters, 64-byte gaps are zero; n is 0 unless whole
   Tensor expert_grads() const {
     return expert_grads_;
-  }  // (n) f32 over all expert parameters; n may be 0
+  }  // (n) f32 over all expert parameters; likewise
 
   std::int64_t num_parameters() const;  // global, of the whole model
 
  private:
+  void allocate_whole_gradients(Arena& arena);
+  void allocate_one_gradient(Arena& arena);
+
   std::vector<Param> params_;
   Tensor dense_grads_;
   Tensor expert_grads_;
+  Tensor all_grads_;  // (n) f32: everything that any Param::grad points into
 };
 
 // Counts that `plan` and the start-up log print.

@@ -1,8 +1,8 @@
 #include "parallel/gradient_reducer.h"
 
-#include <array>
 #include <cmath>
 #include <span>
+#include <utility>
 
 #include "core/base/check.h"
 
@@ -25,12 +25,7 @@ void sum(const Tensor& grads, Communicator& group, DeviceCommunicator* device_gr
 
 GradientReducer::GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid)
     : ops_(ops), params_(params), grid_(grid) {
-  OPENMOE_CHECK(params.dense_grads(), "the parameter table was not allocated for training");
-}
-
-void GradientReducer::zero() {
-  for (const Tensor& grads : {params_.dense_grads(), params_.expert_grads()})
-    if (grads.num_elements() > 0) ops_.zero(grads);
+  OPENMOE_CHECK(params.params().front().grad, "the parameter table was not allocated for training");
 }
 
 void GradientReducer::reduce() {
@@ -38,12 +33,28 @@ void GradientReducer::reduce() {
   sum(params_.expert_grads(), grid_.replicas(), grid_.device_replicas());
 }
 
+void GradientReducer::reduce(Param& param) {
+  if (param.sharding == Sharding::expert)
+    sum(param.grad, grid_.replicas(), grid_.device_replicas());
+  else
+    sum(param.grad, grid_.data(), grid_.device_data());
+}
+
+double GradientReducer::add_squares(const Param& param) {
+  const double squares = ops_.sum_of_squares(param.grad);
+  (param.sharding == Sharding::expert ? expert_squares_ : dense_squares_) += squares;
+  return squares;
+}
+
+double GradientReducer::norm_of_added() {
+  double expert_squares = std::exchange(expert_squares_, 0.0);
+  grid_.expert().all_reduce_sum(std::span<double>(&expert_squares, 1));
+  return std::sqrt(std::exchange(dense_squares_, 0.0) + expert_squares);
+}
+
 double GradientReducer::grad_norm() {
-  std::array<double, 1> expert_squares{0.0};
-  if (params_.expert_grads().num_elements() > 0)
-    expert_squares[0] = ops_.sum_of_squares(params_.expert_grads());
-  grid_.expert().all_reduce_sum(std::span<double>(expert_squares));
-  return std::sqrt(ops_.sum_of_squares(params_.dense_grads()) + expert_squares[0]);
+  for (const Param& param : params_.params()) add_squares(param);
+  return norm_of_added();
 }
 
 }  // namespace openmoe

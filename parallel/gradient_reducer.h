@@ -16,18 +16,22 @@ class GradientReducer {
   // `params` must be allocated for training. All references must outlive this.
   GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid);
 
-  // Sets all gradients to zero, before the first micro-batch of a step.
-  void zero();
-  // Makes the gradients those of the global batch. Collective over the world.
+  // Makes the gradients those of the global batch: all of them (GradientMemory::whole), or one.
+  // Collective over the world; parameters in the same order on every rank.
   void reduce();
+  void reduce(Param& param);
   // Euclidean norm of the reduced gradient over the parameters of the whole model, each counted
-  // once; the same bits on every rank. Collective over the ep group.
+  // once; the same bits on every rank. Of all gradients, or of those whose squares were add()ed.
+  // Collective over the ep group.
   double grad_norm();
+  double add_squares(const Param& param);  // the squares of this rank's part
+  double norm_of_added();
 
  private:
   Ops& ops_;
   ParamTable& params_;
   ProcessGrid& grid_;
+  double dense_squares_ = 0.0, expert_squares_ = 0.0;  // of add_squares
 };
 
 }  // namespace openmoe

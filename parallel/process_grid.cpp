@@ -96,6 +96,15 @@ std::string check_micro_batch(const ProcessGrid& grid, const Recipe& recipe) {
       "; use ", join(micro_batch_choices(rows, unit, micro)), ", or 0 for all rows at once");
 }
 
+std::string check_update_in_backward(const ProcessGrid& grid, const Recipe& recipe) {
+  const std::int64_t micro = recipe.parallel.micro_batch_rows;
+  const std::int64_t rows = recipe.data.batch_rows / grid.num_data_ranks();
+  if (!recipe.parallel.update_in_backward || micro == 0 || micro >= rows) return "";
+  return concat("\n  parallel.update_in_backward needs the ", rows,
+                " rows of a rank in one micro-batch, but parallel.micro_batch_rows = ", micro,
+                "; set it to 0, or update_in_backward to false");
+}
+
 }  // namespace
 
 ProcessGrid::ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp)
@@ -131,7 +140,8 @@ void ProcessGrid::check(const Recipe& recipe) const {
   const std::string rows = check_rows(*this, recipe);
   problems += rows;
   // A micro-batch can only be judged against rows that are right.
-  if (rows.empty()) problems += check_micro_batch(*this, recipe);
+  if (rows.empty())
+    problems += check_micro_batch(*this, recipe) + check_update_in_backward(*this, recipe);
   if (!problems.empty())
     throw UserError(concat("recipe '", recipe.name, "' does not fit the grid of ", world_->size(),
                            world_->size() == 1 ? " rank:" : " ranks:", problems));

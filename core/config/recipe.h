@@ -141,6 +141,9 @@ struct ParallelConfig {
   // The two wide activations of every FFN and expert are computed again in the backward instead of
   // kept: less memory, about an eighth more arithmetic, the same bits.
   bool recompute_ffn = false;
+  // Every parameter is updated as soon as its gradient is complete, so that one gradient at a time
+  // is in memory; the same bits. Needs all rows of a rank in one micro-batch.
+  bool update_in_backward = false;
 };
 
 struct RunConfig {

@@ -36,8 +36,10 @@ struct MoeActivations {
   RouterOutput router;  // see ops.h
   Routing routing;
   Tensor received;  // (M_max, D) c: rows of y in expert order; scratch where all experts are here
-  Tensor expert_gate;  // (M_max, Fg) c; becomes its own gradient in the backward
-  Tensor expert_up;    // (M_max, F) c; likewise
+  // Become their own gradients in the backward. Where they are computed again: scratch (M_c, ...)
+  // of a chunk.
+  Tensor expert_gate;  // (M_max, Fg) c
+  Tensor expert_up;    // (M_max, F) c
   Tensor returned;     // (S_max, D) c: expert outputs in send order
 };
 
@@ -64,9 +66,21 @@ struct Scratch {
   Tensor sent;             // (S_max, D) c: rows in send order; in the backward their gradient
   Tensor exchanged;        // (M_max, D) c: rows in expert order; in the backward their gradient
   Tensor received;         // (M_max, D) c: see MoeActivations
-  Tensor expert_h;         // (M_max, F) c: of the experts, then its gradient
+  Tensor expert_h;         // (M_c, F) c: of a chunk of experts, then its gradient
   Tensor logits;           // (loss_chunk_rows, V), then their gradient
   Tensor logits_operand;   // (loss_chunk_rows, V) c: that gradient as products read it
+};
+
+// Some of a rank's experts and the rows that they received, as views; M_c rows at most.
+struct ExpertChunk {
+  std::int64_t begin = 0, end = 0;          // local experts
+  std::int64_t row_begin = 0, row_end = 0;  // in expert order
+  Tensor offsets;                           // (end - begin + 1) i64, host, from 0
+  Tensor gate, up, h;                       // (rows, ...)
+
+  std::int64_t num_rows() const { return row_end - row_begin; }
+  Tensor of_stack(Tensor stack) const { return stack.rows(begin, end); }       // (El, ...)
+  Tensor of_rows(Tensor rows) const { return rows.rows(row_begin, row_end); }  // (M_max, D)
 };
 
 struct BatchTensors {

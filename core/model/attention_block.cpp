@@ -43,6 +43,7 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   const Tensor dx = operand(s.dx_operand, s.dx);
   ops_.linear_backward_input(s.d_o, dx, params.o->operand);
   ops_.linear_backward_weight(params.o->grad, dx, act.o);
+  complete(*params.o);
   ops_.attention_backward(
       heads(s.dq), heads(s.dk), heads(s.dv), heads(s.d_o), heads(act.q), heads(act.k), heads(act.v),
       heads(act.o), batch_.segment_ids.reshaped({rows_, length_}), act.log_z, logit_scale(config_));
@@ -50,14 +51,18 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   ops_.rope_backward(heads(s.dk), base);
   // q = y Wq^T, k = y Wk^T, v = y Wv^T
   normalize(*params.norm, act.rstd, x);
-  ops_.linear_backward_weight(params.q->grad, s.dq, s.y);
-  ops_.linear_backward_weight(params.k->grad, s.dk, s.y);
-  ops_.linear_backward_weight(params.v->grad, s.dv, s.y);
   ops_.linear_backward_input(s.dy, s.dq, params.q->operand);
+  ops_.linear_backward_weight(params.q->grad, s.dq, s.y);
+  complete(*params.q);
   ops_.linear_backward_input_accumulate(s.dy, s.dk, params.k->operand);
+  ops_.linear_backward_weight(params.k->grad, s.dk, s.y);
+  complete(*params.k);
   ops_.linear_backward_input_accumulate(s.dy, s.dv, params.v->operand);
+  ops_.linear_backward_weight(params.v->grad, s.dv, s.y);
+  complete(*params.v);
   ops_.rms_norm_backward_accumulate(s.dx, params.norm->grad, s.dy, x, params.norm->value,
                                     batch_.segment_ids, act.rstd);
+  complete(*params.norm);
 }
 
 }  // namespace openmoe

@@ -29,14 +29,17 @@ void Model::ffn_backward(const FfnParams& params, FfnActivations& act, bool accu
   ops_.ffn_activation_forward(s.h, act.gate, act.up, config_.ffn, num_tokens());
   ops_.linear_backward_weight(params.down->grad, dx, s.h);
   ops_.linear_backward_input(s.h, dx, params.down->operand);
+  complete(*params.down);
   ops_.ffn_activation_backward(act.gate, act.up, s.h, act.gate, act.up, config_.ffn, num_tokens());
-  ops_.linear_backward_weight(params.gate->grad, act.gate, s.y);
-  ops_.linear_backward_weight(params.up->grad, act.up, s.y);
   if (accumulate_dy)
     ops_.linear_backward_input_accumulate(s.dy, act.gate, params.gate->operand);
   else
     ops_.linear_backward_input(s.dy, act.gate, params.gate->operand);
+  ops_.linear_backward_weight(params.gate->grad, act.gate, s.y);
+  complete(*params.gate);
   ops_.linear_backward_input_accumulate(s.dy, act.up, params.up->operand);
+  ops_.linear_backward_weight(params.up->grad, act.up, s.y);
+  complete(*params.up);
 }
 
 }  // namespace openmoe

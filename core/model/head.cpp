@@ -32,9 +32,11 @@ void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
     ops_.linear_backward_input(scratch_.dy.rows(begin, end), dlogits, weight.operand);
   }
   if (!training) return;
+  if (head_ != embedding_) complete(weight);
   ops_.zero(scratch_.dx);
   ops_.rms_norm_backward_accumulate(scratch_.dx, norm.grad, scratch_.dy, x_final_, norm.value,
                                     batch_.segment_ids, final_rstd_);
+  complete(norm);
 }
 
 }  // namespace openmoe

@@ -154,6 +154,7 @@ void Model::backward(const BatchCounts& counts) {
     const auto norm_backward = [&](Param* norm, Tensor x, Tensor rstd) {
       ops_.rms_norm_backward_accumulate(scratch_.dx, norm->grad, scratch_.dy, x, norm->value,
                                         batch_.segment_ids, rstd);
+      complete(*norm);
     };
     if (!parallel) {
       ops_.enter("ffn");
@@ -172,6 +173,7 @@ void Model::backward(const BatchCounts& counts) {
   }
   ops_.enter("embedding");
   ops_.embedding_backward(embedding_->grad, scratch_.dx, batch_.inputs);
+  complete(*embedding_);
 }
 
 void Model::normalize(const Param& norm, Tensor rstd, Tensor x) {

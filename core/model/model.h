@@ -43,6 +43,12 @@ class Model {
   // weighted cross-entropy of each position unless it is empty.
   void evaluate(const Batch& batch, StepSums& sums, Tensor token_loss = {});
 
+  // Called in train() for each parameter, or for each of the slices (Param::slice) it falls into,
+  // when its gradient is complete for this micro-batch and nothing will read its value any more; no
+  // other gradient is in use then but complete ones and a tied embedding's. The first call comes
+  // when all sums of the micro-batch are made.
+  using GradientObserver = std::function<void(Param&)>;
+  void observe_gradients(GradientObserver observer) { gradient_observer_ = std::move(observer); }
   // Called with (first token, logits (n, V)) for each loss chunk, before the loss overwrites the
   // logits.
   using LogitsObserver = std::function<void(std::int64_t, Tensor)>;
@@ -83,11 +89,21 @@ class Model {
   std::int64_t place_scratch(void* base, Device device, bool training);
   void experts_backward(const MoeParams& params, MoeActivations& act);
   void head(float gradient_scale, StepSums& sums, Tensor token_loss);
-  void expert_inputs(const MoeParams& params, MoeActivations& act);
+  // Rows that `experts` of this rank's experts can receive at most.
+  std::int64_t max_received(std::int64_t experts) const;
+  std::int64_t place_experts(void* base, Device device, bool training);
+  // Calls work(ExpertChunk) for all of this rank's experts in turns.
+  template <typename Work>
+  void for_expert_chunks(MoeActivations& act, Work&& work);
+  void expert_inputs(const MoeParams& params, const ExpertChunk& chunk, Tensor rows);
   void ffn_inputs(const FfnParams& params, FfnActivations& act);
   void collect(const MoeActivations& act, MoeLayerSums& sums);
   RouterOptions router_options(bool training) const;
   bool is_local() const;
+  void complete(Param& param) {
+    if (gradient_observer_) gradient_observer_(param);
+  }
+  void complete(const Param& stack, const ExpertChunk& chunk);
 
   Ops& ops_;
   ModelConfig config_;
@@ -98,6 +114,8 @@ class Model {
   DType compute_;
   bool recompute_ffn_;
   std::int64_t rows_, length_, loss_chunk_rows_;
+  std::int64_t expert_chunk_ = 0;            // local experts computed at once
+  std::vector<std::int64_t> chunk_offsets_;  // (expert_chunk_ + 1)
   Param *embedding_, *final_norm_, *head_;
   std::vector<LayerParams> layers_;
   std::vector<LayerActivations> activations_;
@@ -108,6 +126,7 @@ class Model {
   std::vector<float> host_picks_, host_prob_, host_routed_, host_z_;
   std::vector<std::int32_t> host_slot_, host_wanted_;
   LogitsObserver logits_observer_;
+  GradientObserver gradient_observer_;
 };
 
 }  // namespace openmoe

@@ -143,28 +143,51 @@ std::int64_t Model::place_scratch(void* base, Device device, bool training) {
     for (Tensor* gradient : {&s.dq, &s.dk, &s.dv, &s.d_o})
       *gradient = attention.place(compute_, {N, A});
 
+  const std::int64_t others =
+      std::max({ffn.used_bytes(), head.used_bytes(), attention.used_bytes()});
+  if (c.num_moe_layers() == 0) return others;
+  if (base == nullptr) {  // sizing: as many experts at once as fit beside the other groups
+    expert_chunk_ = exchange_.num_local_experts();
+    while (expert_chunk_ > 1 && place_experts(base, device, training) > others) --expert_chunk_;
+    chunk_offsets_.resize(static_cast<std::size_t>(expert_chunk_ + 1));
+  }
+  return std::max(others, place_experts(base, device, training));
+}
+
+std::int64_t Model::place_experts(void* base, Device device, bool training) {
+  const ModelConfig& c = config_;
+  const std::int64_t N = num_tokens(), sent_rows = exchange_.max_sent(),
+                     received_rows = exchange_.max_received(),
+                     chunk_rows = max_received(expert_chunk_);
+  Scratch& s = scratch_;
   Placer moe(base, device);
-  if (c.num_moe_layers() > 0) {
-    const std::int64_t sent_rows = exchange_.max_sent(), received_rows = exchange_.max_received();
-    if (compute_ != DType::f32) s.router_y = moe.place(DType::f32, {N, c.d_model});
-    s.router_logits = moe.place(DType::f32, {N, c.num_experts});
-    s.dgate = moe.place(DType::f32, {N, 2});
-    if (is_local())
-      s.received = moe.place(compute_, {received_rows, c.d_model});
-    else
-      s.sent = moe.place(compute_, {sent_rows, c.d_model});
-    if (training || !is_local()) s.exchanged = moe.place(compute_, {received_rows, c.d_model});
-    s.expert_h = moe.place(compute_, {received_rows, c.ffn_dim});
-    if (recompute_ffn_) {
-      const Tensor gate = moe.place(compute_, {received_rows, c.gate_dim()});
-      const Tensor up = moe.place(compute_, {received_rows, c.ffn_dim});
-      for (LayerActivations& layer : activations_) {
-        layer.moe.expert_gate = gate;
-        layer.moe.expert_up = up;
-      }
+  if (compute_ != DType::f32) s.router_y = moe.place(DType::f32, {N, c.d_model});
+  s.router_logits = moe.place(DType::f32, {N, c.num_experts});
+  s.dgate = moe.place(DType::f32, {N, 2});
+  if (is_local())
+    s.received = moe.place(compute_, {received_rows, c.d_model});
+  else
+    s.sent = moe.place(compute_, {sent_rows, c.d_model});
+  if (training || !is_local()) s.exchanged = moe.place(compute_, {received_rows, c.d_model});
+  s.expert_h = moe.place(compute_, {chunk_rows, c.ffn_dim});
+  if (recompute_ffn_) {
+    const Tensor gate = moe.place(compute_, {chunk_rows, c.gate_dim()});
+    const Tensor up = moe.place(compute_, {chunk_rows, c.ffn_dim});
+    for (LayerActivations& layer : activations_) {
+      layer.moe.expert_gate = gate;
+      layer.moe.expert_up = up;
     }
   }
-  return std::max({ffn.used_bytes(), head.used_bytes(), attention.used_bytes(), moe.used_bytes()});
+  return moe.used_bytes();
+}
+
+// Every rank of the expert group can fill all slots of an expert.
+std::int64_t Model::max_received(std::int64_t experts) const {
+  const std::int64_t ranks = config_.num_experts / exchange_.num_local_experts();
+  const std::int64_t groups = ranks * num_tokens() / routing_.group_tokens;
+  const std::int64_t capacity = std::max(routing_.capacity(config_.num_experts, true),
+                                         routing_.capacity(config_.num_experts, false));
+  return std::min(exchange_.max_received(), experts * groups * capacity);
 }
 
 }  // namespace openmoe

@@ -39,21 +39,50 @@ void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_n
                                        act.routing.assignment_row);
 }
 
+// Scratch that only a chunk needs does not grow with the number of experts; gate and up are kept
+// for all rows unless they are computed again.
+template <typename Work>
+void Model::for_expert_chunks(MoeActivations& act, Work&& work) {
+  const std::int64_t num_experts = exchange_.num_local_experts();
+  const auto* const offsets = act.routing.expert_offsets.as<std::int64_t>();
+  for (std::int64_t begin = 0; begin < num_experts; begin += expert_chunk_) {
+    ExpertChunk chunk;
+    chunk.begin = begin;
+    chunk.end = std::min(num_experts, begin + expert_chunk_);
+    chunk.row_begin = offsets[begin];
+    chunk.row_end = offsets[chunk.end];
+    for (std::int64_t e = begin; e <= chunk.end; ++e)
+      chunk_offsets_[static_cast<std::size_t>(e - begin)] = offsets[e] - chunk.row_begin;
+    chunk.offsets = host_view(chunk_offsets_.data(), {chunk.end - begin + 1});
+    const std::int64_t kept = recompute_ffn_ ? 0 : chunk.row_begin;
+    chunk.gate = act.expert_gate.rows(kept, kept + chunk.num_rows());
+    chunk.up = act.expert_up.rows(kept, kept + chunk.num_rows());
+    chunk.h = scratch_.expert_h.rows(0, chunk.num_rows());
+    work(chunk);
+  }
+}
+
+void Model::complete(const Param& stack, const ExpertChunk& chunk) {
+  if (!gradient_observer_) return;
+  Param part = stack.slice(chunk.begin, chunk.end);
+  gradient_observer_(part);
+}
+
 // gate = received Wg, up = received Wu, by expert
-void Model::expert_inputs(const MoeParams& params, MoeActivations& act) {
-  const Tensor offsets = act.routing.expert_offsets, rows = received(act);
-  ops_.grouped_matmul_forward(act.expert_gate, rows, params.gate->operand, offsets);
-  ops_.grouped_matmul_forward(act.expert_up, rows, params.up->operand, offsets);
+void Model::expert_inputs(const MoeParams& params, const ExpertChunk& chunk, Tensor rows) {
+  ops_.grouped_matmul_forward(chunk.gate, rows, chunk.of_stack(params.gate->operand),
+                              chunk.offsets);
+  ops_.grouped_matmul_forward(chunk.up, rows, chunk.of_stack(params.up->operand), chunk.offsets);
 }
 
 // out = Wo act(received Wg, received Wu), by expert
 void Model::experts_forward(const MoeParams& params, MoeActivations& act, Tensor out) {
-  const Tensor offsets = act.routing.expert_offsets;
-  const Tensor h = scratch_.expert_h;
-  expert_inputs(params, act);
-  ops_.ffn_activation_forward(h, act.expert_gate, act.expert_up, config_.ffn,
-                              act.routing.num_received);
-  ops_.grouped_matmul_forward(out, h, params.down->operand, offsets);
+  for_expert_chunks(act, [&](const ExpertChunk& chunk) {
+    expert_inputs(params, chunk, chunk.of_rows(received(act)));
+    ops_.ffn_activation_forward(chunk.h, chunk.gate, chunk.up, config_.ffn, chunk.num_rows());
+    ops_.grouped_matmul_forward(chunk.of_rows(out), chunk.h, chunk.of_stack(params.down->operand),
+                                chunk.offsets);
+  });
 }
 
 // scratch dy = the gradient of y, which scratch y holds, from scratch dx, the gradient of x_next.
@@ -77,27 +106,31 @@ void Model::moe_backward(const MoeParams& params, MoeActivations& act, const Bat
                        router_options(true));
   ops_.linear_backward_weight(params.router->grad, s.router_logits, router_input());
   ops_.linear_backward_input(s.dy, s.router_logits, params.router->value);
+  complete(*params.router);
   ops_.gather_rows_backward_accumulate(s.dy, d_sent, act.routing.assignment_row);
 }
 
 // exchanged: in, the gradient of the experts' outputs; out, that of their inputs.
 void Model::experts_backward(const MoeParams& params, MoeActivations& act) {
-  Scratch& s = scratch_;
-  const Tensor offsets = act.routing.expert_offsets;
-  const Tensor rows = received(act), h = s.expert_h;
-  if (recompute_ffn_) expert_inputs(params, act);
-  // As in ffn_backward: h again, then its gradient in the same place.
-  ops_.ffn_activation_forward(h, act.expert_gate, act.expert_up, config_.ffn,
-                              act.routing.num_received);
-  ops_.grouped_matmul_backward_weight(params.down->grad, s.exchanged, h, offsets);
-  ops_.grouped_matmul_backward_input(h, s.exchanged, params.down->operand, offsets);
-  ops_.ffn_activation_backward(act.expert_gate, act.expert_up, h, act.expert_gate, act.expert_up,
-                               config_.ffn, act.routing.num_received);
-  ops_.grouped_matmul_backward_weight(params.gate->grad, act.expert_gate, rows, offsets);
-  ops_.grouped_matmul_backward_weight(params.up->grad, act.expert_up, rows, offsets);
-  ops_.grouped_matmul_backward_input(s.exchanged, act.expert_gate, params.gate->operand, offsets);
-  ops_.grouped_matmul_backward_input_accumulate(s.exchanged, act.expert_up, params.up->operand,
-                                                offsets);
+  for_expert_chunks(act, [&](const ExpertChunk& chunk) {
+    const Tensor gate = chunk.gate, up = chunk.up, h = chunk.h, offsets = chunk.offsets;
+    const Tensor rows = chunk.of_rows(received(act)), d = chunk.of_rows(scratch_.exchanged);
+    const auto weight = [&](const Param* param) { return chunk.of_stack(param->operand); };
+    const auto grad = [&](const Param* param) { return chunk.of_stack(param->grad); };
+    if (recompute_ffn_) expert_inputs(params, chunk, rows);
+    // As in ffn_backward: h again, then its gradient in the same place.
+    ops_.ffn_activation_forward(h, gate, up, config_.ffn, chunk.num_rows());
+    ops_.grouped_matmul_backward_weight(grad(params.down), d, h, offsets);
+    ops_.grouped_matmul_backward_input(h, d, weight(params.down), offsets);
+    complete(*params.down, chunk);
+    ops_.ffn_activation_backward(gate, up, h, gate, up, config_.ffn, chunk.num_rows());
+    ops_.grouped_matmul_backward_input(d, gate, weight(params.gate), offsets);
+    ops_.grouped_matmul_backward_weight(grad(params.gate), gate, rows, offsets);
+    complete(*params.gate, chunk);
+    ops_.grouped_matmul_backward_input_accumulate(d, up, weight(params.up), offsets);
+    ops_.grouped_matmul_backward_weight(grad(params.up), up, rows, offsets);
+    complete(*params.up, chunk);
+  });
 }
 
 // In bf16 the router's product is made in f32, of the rounded y and the weight unrounded: the

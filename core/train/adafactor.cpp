@@ -11,9 +11,8 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step) {
          std::sqrt(std::max(static_cast<double>(step), warmup));
 }
 
-void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
-                    std::int64_t step) {
-  ops.enter("optimizer");
+void adafactor_update(Ops& ops, Param& param, const OptimizerConfig& config, std::int64_t step) {
+  if (step < config.router_frozen_steps && param.name.ends_with("mlp.gate_weight")) return;
   AdafactorScalars scalars;
   scalars.learning_rate = static_cast<float>(learning_rate_at(config, step));
   scalars.decay =
@@ -21,18 +20,20 @@ void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
   scalars.clip_threshold = static_cast<float>(config.clip_threshold);
   scalars.epsilon_square = static_cast<float>(config.epsilon_square);
   scalars.epsilon_scale = static_cast<float>(config.epsilon_scale);
-  const bool routers_frozen = step < config.router_frozen_steps;
-  for (Param& param : params.params()) {
-    if (routers_frozen && param.name.ends_with("mlp.gate_weight")) continue;
-    if (param.factored) {
-      const Shape matrices = param.as_matrices();
-      ops.adafactor_factored(param.value.reshaped(matrices), param.stat_row, param.stat_col,
-                             param.grad.reshaped(matrices), scalars);
-    } else {
-      ops.adafactor_full(param.value, param.stat_row, param.grad, scalars);
-    }
+  if (param.factored) {
+    const Shape matrices = param.as_matrices();
+    ops.adafactor_factored(param.value.reshaped(matrices), param.stat_row, param.stat_col,
+                           param.grad.reshaped(matrices), scalars);
+  } else {
+    ops.adafactor_full(param.value, param.stat_row, param.grad, scalars);
   }
-  params.round_operands(ops);
+  param.round_operand(ops);
+}
+
+void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
+                    std::int64_t step) {
+  ops.enter("optimizer");
+  for (Param& param : params.params()) adafactor_update(ops, param, config, step);
 }
 
 }  // namespace openmoe

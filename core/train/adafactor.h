@@ -19,7 +19,10 @@ namespace openmoe {
 // square root.
 double learning_rate_at(const OptimizerConfig& config, std::int64_t step);
 
-// One update of every parameter from its gradient, which must already be summed over all ranks.
+// One update of `param` from its gradient, which must already be summed over all ranks; also of the
+// rounded copy that products read.
+void adafactor_update(Ops& ops, Param& param, const OptimizerConfig& config, std::int64_t step);
+// One update of every parameter in this way.
 void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config, std::int64_t step);
 
 }  // namespace openmoe

@@ -98,6 +98,28 @@ TEST_CASE("the grid does not change the loss curve", "[grid]") {
   }
 }
 
+TEST_CASE("updates in the backward pass change no loss", "[grid]") {
+  const TemporaryFolder folder;
+  const std::string type = GENERATE("f32", "bf16");
+  for (const std::string more : {"", " --set model.tied_embedding=true", " --ep 2"}) {
+    INFO(type << more);
+    const int ranks = more == " --ep 2" ? 2 : 1;
+    const std::string set = "--set run.num_steps=8 --set run.compute_type=" + type + more;
+    const auto after = train(ranks, "tiny-released.json", folder / ("after" + more), set);
+    const auto within = train(ranks, "tiny-released.json", folder / ("within" + more),
+                              set + " --set parallel.update_in_backward=true");
+    REQUIRE(within.size() == after.size());
+    for (std::size_t step = 0; step < after.size(); ++step) {
+      CHECK(within[step].at("loss") == after[step].at("loss"));
+      CHECK(within[step].at("moe") == after[step].at("moe"));
+      CHECK(relative_error(within[step].at("grad_norm"), after[step].at("grad_norm")) < 1e-12);
+    }
+  }
+  check_same_run(train(4, "tiny-released.json", folder / "four",
+                       "--ep 2 --set parallel.update_in_backward=true"),
+                 train(1, "tiny-released.json", folder / "one"));
+}
+
 // Where bf16 rounds, the loss moves by less than it does from step to step.
 TEST_CASE("bf16 learns what f32 learns, and the profile names its ops", "[bf16]") {
   const TemporaryFolder folder;
@@ -163,6 +185,14 @@ TEST_CASE("a diverging run stops with the step and keeps its checkpoints", "[err
   INFO(result.output);
   CHECK(result.exit_code == 1);
   CHECK(result.output.find("the update was not applied") != std::string::npos);
+  const CommandResult within =
+      run_openmoe(2, train_arguments("tiny-released.json", run,
+                                     "--ep 2 --resume --set run.num_steps=9 --set "
+                                     "parallel.update_in_backward=true --set "
+                                     "optimizer.peak_learning_rate=1e30"));
+  INFO(within.output);
+  CHECK(within.exit_code == 1);
+  CHECK(within.output.find("nothing of the step was saved") != std::string::npos);
   CHECK(std::filesystem::exists(run + "/checkpoints/step-00000002/manifest.json"));
 }
 

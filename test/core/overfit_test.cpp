@@ -100,7 +100,7 @@ class Learner {
 
  private:
   void allocate(Arena& arena) {
-    params_.allocate(arena, true, recipe_.run.compute_type);
+    params_.allocate(arena, GradientMemory::whole, recipe_.run.compute_type);
     model_.allocate(arena, true);
   }
 

@@ -58,10 +58,10 @@ struct Reference {
         exchange(Model::exchange_shape(recipe, 2)),
         model(*ops, recipe, params, exchange, 2) {
     Arena dry;
-    params.allocate(dry, false);
+    params.allocate(dry, GradientMemory::none);
     model.allocate(dry, false);
     arena = std::make_unique<Arena>(*ops, dry.used_bytes());
-    params.allocate(*arena, false);
+    params.allocate(*arena, GradientMemory::none);
     model.allocate(*arena, false);
     params.initialize(*ops, 5);
   }

@@ -43,9 +43,9 @@ struct Tables {
   Tables(ProcessGrid& grid, const ModelConfig& model = small_model(), bool training = true)
       : ops(make_cpu_ops()), table(model, optimizer(), grid.ep(), grid.ep_rank()) {
     Arena dry;
-    table.allocate(dry, training);
+    table.allocate(dry, training ? GradientMemory::whole : GradientMemory::none);
     arena.emplace(*ops, dry.used_bytes());
-    table.allocate(*arena, training);
+    table.allocate(*arena, training ? GradientMemory::whole : GradientMemory::none);
   }
   // Some matrices factored, some not.
   static OptimizerConfig optimizer() {

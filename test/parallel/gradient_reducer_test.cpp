@@ -41,13 +41,13 @@ void check_grid(std::int64_t ep, bool dense) {
   const auto ops = make_cpu_ops();
   ParamTable table(small_model(dense), OptimizerConfig{}, ep, grid.ep_rank());
   Arena dry;
-  table.allocate(dry, true);
+  table.allocate(dry, GradientMemory::whole);
   Arena arena(*ops, dry.used_bytes());
-  table.allocate(arena, true);
+  table.allocate(arena, GradientMemory::whole);
   GradientReducer reducer(*ops, table, grid);
   for (Param& param : table.params())
     std::fill_n(param.grad.as<float>(), param.grad.num_elements(), 1e30f);
-  reducer.zero();
+  table.zero_gradients(*ops);
   REQUIRE_ALL_RANKS(reducer.grad_norm() == 0.0);
 
   double squares = 0.0;  // of the whole model

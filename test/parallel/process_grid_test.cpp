@@ -190,6 +190,12 @@ TEST_CASE("check of micro-batches") {
   }
   recipe.parallel.micro_batch_rows = 5;
   REQUIRE_ALL_RANKS(contains(refusal(recipe), "use 2, 4 or 6, or 0"));
+  recipe.parallel.micro_batch_rows = 4;
+  recipe.parallel.update_in_backward = true;
+  REQUIRE_ALL_RANKS(contains(refusal(recipe), "update_in_backward needs the 12 rows"));
+  recipe.parallel.micro_batch_rows = 12;
+  REQUIRE_ALL_RANKS(refusal(recipe).empty());
+  recipe.parallel.micro_batch_rows = 5;
   recipe.model.num_experts = 5;  // both problems in one message
   ProcessGrid wide(world, world.size(), 1);
   const std::string both = message_of<UserError>([&] { wide.check(recipe); });

@@ -1,0 +1,111 @@
+#include "apps/training_step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "core/base/check.h"
+#include "core/train/adafactor.h"
+
+namespace openmoe {
+
+void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t rows) {
+  const std::int64_t length = batch.sequence_length;
+  out.resize(rows, length);
+  const std::int64_t available = std::min(rows, batch.num_rows - begin);
+  if (available <= 0) return;
+  const auto copy = [&](auto& to, const auto& from, std::int64_t width) {
+    std::copy_n(from.begin() + begin * width, available * width, to.begin());
+  };
+  copy(out.inputs, batch.inputs, length);
+  copy(out.targets, batch.targets, length);
+  copy(out.loss_weights, batch.loss_weights, length);
+  copy(out.segment_ids, batch.segment_ids, length);
+  copy(out.row_sources, batch.row_sources, 1);
+}
+
+BatchCounts count_global(const Batch& batch, const Recipe& recipe, ProcessGrid& grid) {
+  BatchCounts counts = count_batch(batch, recipe.routing, recipe.model.num_moe_layers() > 0);
+  grid.data().all_reduce_sum(counts.values());
+  return counts;
+}
+
+void sum_over_ranks(StepSums& sums, ProcessGrid& grid) {
+  std::vector<double> flat = sums.flatten();
+  grid.data().all_reduce_sum(flat);
+  sums.assign(flat);
+}
+
+bool StepOutcome::is_finite() const {
+  return std::isfinite(losses.total) && std::isfinite(grad_norm);
+}
+
+TrainingStep::TrainingStep(Network& network, ProcessGrid& grid, const Recipe& recipe)
+    : network_(network),
+      grid_(grid),
+      recipe_(recipe),
+      reducer_(network.ops(), network.params(), grid) {
+  network.params().zero_gradients(network.ops());
+}
+
+TrainingStep::~TrainingStep() {
+  network_.model().observe_gradients({});
+}
+
+StepOutcome TrainingStep::run(const Batch& batch, const BatchCounts& counts, std::int64_t step) {
+  return recipe_.parallel.update_in_backward ? run_in_backward(batch, counts, step)
+                                             : run_whole(batch, counts, step);
+}
+
+void TrainingStep::run_micro_batches(const Batch& batch, const BatchCounts& counts,
+                                     StepSums& sums) {
+  const std::int64_t rows = network_.model().rows();
+  for (std::int64_t row = 0; row < batch.num_rows; row += rows) {
+    copy_rows(micro_batch_, batch, row, rows);
+    network_.model().train(micro_batch_, counts, sums);
+  }
+}
+
+StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& counts,
+                                    std::int64_t step) {
+  StepOutcome out;
+  out.sums = StepSums(recipe_.model.num_moe_layers(), recipe_.model.num_experts);
+  network_.params().zero_gradients(network_.ops());
+  run_micro_batches(batch, counts, out.sums);
+  reducer_.reduce();
+  sum_over_ranks(out.sums, grid_);
+  out.losses = losses_from(out.sums, counts, recipe_.loss);
+  out.grad_norm = reducer_.grad_norm();
+  if (out.is_finite()) adafactor_step(network_.ops(), network_.params(), recipe_.optimizer, step);
+  return out;
+}
+
+// Gradients are zero between uses of their common place. Sums are complete before the first of
+// them, so that all ranks know in time whether the loss is finite.
+StepOutcome TrainingStep::run_in_backward(const Batch& batch, const BatchCounts& counts,
+                                          std::int64_t step) {
+  OPENMOE_CHECK(batch.num_rows <= network_.model().rows(), "one micro-batch");
+  Ops& ops = network_.ops();
+  StepOutcome out;
+  out.sums = StepSums(recipe_.model.num_moe_layers(), recipe_.model.num_experts);
+  bool is_first = true;
+  network_.model().observe_gradients([&](Param& param) {
+    if (std::exchange(is_first, false)) {
+      sum_over_ranks(out.sums, grid_);
+      out.losses = losses_from(out.sums, counts, recipe_.loss);
+    }
+    const char* const part = ops.enter("optimizer");
+    reducer_.reduce(param);
+    const double squares = reducer_.add_squares(param);
+    if (std::isfinite(out.losses.total) && std::isfinite(squares))
+      adafactor_update(ops, param, recipe_.optimizer, step);
+    ops.zero(param.grad);
+    ops.enter(part);
+  });
+  run_micro_batches(batch, counts, out.sums);
+  out.grad_norm = reducer_.norm_of_added();
+  return out;
+}
+
+}  // namespace openmoe

@@ -1,0 +1,61 @@
+// One training step, shared by train, bench and selftest, so that what is proven and what is
+// measured is what trains.
+#pragma once
+
+#include <cstdint>
+
+#include "apps/network.h"
+#include "core/batch.h"
+#include "core/config/recipe.h"
+#include "core/model/step_stats.h"
+#include "parallel/gradient_reducer.h"
+#include "parallel/process_grid.h"
+
+namespace openmoe {
+
+// Rows [begin, begin + rows) of `batch`; rows past its end become padding.
+void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t rows);
+
+// Counts of the global batch of which `batch` is this rank's part. Collective.
+BatchCounts count_global(const Batch& batch, const Recipe& recipe, ProcessGrid& grid);
+
+// Adds up the sums of all data ranks. Collective.
+void sum_over_ranks(StepSums& sums, ProcessGrid& grid);
+
+// Of all ranks.
+struct StepOutcome {
+  StepSums sums;
+  StepLosses losses;
+  double grad_norm = 0.0;
+
+  // When it is not, no parameter was updated; with parallel.update_in_backward, none when the loss
+  // is not finite, else those whose own gradient is.
+  bool is_finite() const;
+};
+
+// Trains a network. All references must outlive this; one at a time for a network.
+class TrainingStep {
+ public:
+  TrainingStep(Network& network, ProcessGrid& grid, const Recipe& recipe);
+  TrainingStep(const TrainingStep&) = delete;
+  TrainingStep& operator=(const TrainingStep&) = delete;
+  ~TrainingStep();
+
+  // Forward and backward passes over micro-batches of the network's rows, reduction, update: step
+  // `step` of the schedule. `counts` are those of the global batch. Afterwards every Param::grad is
+  // that of the global batch's loss, unless gradients have one place between them. Collective.
+  StepOutcome run(const Batch& batch, const BatchCounts& counts, std::int64_t step);
+
+ private:
+  void run_micro_batches(const Batch& batch, const BatchCounts& counts, StepSums& sums);
+  StepOutcome run_whole(const Batch& batch, const BatchCounts& counts, std::int64_t step);
+  StepOutcome run_in_backward(const Batch& batch, const BatchCounts& counts, std::int64_t step);
+
+  Network& network_;
+  ProcessGrid& grid_;
+  const Recipe& recipe_;
+  GradientReducer reducer_;
+  Batch micro_batch_;
+};
+
+}  // namespace openmoe
