@@ -35,15 +35,29 @@ CheckpointManifest read_manifest(const std::string& folder) {
 CheckpointReader::CheckpointReader(const std::string& folder, const CheckpointManifest& manifest)
     : folder_(folder), manifest_(manifest) {}
 
-void CheckpointReader::read(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst) {
+template <typename Read>
+void CheckpointReader::read_slices(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst,
+                                   Read&& read) {
   const std::int64_t end = begin + dst.size(0);
   for (const CheckpointSlice& slice : tensor.slices) {
     const std::int64_t first = std::max(begin, slice.begin);
     const std::int64_t last = std::min(end, slice.end);
     if (first < last)
-      open(slice.file)
-          .read_rows(tensor.name, first - slice.begin, dst.rows(first - begin, last - begin));
+      read(open(slice.file), first - slice.begin, dst.rows(first - begin, last - begin));
   }
+}
+
+void CheckpointReader::read(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst) {
+  read_slices(tensor, begin, dst, [&](const H5File& file, std::int64_t first, Tensor rows) {
+    file.read_rows(tensor.name, first, rows);
+  });
+}
+
+void CheckpointReader::read_block(const CheckpointTensor& tensor, std::int64_t begin,
+                                  std::int64_t first_column, Tensor dst) {
+  read_slices(tensor, begin, dst, [&](const H5File& file, std::int64_t first, Tensor rows) {
+    file.read_block(tensor.name, first, first_column, rows);
+  });
 }
 
 const H5File& CheckpointReader::open(const std::string& name) {

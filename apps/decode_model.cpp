@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
@@ -114,6 +115,15 @@ void add_decode_options(CLI::App& command, DecodeModelOptions& options) {
   command.add_option("--batch", options.batch, "sequences computed at once")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
+  command
+      .add_option("--ep", options.ep,
+                  "ranks that share the experts; default: as many as divide both ranks and experts")
+      ->check(CLI::PositiveNumber);
+  command
+      .add_option("--tp", options.tp,
+                  "ranks that share heads and rows of every matrix; --ep times --tp is the number "
+                  "of ranks; the text is the same on every grid")
+      ->check(CLI::PositiveNumber);
 }
 
 infer::DecodeOptions decode_options(const DecodeModelOptions& options, const Recipe& recipe) {
@@ -133,14 +143,20 @@ DecodeModel::DecodeModel(const DecodeModelOptions& options, ProcessGrid& grid) {
     tokenizer_ = open_tokenizer(options, checkpoint_, recipe_);
     weights_ = std::make_unique<infer::DecodeWeights>(
         recipe_.model, options.dtype == "bf16" ? DType::bf16 : DType::f32, grid.ep(),
-        grid.ep_rank());
-    load_weights(grid);
+        grid.ep_rank(), grid.tp(), grid.tp_rank());
+    load_weights();
   });
-  infer::Decoder::SumOverRanks sum;
+  infer::DecodeGroups groups;
   if (grid.ep() > 1)
-    sum = [&grid](std::span<float> values) { grid.expert().all_reduce_sum(values); };
+    groups.expert_sum = [&grid](std::span<float> values) { grid.expert().all_reduce_sum(values); };
+  if (grid.tp() > 1) {
+    groups.tensor_sum = [&grid](std::span<float> values) { grid.tensor().all_reduce_sum(values); };
+    groups.tensor_gather = [&grid](std::span<float> pieces, std::span<const std::int64_t> counts) {
+      grid.tensor().all_gather(pieces, counts);
+    };
+  }
   decoder_ = std::make_unique<infer::Decoder>(*weights_, recipe_.routing,
-                                              decode_options(options, recipe_), std::move(sum));
+                                              decode_options(options, recipe_), std::move(groups));
   generator_ = std::make_unique<infer::Generator>(*decoder_, num_ids());
 }
 
@@ -148,10 +164,10 @@ std::int64_t DecodeModel::num_ids() const {
   return tokenizer_->vocab_size();
 }
 
-void DecodeModel::load_weights(ProcessGrid& grid) {
+void DecodeModel::load_weights() {
   const CheckpointManifest manifest = read_manifest(checkpoint_);
   CheckpointReader reader(checkpoint_, manifest);
-  const ParamTable table(recipe_.model, recipe_.optimizer, grid.ep(), grid.ep_rank());
+  const ParamTable table(recipe_.model, recipe_.optimizer, 1, 0);
   std::vector<float> slab;
   for (const Param& param : table.params()) {
     const CheckpointTensor* const source = manifest.find("value/" + param.name);
@@ -159,33 +175,64 @@ void DecodeModel::load_weights(ProcessGrid& grid) {
       throw UserError(checkpoint_ + ": its tensor " + param.name + " is " +
                       (source == nullptr ? "missing" : source->shape.to_string()) +
                       ", its own recipe says " + param.global_shape.to_string());
-    const std::int64_t row = param.global_shape.num_elements() / param.global_shape[0];
-    const std::int64_t most = std::max<std::int64_t>(1, kSlabBytes / (row * size_of(DType::f32)));
-    const std::int64_t end = param.local_begin + param.local_shape[0];
-    for (std::int64_t begin = param.local_begin; begin < end; begin += most) {
+    for (const infer::ParamBlock& block : weights_->blocks(param)) {
+      infer::ParamBlock part = block;
       Shape shape = param.global_shape;
-      shape.sizes[0] = std::min(most, end - begin);
-      slab.resize(static_cast<std::size_t>(shape.num_elements()));
-      reader.read(*source, begin, host_view(slab.data(), shape));
-      weights_->set(param, begin, shape[0], slab.data());
+      shape.sizes[shape.rank - 1] = block.width();
+      if (shape.rank == 1) shape.sizes[0] = block.end - block.begin;
+      const std::int64_t row = shape.num_elements() / shape[0];
+      const std::int64_t most = std::max<std::int64_t>(1, kSlabBytes / (row * size_of(DType::f32)));
+      for (; part.begin < block.end; part.begin = part.end) {
+        part.end = std::min(block.end, part.begin + most);
+        shape.sizes[0] = part.end - part.begin;
+        slab.resize(static_cast<std::size_t>(shape.num_elements()));
+        const Tensor values = host_view(slab.data(), shape);
+        if (shape.rank == 3)
+          reader.read_block(*source, part.begin, part.first_column, values);
+        else
+          reader.read(*source, part.begin, values);
+        weights_->set(param, part, slab.data());
+      }
     }
   }
 }
 
-std::unique_ptr<ProcessGrid> make_decode_grid(Communicator& world, const std::string& folder) {
-  std::string problem;
+DecodeGrid decode_grid(const DecodeModelOptions& options, const ModelConfig& model,
+                       std::int64_t num_ranks, const std::string& place) {
+  const std::int64_t experts = model.num_moe_layers() > 0 ? model.num_experts : 1;
+  const std::int64_t most_tp = infer::TensorSplits::most_ranks(model);
+  DecodeGrid grid{options.ep, options.tp};
+  if (grid.ep == 0 && grid.tp > 0) grid.ep = std::max<std::int64_t>(1, num_ranks / grid.tp);
+  if (grid.ep == 0) grid.ep = std::gcd(num_ranks, experts);
+  if (grid.tp == 0) grid.tp = std::max<std::int64_t>(1, num_ranks / grid.ep);
+  std::string allowed;
+  for (std::int64_t ep = 1; ep <= std::min(num_ranks, experts); ++ep) {
+    if (num_ranks % ep != 0 || experts % ep != 0 || num_ranks / ep > most_tp) continue;
+    if (grid.ep == ep && grid.tp == num_ranks / ep) return grid;
+    allowed += concat(allowed.empty() ? "" : ", or ", "--ep ", ep, " --tp ", num_ranks / ep);
+  }
+  if (allowed.empty()) allowed = "no grid of so many; start fewer ranks";
+  throw UserError(
+      concat(place, ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks", " as --ep ", grid.ep,
+             " --tp ", grid.tp, ": their product must be the number of ranks, ep divide ",
+             model.num_moe_layers() > 0 ? concat("the ", experts, " experts") : "1 (a dense model)",
+             " and tp be at most ", most_tp, " (", model.num_heads, " heads, d_model ",
+             model.d_model, ", ffn_dim ", model.ffn_dim, "); allowed: ", allowed));
+}
+
+std::unique_ptr<ProcessGrid> make_decode_grid(Communicator& world,
+                                              const DecodeModelOptions& options) {
+  std::int64_t sizes[] = {0, 0};
   on_root(world, [&] {
-    const std::string checkpoint = checkpoint_of(folder);
+    const std::string checkpoint = checkpoint_of(options.folder);
     const Recipe recipe =
         parse_recipe(read_checkpoint_meta(checkpoint).recipe_json, checkpoint + ": its recipe");
-    if (recipe.model.num_moe_layers() == 0 && world.size() > 1)
-      throw UserError(checkpoint +
-                      ": is a dense model, which decodes on one rank: ranks share experts only");
-    if (recipe.model.num_experts % world.size() != 0)
-      throw UserError(concat("found ", world.size(), " ranks, allowed: a divisor of the ",
-                             recipe.model.num_experts, " experts of ", checkpoint));
+    const DecodeGrid grid = decode_grid(options, recipe.model, world.size(), checkpoint);
+    sizes[0] = grid.ep;
+    sizes[1] = grid.tp;
   });
-  return std::make_unique<ProcessGrid>(world, world.size(), 1);
+  world.all_reduce_max(sizes);
+  return std::make_unique<ProcessGrid>(world, sizes[0], sizes[1]);
 }
 
 void keep_tokenizer(const Tokenizer& tokenizer, const std::string& run_folder) {

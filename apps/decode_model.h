@@ -23,6 +23,7 @@ struct DecodeModelOptions {
   std::string capacity = "dropless";
   std::int64_t max_length = 0;  // positions; 0: data.sequence_length of the recipe
   std::int64_t batch = 8;       // sequences at once
+  std::int64_t ep = 0, tp = 0;  // ranks that share the experts, and each matrix; 0: see decode_grid
 };
 
 // The options above, spelled alike in every subcommand that decodes.
@@ -30,7 +31,8 @@ void add_decode_options(CLI::App& command, DecodeModelOptions& options);
 
 class DecodeModel {
  public:
-  // Experts are spread over all ranks of `grid` (ep = world size); each rank reads what it holds.
+  // Experts are spread over the ep ranks of `grid`, rows of matrices over its tp ranks (dp is 1);
+  // each rank reads what it holds.
   // Throws UserError on every rank when folder, tokenizer and model do not fit each other.
   // Collective.
   DecodeModel(const DecodeModelOptions& options, ProcessGrid& grid);
@@ -44,7 +46,7 @@ class DecodeModel {
   const std::string& checkpoint() const { return checkpoint_; }
 
  private:
-  void load_weights(ProcessGrid& grid);
+  void load_weights();
 
   std::string checkpoint_;
   Recipe recipe_;
@@ -54,9 +56,18 @@ class DecodeModel {
   std::unique_ptr<infer::Generator> generator_;
 };
 
-// The grid for decoding: every rank holds a part of the experts. Throws UserError when they cannot
-// be shared evenly. Collective.
-std::unique_ptr<ProcessGrid> make_decode_grid(Communicator& world, const std::string& folder);
+// ep x tp = num_ranks for decoding a model: as asked for; where nothing is, ep as large as ranks
+// and experts have in common, and tp the rest. Throws UserError, which names `place`, when ep does
+// not divide the experts or tp leaves a rank without a head or rows of a matrix.
+struct DecodeGrid {
+  std::int64_t ep = 1, tp = 1;
+};
+DecodeGrid decode_grid(const DecodeModelOptions& options, const ModelConfig& model,
+                       std::int64_t num_ranks, const std::string& place);
+
+// That grid, of the model in options.folder. Throws UserError on every rank. Collective.
+std::unique_ptr<ProcessGrid> make_decode_grid(Communicator& world,
+                                              const DecodeModelOptions& options);
 
 // Copies the tokenizer of a training run to where DecodeModel and `convert` look for it. On one
 // rank; throws UserError.

@@ -8,6 +8,7 @@
 #include "apps/decode_model.h"
 #include "apps/evaluate_loss.h"
 #include "apps/run_tasks.h"
+#include "core/base/check.h"
 #include "core/base/error.h"
 
 namespace openmoe {
@@ -49,11 +50,16 @@ int run_evaluate(EvaluateOptions options, CommandContext& context) {
         "evaluate: say what: --data with a folder of shards, --tasks with task files, or both");
   OrderedJson report = OrderedJson::object();
   if (!options.loss.data_folder.empty()) {
+    if (options.model.tp > 1)
+      throw UserError(concat("--tp ", options.model.tp,
+                             " with --data: the losses are computed on grids of data and expert "
+                             "ranks; allowed: --tp with --tasks alone, or no --tp"));
     options.loss.folder = options.model.folder;
+    options.loss.ep = options.model.ep > 0 ? options.model.ep : 1;
     report["losses"] = evaluate_loss(options.loss, context);
   }
   if (!options.tasks.files.empty()) {
-    const auto grid = make_decode_grid(context.mpi.world(), options.model.folder);
+    const auto grid = make_decode_grid(context.mpi.world(), options.model);
     DecodeModel model(options.model, *grid);
     report["tasks"] = run_tasks(options.tasks, model, context.mpi.world());
   }
@@ -77,8 +83,10 @@ void register_evaluate(CLI::App& app, CommandContext& context) {
       app.add_subcommand("evaluate", "loss by source, and scored tasks, of a checkpoint");
   add_decode_options(*command, options->model);
   LossOptions& loss = options->loss;
-  CLI::Option* data = command->add_option(
-      "--data", loss.data_folder, "folder of token shards: loss of their held-out documents");
+  CLI::Option* data = command->add_option("--data", loss.data_folder,
+                                          "folder of token shards: loss of their held-out "
+                                          "documents; ranks share the rows, and with --ep "
+                                          "the experts too");
   command->add_option("--sources", loss.sources, "only these folders of --data")->needs(data);
   command->add_option("--objective", loss.objective, "rows of --data as this objective makes them")
       ->check(CLI::IsMember({"ul2", "causal_lm", "span_corruption", "prefix_lm", "sft"}))
@@ -87,10 +95,6 @@ void register_evaluate(CLI::App& app, CommandContext& context) {
       ->check(CLI::IsMember({"faithful", "packed"}))
       ->capture_default_str();
   command->add_option("--rows", loss.num_rows, "rows of each source")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command
-      ->add_option("--ep", loss.ep, "ranks that share the experts for --data; tasks use all ranks")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   add_device_options(*command, loss.device);

@@ -78,7 +78,7 @@ class Session {
   Session(const GenerateOptions& options, CommandContext& context)
       : options_(options),
         world_(context.mpi.world()),
-        grid_(make_decode_grid(world_, options.model.folder)),
+        grid_(make_decode_grid(world_, options.model)),
         model_(model_options(options), *grid_),
         generator_(model_.decoder(), model_.num_ids(), !options.recompute),
         is_root_(context.mpi.world_rank() == 0) {

@@ -260,7 +260,7 @@ class Server {
 
 int run_serve(const ServeOptions& options, CommandContext& context) {
   Communicator& world = context.mpi.world();
-  const auto grid = make_decode_grid(world, options.model.folder);
+  const auto grid = make_decode_grid(world, options.model);
   DecodeModel model(options.model, *grid);
   JobQueue queue;
   std::unique_ptr<Server> server;

@@ -8,6 +8,7 @@
 
 #include "core/base/error.h"
 #include "data/h5_handle.h"
+#include "data/h5_types.h"
 
 namespace openmoe {
 namespace {
@@ -51,48 +52,15 @@ std::string library_reason() {
       concat(call, " failed on ", path, object.empty() ? "" : ", object ", object, ": ", reason));
 }
 
-struct NumberType {
-  const char* name;
-  hid_t (*memory)();
-  hid_t (*file)();
-  std::int64_t bytes;
-};
-
-// bf16 is stored as its bits.
-constexpr NumberType kNumberTypes[] = {
-    {"f32", [] { return H5T_NATIVE_FLOAT; }, [] { return H5T_IEEE_F32LE; }, 4},
-    {"f64", [] { return H5T_NATIVE_DOUBLE; }, [] { return H5T_IEEE_F64LE; }, 8},
-    {"i32", [] { return H5T_NATIVE_INT32; }, [] { return H5T_STD_I32LE; }, 4},
-    {"i64", [] { return H5T_NATIVE_INT64; }, [] { return H5T_STD_I64LE; }, 8},
-    {"u8", [] { return H5T_NATIVE_UINT8; }, [] { return H5T_STD_U8LE; }, 1},
-    {"u16", [] { return H5T_NATIVE_UINT16; }, [] { return H5T_STD_U16LE; }, 2},
-    {"u32", [] { return H5T_NATIVE_UINT32; }, [] { return H5T_STD_U32LE; }, 4},
-    {"u64", [] { return H5T_NATIVE_UINT64; }, [] { return H5T_STD_U64LE; }, 8},
-    {"bf16", [] { return H5T_NATIVE_UINT16; }, [] { return H5T_STD_U16LE; }, 2},
-};
-
-const NumberType& number_type(const std::string& name) {
-  const auto* found = std::find_if(std::begin(kNumberTypes), std::end(kNumberTypes),
-                                   [&](const NumberType& type) { return name == type.name; });
-  OPENMOE_CHECK(found != std::end(kNumberTypes), "element type ", name);
-  return *found;
-}
-
-std::string type_name_of(hid_t type) {
-  const H5T_class_t kind = H5Tget_class(type);
-  const std::size_t bytes = H5Tget_size(type);
-  if (kind == H5T_STRING) return "string";
-  if (kind == H5T_FLOAT) return bytes == 4 ? "f32" : bytes == 8 ? "f64" : "other";
-  if (kind == H5T_INTEGER) {
-    const std::string sign = H5Tget_sign(type) == H5T_SGN_NONE ? "u" : "i";
-    std::string name = sign + std::to_string(bytes * 8);
-    for (const NumberType& known : kNumberTypes)
-      if (name == known.name) return name;
-  }
-  return "other";
-}
-
 }  // namespace
+
+// Rows of a dataset, whole or some columns of the last axis.
+struct H5File::Part {
+  std::int64_t begin = 0, rows = 0;
+  std::int64_t first_column = 0, width = kWhole;
+
+  static constexpr std::int64_t kWhole = -1;
+};
 
 struct H5File::Impl {
   std::string path;
@@ -144,8 +112,8 @@ struct H5File::Impl {
   Handle creation_list(const Shape& shape, const H5Layout& layout) const;
   Handle create_dataset(const std::string& name, hid_t type, const Handle& space,
                         const Handle& creation) const;
-  void transfer_rows(const std::string& name, const Handle& dataset, hid_t memory_type,
-                     std::int64_t begin, std::int64_t rows, void* dst) const;
+  void transfer(const std::string& name, const std::string& type, const Part& part,
+                void* dst) const;
   template <typename Value>
   void write_attribute(const std::string& object_name, const std::string& name, hid_t file_type,
                        hid_t memory_type, const Value* value) const;
@@ -232,8 +200,16 @@ Handle H5File::Impl::create_dataset(const std::string& name, hid_t type, const H
           H5Dclose};
 }
 
-void H5File::Impl::transfer_rows(const std::string& name, const Handle& dataset, hid_t memory_type,
-                                 std::int64_t begin, std::int64_t rows, void* dst) const {
+void H5File::Impl::transfer(const std::string& name, const std::string& type, const Part& part,
+                            void* dst) const {
+  const LibraryLock lock;
+  const Handle dataset = open_dataset(name);
+  const Handle stored{check(H5Dget_type(dataset.get()), "H5Dget_type", name), H5Tclose};
+  const H5T_class_t kind = H5Tget_class(stored.get());
+  if (kind != H5T_INTEGER && kind != H5T_FLOAT)
+    fault("H5Dread", path, name, "it does not hold numbers");
+  const hid_t memory_type = number_type(type).memory();
+  const std::int64_t begin = part.begin, rows = part.rows;
   const Shape shape = shape_of(dataset, name);
   if (shape.rank == 0) {
     check(H5Dread(dataset.get(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, dst), "H5Dread", name);
@@ -242,12 +218,23 @@ void H5File::Impl::transfer_rows(const std::string& name, const Handle& dataset,
   if (begin < 0 || rows < 0 || begin + rows > shape[0])
     fault("H5Dread", path, name,
           concat("rows [", begin, ", ", begin + rows, ") of ", shape[0], " were asked for"));
-  if (rows == 0 || shape.num_elements() == 0) return;
+  const int last = shape.rank - 1;
+  const bool is_whole = part.width == Part::kWhole;
+  if (!is_whole && (last == 0 || part.first_column < 0 || part.width < 0 ||
+                    part.first_column + part.width > shape[last]))
+    fault("H5Dread", path, name,
+          concat("columns [", part.first_column, ", ", part.first_column + part.width, ") of ",
+                 shape.to_string(), " were asked for"));
+  if (rows == 0 || part.width == 0 || shape.num_elements() == 0) return;
   hsize_t start[Shape::kMaxRank] = {};
   hsize_t count[Shape::kMaxRank] = {};
   for (int axis = 0; axis < shape.rank; ++axis) count[axis] = static_cast<hsize_t>(shape[axis]);
   start[0] = static_cast<hsize_t>(begin);
   count[0] = static_cast<hsize_t>(rows);
+  if (!is_whole) {
+    start[last] = static_cast<hsize_t>(part.first_column);
+    count[last] = static_cast<hsize_t>(part.width);
+  }
   const Handle file_space = space_of(dataset, name);
   check(H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start, nullptr, count, nullptr),
         "H5Sselect_hyperslab", name);
@@ -368,26 +355,36 @@ void H5File::read(const std::string& name, Tensor dst) const {
 }
 
 void H5File::read_rows(const std::string& name, std::int64_t begin, Tensor dst) const {
+  const std::int64_t rows = dst.shape.rank == 0 ? 1 : dst.size(0);
+  read_part(name, {.begin = begin, .rows = rows}, dst);
+}
+
+void H5File::read_block(const std::string& name, std::int64_t begin, std::int64_t first_column,
+                        Tensor dst) const {
+  OPENMOE_CHECK(dst.shape.rank >= 2, "columns of rank ", dst.shape.rank);
+  read_part(name, {begin, dst.size(0), first_column, dst.size(dst.shape.rank - 1)}, dst);
+}
+
+void H5File::read_part(const std::string& name, const Part& part, Tensor dst) const {
   OPENMOE_CHECK(dst.device == Device::host, "HDF5 reads into host memory");
   const Info found = info(name);
   const std::string want = name_of(dst.dtype);
   bool fits = found.shape.rank == dst.shape.rank;
-  for (int axis = 1; fits && axis < dst.shape.rank; ++axis)
-    fits = found.shape[axis] == dst.shape[axis];
+  const int given = dst.shape.rank - (part.width == Part::kWhole ? 0 : 1);
+  for (int axis = 1; fits && axis < given; ++axis) fits = found.shape[axis] == dst.shape[axis];
   if (!fits)
     fault("H5Dread", path(), name,
           concat("its shape is ", found.shape.to_string(), ", rows of ", dst.shape.to_string(),
                  " were expected"));
-  const std::int64_t rows = dst.shape.rank == 0 ? 1 : dst.size(0);
   if (found.type == want || (found.type != "bf16" && want != "bf16")) {
-    read_raw(name, want, begin, rows, dst.data);
+    impl_->transfer(name, want, part, dst.data);
     return;
   }
   // bf16 bits widen to float; no other conversion has a meaning.
   if (found.type != "bf16" || dst.dtype != DType::f32)
     fault("H5Dread", path(), name, concat("it holds ", found.type, ", expected ", want));
   std::vector<BFloat16> bits(static_cast<std::size_t>(dst.num_elements()));
-  read_raw(name, "bf16", begin, rows, bits.data());
+  impl_->transfer(name, "bf16", part, bits.data());
   std::transform(bits.begin(), bits.end(), dst.as<float>(),
                  [](BFloat16 value) { return static_cast<float>(value); });
 }
@@ -399,13 +396,7 @@ void H5File::write(const std::string& name, Tensor src, const H5Layout& layout) 
 
 void H5File::read_raw(const std::string& name, const std::string& type, std::int64_t begin,
                       std::int64_t rows, void* dst) const {
-  const LibraryLock lock;
-  const Handle dataset = impl_->open_dataset(name);
-  const Handle stored{impl_->check(H5Dget_type(dataset.get()), "H5Dget_type", name), H5Tclose};
-  const H5T_class_t kind = H5Tget_class(stored.get());
-  if (kind != H5T_INTEGER && kind != H5T_FLOAT)
-    fault("H5Dread", impl_->path, name, "it does not hold numbers");
-  impl_->transfer_rows(name, dataset, number_type(type).memory(), begin, rows, dst);
+  impl_->transfer(name, type, {.begin = begin, .rows = rows}, dst);
 }
 
 void H5File::write_raw(const std::string& name, const std::string& type, const Shape& shape,

@@ -1,7 +1,7 @@
 // H5File: the project's whole use of HDF5. A move-only handle, errors as RuntimeFault with file,
 // dataset and the library's own reason; the library's error printing is off. One process-wide lock
 // guards the library, which may be built without thread safety. hdf5.h is included in h5_file.cpp
-// only.
+// and h5_types.cpp only.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +48,10 @@ class H5File {
   void read(const std::string& name, Tensor dst) const;  // whole
   void read_rows(const std::string& name, std::int64_t begin,
                  Tensor dst) const;  // rows [begin, begin + dst.size(0))
+  // The same of rank 2 or 3, and of each row columns [first_column, first_column + width) of the
+  // last axis, where width is dst's.
+  void read_block(const std::string& name, std::int64_t begin, std::int64_t first_column,
+                  Tensor dst) const;
   void write(const std::string& name, Tensor src, const H5Layout& layout = {});  // creates, whole
   // The same for element types that Tensor lacks: `type` is one of Info::type's numbers ("u16",
   // "f64", ...), in memory.
@@ -79,6 +83,8 @@ class H5File {
 
  private:
   struct Impl;
+  struct Part;
+  void read_part(const std::string& name, const Part& part, Tensor dst) const;
   std::unique_ptr<Impl> impl_;
 };
 

@@ -45,6 +45,9 @@ class Communicator {
   // same number of rows. The total may pass 2^31 bytes, the rows of one rank may not pass 2^31 - 1.
   virtual void all_to_all_rows(const void* sent, const RowBlocks& sent_blocks, void* received,
                                const RowBlocks& received_blocks, std::int64_t row_bytes) = 0;
+  // In place: `data` is one piece per rank, back to back in rank order, of counts[r] elements each;
+  // every rank brings its own and ends with all. `counts` is the same on every rank.
+  virtual void all_gather(std::span<float> data, std::span<const std::int64_t> counts) = 0;
   // Every rank's bytes in rank order; sizes may differ.
   virtual std::vector<std::string> all_gather(const std::string& bytes) = 0;
   virtual void broadcast(std::string& bytes, int root) = 0;

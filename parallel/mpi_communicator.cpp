@@ -171,6 +171,20 @@ class MpiCommunicator : public Communicator {
               description_, "MPI_Alltoallv of rows of ", row_bytes, " bytes");
   }
 
+  void all_gather(std::span<float> data, std::span<const std::int64_t> pieces) override {
+    OPENMOE_CHECK(pieces.size() == counts_[0].size(), pieces.size(), " pieces for ", size_,
+                  " ranks");
+    std::int64_t total = 0;
+    for (const std::int64_t count : pieces) total += count;
+    OPENMOE_CHECK(data.size() == static_cast<std::size_t>(total), data.size(), " elements for ",
+                  total, " in pieces");
+    if (total > limits_.max_count) return broadcast_pieces(data.data(), pieces);
+    fill_counts({pieces, {}}, counts_[0], counts_[1]);
+    check_mpi(MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, data.data(), counts_[0].data(),
+                             counts_[1].data(), MPI_FLOAT, comm_.get()),
+              description_, "MPI_Allgatherv of ", total, " f32");
+  }
+
   std::vector<std::string> all_gather(const std::string& bytes) override {
     const auto num_ranks = static_cast<std::size_t>(size_);
     const auto own_size = static_cast<std::int64_t>(bytes.size());
@@ -223,6 +237,19 @@ class MpiCommunicator : public Communicator {
                               mpi_type<T>(), op, comm_.get()),
                 description_, "MPI_Allreduce, ", what, ", elements [", begin, ", ", begin + count,
                 ") of ", data.size());
+    }
+  }
+
+  // An all-gather of more than one call can index.
+  void broadcast_pieces(float* data, std::span<const std::int64_t> pieces) {
+    for (int root = 0; root < size_; ++root) {
+      const std::int64_t total = pieces[static_cast<std::size_t>(root)];
+      for (std::int64_t begin = 0; begin < total; begin += limits_.max_count) {
+        const auto count = static_cast<int>(std::min(limits_.max_count, total - begin));
+        check_mpi(MPI_Bcast(data + begin, count, MPI_FLOAT, root, comm_.get()), description_,
+                  "MPI_Bcast of ", count, " f32");
+      }
+      data += total;
     }
   }
 

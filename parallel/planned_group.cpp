@@ -24,6 +24,9 @@ class PlannedGroup : public Communicator {
                        std::int64_t) override {
     refuse("all_to_all_rows");
   }
+  void all_gather(std::span<float>, std::span<const std::int64_t>) override {
+    refuse("all_gather");
+  }
   std::vector<std::string> all_gather(const std::string&) override { refuse("all_gather"); }
   void broadcast(std::string&, int) override { refuse("broadcast"); }
   void barrier() override { refuse("barrier"); }

@@ -110,12 +110,15 @@ std::string check_update_in_backward(const ProcessGrid& grid, const Recipe& reci
 ProcessGrid::ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp)
     : world_(&world), dp_(0), ep_(ep), tp_(tp), dp_rank_(0), ep_rank_(0), tp_rank_(0) {
   const std::int64_t size = world.size();
-  if (tp != 1)
-    throw UserError(concat("tp = ", tp, ": tensor parallelism is not available; use tp = 1"));
+  if (tp < 1 || size % tp != 0)
+    throw UserError(concat("tp = ", tp, " does not divide the number of ranks, ", size,
+                           "; use --tp ", join(common_divisors(size, size)),
+                           ", or start a multiple of ", std::max<std::int64_t>(tp, 1), " ranks"));
   if (ep < 1 || size % (ep * tp) != 0)
     throw UserError(concat("ep = ", ep, " does not divide the number of ranks, ", size,
-                           "; use --ep ", join(common_divisors(size / tp, size / tp)),
-                           ", or start a multiple of ", std::max<std::int64_t>(ep, 1), " ranks"));
+                           tp > 1 ? concat(" / tp ", tp) : "", "; use --ep ",
+                           join(common_divisors(size / tp, size / tp)), ", or start a multiple of ",
+                           std::max<std::int64_t>(ep, 1) * tp, " ranks"));
   dp_ = size / (ep * tp);
   const std::int64_t rank = world.rank_in_group();
   tp_rank_ = rank % tp;
@@ -124,6 +127,7 @@ ProcessGrid::ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp)
   data_ = world.split(static_cast<int>(tp_rank_), static_cast<int>(data_rank()));
   expert_ = world.split(static_cast<int>(dp_rank_ * tp + tp_rank_), static_cast<int>(ep_rank_));
   replicas_ = world.split(static_cast<int>(ep_rank_ * tp + tp_rank_), static_cast<int>(dp_rank_));
+  tensor_ = world.split(static_cast<int>(data_rank()), static_cast<int>(tp_rank_));
 }
 
 std::string ProcessGrid::coordinates() const {

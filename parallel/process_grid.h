@@ -2,8 +2,8 @@
 //
 // world = dp x ep x tp, tp fastest, then ep: world_rank = (dp_rank * ep + ep_rank) * tp + tp_rank.
 // The dp * ep "data ranks" each compute different rows; the experts are spread over the ep ranks;
-// ranks that differ only in dp_rank hold the same experts. Tensor parallelism (tp) has its place in
-// the type; only tp = 1 is accepted yet.
+// ranks that differ only in dp_rank hold the same experts. The tp ranks of a tensor group compute
+// the same rows and share every matrix; decoding uses them (dp = 1 there), training has tp = 1.
 #pragma once
 
 #include <cstdint>
@@ -34,11 +34,13 @@ class ProcessGrid {
   bool is_root() const { return world_rank() == 0; }
 
   Communicator& world() { return *world_; }
-  Communicator& data() { return *data_; }      // all data ranks: dense gradients, losses
+  // All data ranks of one tp_rank: dense gradients, losses.
+  Communicator& data() { return *data_; }
   Communicator& expert() { return *expert_; }  // the ep ranks of one dp_rank: token exchange
-  Communicator& replicas() {
-    return *replicas_;
-  }  // the dp ranks that hold the same experts: expert gradients
+  // The dp ranks that hold the same experts: expert gradients.
+  Communicator& replicas() { return *replicas_; }
+  // The tp ranks of one data rank: activations of the same rows.
+  Communicator& tensor() { return *tensor_; }
 
   // The same groups for tensors of a device. Null until a device is attached.
   struct DeviceGroups {
@@ -60,7 +62,7 @@ class ProcessGrid {
  private:
   Communicator* world_;
   std::int64_t dp_, ep_, tp_, dp_rank_, ep_rank_, tp_rank_;
-  std::unique_ptr<Communicator> data_, expert_, replicas_;
+  std::unique_ptr<Communicator> data_, expert_, replicas_, tensor_;
   DeviceGroups device_groups_;
 };
 

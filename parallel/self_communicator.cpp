@@ -39,6 +39,10 @@ class SelfCommunicator : public Communicator {
                 static_cast<std::size_t>(num_rows * row_bytes));
   }
 
+  void all_gather(std::span<float> data, std::span<const std::int64_t> counts) override {
+    OPENMOE_CHECK(counts.size() == 1 && data.size() == static_cast<std::size_t>(counts[0]),
+                  data.size(), " elements in ", counts.size(), " pieces for 1 rank");
+  }
   std::vector<std::string> all_gather(const std::string& bytes) override { return {bytes}; }
   void broadcast(std::string&, int root) override { OPENMOE_CHECK(root == 0, "root ", root); }
   void barrier() override {}

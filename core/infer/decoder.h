@@ -6,9 +6,18 @@
 // the batch, nor how a prompt is cut, nor the number of threads or ranks changes a bit of it;
 // unless experts have a capacity, which couples the rows of a call.
 //
-// Ranks: every rank of an expert-parallel group makes the same calls and holds a part of the
-// experts; their outputs are summed. A token has two experts, so the sum has two terms and no
-// order.
+// Ranks, ep x tp of them, make the same calls. Each expert lives on the tp ranks of one ep_rank;
+// outputs are summed over ep: a token has two experts, so the sum has two terms and no order. The
+// tp ranks share every matrix by rows of its outputs (DecodeWeights) and gather the pieces: heads
+// and their cache of keys and values, columns of h and of the residual stream, and the vocabulary.
+// So each dot product is computed whole, by one rank, in the order of one rank alone. Splitting the
+// inputs of every second product instead, as training on such grids does to halve the number of
+// collectives, would add partial sums of rounded values: other bits on every grid.
+//
+// Collectives of a call, which generates one token of each sequence: over tp one sum (embedding),
+// per layer four gathers (of o, its projection, h, its projection) and two more in MoE layers (h
+// and output of the experts), and one gather per row of logits: 2 + 4L + 2 L_moe for one sequence.
+// Over ep one sum per MoE layer, of the columns this rank has, so that its size falls with tp.
 #pragma once
 
 #include <cstdint>
@@ -38,14 +47,23 @@ struct DecodeRow {
   bool wants_logits = false;
 };
 
+// What the ranks of a decoding job do together, in place. Empty where a group has one rank.
+struct DecodeGroups {
+  using Sum = std::function<void(std::span<float>)>;
+  // Of pieces back to back in rank order, counts[r] elements of rank r, where each rank has filled
+  // its own.
+  using Gather = std::function<void(std::span<float>, std::span<const std::int64_t> counts)>;
+
+  Sum expert_sum;  // over the ep ranks with the same tp_rank
+  Sum tensor_sum;  // over the tp ranks with the same ep_rank, and so is the gather
+  Gather tensor_gather;
+};
+
 class Decoder {
  public:
-  // Sums over the ranks of the expert group, in place; empty where this rank holds all experts.
-  using SumOverRanks = std::function<void(std::span<float>)>;
-
   // `weights` must outlive this.
   Decoder(const DecodeWeights& weights, const RoutingConfig& routing, const DecodeOptions& options,
-          SumOverRanks sum_over_ranks = {});
+          DecodeGroups groups = {});
 
   // Rows of one sequence stand in rising order of position and continue what its slot holds:
   // positions below a row's own must have been written by this call or earlier ones. Writing
@@ -60,11 +78,12 @@ class Decoder {
 
   const ModelConfig& model() const { return weights_.model(); }
   const DecodeOptions& options() const { return options_; }
+  std::int64_t cache_bytes() const;  // keys and values of this rank's heads
   // Assignments that no slot was left for, since construction.
   std::int64_t num_dropped() const { return num_dropped_; }
 
  private:
-  // Keys and values of one layer, see AttentionQuery; each (max_sequences, H, ...).
+  // Keys and values of one layer, see AttentionQuery; each (max_sequences, this rank's heads, ...).
   struct LayerCache {
     Block keys, values;
   };
@@ -82,18 +101,26 @@ class Decoder {
   void route(const LayerWeights& layer, std::int64_t num_rows);
   void moe(const LayerWeights& layer, std::int64_t num_rows);
   void norm(const std::vector<float>& weight, std::int64_t num_rows);
+  std::int64_t num_heads() const { return weights_.splits().attention.size() / model().head_dim; }
+  // x = rows of the embedding
+  void embed(std::span<const DecodeRow> rows);
+  // Rows (num_rows, split.total()), `ld` apart, of which every rank has its own columns: whole on
+  // every rank. `of_experts`: these are summed over the expert group first.
+  void gather(const Split& split, float* rows, std::int64_t ld, std::int64_t num_rows,
+              bool of_experts = false);
 
   const DecodeWeights& weights_;
   RoutingConfig routing_;
   DecodeOptions options_;
-  SumOverRanks sum_over_ranks_;
+  DecodeGroups groups_;
   std::int64_t cache_length_;               // max_length in whole chunks
   std::vector<float> rope_cos_, rope_sin_;  // (max_length, Dh / 2)
   std::vector<LayerCache> caches_;
   std::int64_t num_dropped_ = 0;
   std::int64_t num_wanted_ = 0;
 
-  // Rows of one call, each padded to whole chunks (width + p): N = rows reserved.
+  // Rows of one call, each padded to whole chunks (width + p): N = rows reserved. Those of q, k, v,
+  // gate and up are as wide as this rank's share; the others are whole once gathered.
   std::int64_t reserved_ = 0;
   std::vector<float> x_, y_, out_;    // (N, D+p): residual stream, normalised, sublayer's output
   std::vector<float> q_, k_, v_, o_;  // (N, A+p)
@@ -105,6 +132,7 @@ class Decoder {
   std::vector<std::int64_t> expert_begin_;  // (El + 1): places of each local expert
   std::vector<float> scores_;               // (threads, cache_length)
   std::vector<float> logits_;               // (n, V)
+  std::vector<float> pieces_;               // of a gather: (rank, N, its columns)
 };
 
 }  // namespace openmoe::infer

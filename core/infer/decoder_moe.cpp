@@ -54,8 +54,11 @@ void Decoder::route(const LayerWeights& layer, std::int64_t N) {
 void Decoder::moe(const LayerWeights& layer, std::int64_t N) {
   const ModelConfig& c = weights_.model();
   const std::int64_t El = weights_.num_local_experts(), first_expert = weights_.first_expert();
-  const std::int64_t D_ld = padded(c.d_model), g_ld = padded(c.gate_dim()),
-                     f_ld = padded(c.ffn_dim);
+  const Split& own = weights_.splits().d_model;
+  const Split& columns = weights_.splits().ffn;  // of h
+  const std::int64_t f = columns.size();
+  const std::int64_t D_ld = padded(c.d_model), g_ld = padded(layer.experts[0].gate.out()),
+                     up_ld = padded(f), h_ld = padded(c.ffn_dim);
   route(layer, N);
 
   // Places by expert, then by row.
@@ -83,33 +86,34 @@ void Decoder::moe(const LayerWeights& layer, std::int64_t N) {
     if (rows == 0) continue;
     const float* const x = expert_x_.data() + begin * D_ld;
     in.push_back({expert_gate_.data() + begin * g_ld, g_ld, x, D_ld, rows, &expert.gate});
-    in.push_back({expert_up_.data() + begin * f_ld, f_ld, x, D_ld, rows, &expert.up});
-    out.push_back({expert_out_.data() + begin * D_ld, D_ld, expert_h_.data() + begin * f_ld, f_ld,
-                   rows, &expert.down});
+    in.push_back({expert_up_.data() + begin * up_ld, up_ld, x, D_ld, rows, &expert.up});
+    out.push_back({expert_out_.data() + begin * D_ld + own.begin(), D_ld,
+                   expert_h_.data() + begin * h_ld, h_ld, rows, &expert.down});
   }
   multiply(in);
   const bool gated = c.ffn == FfnKind::gated_swiglu;
   const std::int64_t num_places = expert_begin_.back();
-#pragma omp parallel for schedule(static) if (num_places * c.ffn_dim > 65536)
+#pragma omp parallel for schedule(static) if (num_places * f > 65536)
   for (std::int64_t place = 0; place < num_places; ++place) {
     const float* const gate = expert_gate_.data() + place * g_ld;
-    dot_kernels().activate(expert_h_.data() + place * f_ld, gated ? gate : nullptr,
-                           gated ? gate + c.ffn_dim : gate, expert_up_.data() + place * f_ld,
-                           c.ffn_dim);
+    dot_kernels().activate(expert_h_.data() + place * h_ld + columns.begin(),
+                           gated ? gate : nullptr, gated ? gate + f : gate,
+                           expert_up_.data() + place * up_ld, f);
   }
+  gather(columns, expert_h_.data(), h_ld, num_places);
   multiply(out);
 
   // Both terms first, so that ranks which hold one each add to the same sum.
   for (std::int64_t n = 0; n < N; ++n) {
-    float* const sum = out_.data() + n * D_ld;
-    std::fill_n(sum, D_ld, 0.0f);
+    float* const sum = out_.data() + n * D_ld + own.begin();
+    std::fill_n(sum, own.size(), 0.0f);
     for (const Assignment& a : assignments.subspan(static_cast<std::size_t>(2 * n), 2)) {
       if (a.place < 0) continue;
-      const float* const row = expert_out_.data() + a.place * D_ld;
-      for (std::int64_t i = 0; i < D_ld; ++i) sum[i] += a.gate * row[i];
+      const float* const row = expert_out_.data() + a.place * D_ld + own.begin();
+      for (std::int64_t i = 0; i < own.size(); ++i) sum[i] += a.gate * row[i];
     }
   }
-  if (sum_over_ranks_) sum_over_ranks_({out_.data(), static_cast<std::size_t>(N * D_ld)});
+  gather(own, out_.data(), D_ld, N, true);
   for (std::int64_t i = 0; i < N * D_ld; ++i)
     x_[static_cast<std::size_t>(i)] += out_[static_cast<std::size_t>(i)];
 }

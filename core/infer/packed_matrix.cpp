@@ -45,13 +45,15 @@ void PackedMatrix::set_rows(std::int64_t begin, std::int64_t rows, const float* 
       set(begin + row, column, values[row * in_ + column]);
 }
 
-void PackedMatrix::set_transposed(const float* values) {
+void PackedMatrix::set_transposed(std::int64_t begin, std::int64_t rows, const float* values,
+                                  std::int64_t ld) {
+  OPENMOE_CHECK(0 <= begin && begin + rows <= out_ && rows <= ld, "rows [", begin, ", ",
+                begin + rows, ") of ", out_, ", ", ld, " apart");
 #pragma omp parallel for schedule(static)
-  for (std::int64_t panel = 0; panel < num_panels(); ++panel)
+  for (std::int64_t first = 0; first < rows; first += kPanelRows)
     for (std::int64_t column = 0; column < in_; ++column)
-      for (std::int64_t row = panel * kPanelRows; row < std::min(out_, (panel + 1) * kPanelRows);
-           ++row)
-        set(row, column, values[column * out_ + row]);
+      for (std::int64_t row = first; row < std::min(rows, first + kPanelRows); ++row)
+        set(begin + row, column, values[column * ld + row]);
 }
 
 void PackedMatrix::get_row(std::int64_t index, float* values) const {

@@ -56,8 +56,8 @@ class PackedMatrix {
 
   // Rows [begin, begin + rows) from row-major f32 (rows, in). bf16 storage rounds to nearest even.
   void set_rows(std::int64_t begin, std::int64_t rows, const float* values);
-  // All of it from its transpose, row-major f32 (in, out).
-  void set_transposed(const float* values);
+  // The same rows from their transpose: f32 (in, rows), rows of it `ld` apart.
+  void set_transposed(std::int64_t begin, std::int64_t rows, const float* values, std::int64_t ld);
   // Row `index` as f32 (in).
   void get_row(std::int64_t index, float* values) const;
 

@@ -64,7 +64,7 @@ if(OPENMOE_PYTHON)
                    ${OPENMOE_TEST_SHARDS} ${CMAKE_SOURCE_DIR})
   set_tests_properties("python: an exported folder in transformers" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "python" SKIP_RETURN_CODE 77
                        FIXTURES_REQUIRED sample_shards)
-  foreach(case Generate Evaluate Start)
+  foreach(case Generate Evaluate Start Serve)
     add_test(NAME "commands: ${case}" COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/commands_test.py
                                               ${CMAKE_BINARY_DIR}/openmoe ${OPENMOE_TEST_SHARDS} ${CMAKE_SOURCE_DIR} ${case})
     set_tests_properties("commands: ${case}" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "apps;python" FIXTURES_REQUIRED sample_shards)

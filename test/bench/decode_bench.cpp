@@ -46,7 +46,7 @@ void fill(infer::DecodeWeights& weights, const Recipe& recipe) {
         const auto unit = static_cast<float>(static_cast<double>(seed >> 33) / 2147483648.0 - 0.5);
         value = param.init == InitKind::ones ? 1.0f : scale * unit;
       }
-      weights.set(param, begin, rows, values.data());
+      weights.set(param, infer::ParamBlock::rows(param, begin, begin + rows), values.data());
     }
   }
 }

@@ -37,6 +37,12 @@ TEST_CASE("h5: tensors come back, whole and by rows, with and without compressio
     std::vector<float> rows(2 * 5 * 2);
     file.read_rows(name, 1, host_view(rows.data(), {2, 5, 2}));
     CHECK(rows == std::vector<float>(values.begin() + 10, values.end()));
+    std::vector<float> second(2 * 5);  // the second column of the last two rows
+    file.read_block(name, 1, 1, host_view(second.data(), {2, 5, 1}));
+    for (std::size_t at = 0; at < second.size(); ++at) CHECK(second[at] == values[10 + 2 * at + 1]);
+    CHECK_THROWS_AS(file.read_block(name, 1, 2, host_view(second.data(), {2, 5, 1})), RuntimeFault);
+    CHECK_THROWS_AS(file.read_block(name, 1, 0, host_view(second.data(), {2, 1, 2})), RuntimeFault);
+    CHECK_THROWS_AS(file.read_block(name, 2, 0, host_view(second.data(), {2, 5, 1})), RuntimeFault);
     CHECK(file.info(name).shape == Shape{3, 5, 2});
     CHECK(file.info(name).type == "f32");
     CHECK_THROWS_AS(file.read(name, host_view(whole.data(), {3, 10, 1})), RuntimeFault);

@@ -15,6 +15,7 @@
 #include "core/model/model.h"
 #include "core/moe/local_exchange.h"
 #include "test/support/catch.h"
+#include "test/support/thread_ranks.h"
 
 namespace openmoe {
 namespace {
@@ -118,6 +119,12 @@ std::vector<float> decode(infer::Decoder& decoder, const std::vector<DecodeRow>&
   return all;
 }
 
+std::int64_t router_bytes(const infer::DecodeWeights& weights) {
+  std::int64_t total = 0;
+  for (const infer::LayerWeights& layer : weights.layers()) total += layer.router.bytes();
+  return total;
+}
+
 double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
   REQUIRE(a.size() == b.size());
   double largest = 0.0;
@@ -208,35 +215,108 @@ TEST_CASE("with the port's capacity the decoder drops what the model drops", "[i
   CHECK(decoder.num_dropped() > 0);
 }
 
-TEST_CASE("experts spread over ranks give the same bits", "[infer]") {
-  Reference reference(small_recipe(true));
-  const auto ids = random_ids(48);
-  infer::DecodeWeights whole(reference.recipe.model, DType::f32, 1, 0);
+TEST_CASE("experts and matrices spread over ranks give the same bits", "[infer]") {
+  const auto kind = GENERATE(as<std::string>(), "released", "paper", "dense");
+  const DType dtype = GENERATE(DType::f32, DType::bf16);
+  Recipe recipe = small_recipe(kind != "paper");
+  if (kind == "dense") recipe.model.moe_interval = 0;
+  Reference reference(recipe);
+  const std::vector<DecodeRow> rows = rows_of(random_ids(48), 24);
+  // Calls of many rows, of few and of one; and texts that continue each other's cache.
+  const auto run = [&](const infer::DecodeWeights& weights, infer::DecodeGroups groups) {
+    infer::Decoder decoder(weights, recipe.routing, {.max_sequences = 2, .max_length = 24},
+                           std::move(groups));
+    std::vector<float> all;
+    for (const std::size_t step : {std::size_t{48}, std::size_t{5}, std::size_t{1}})
+      for (const float logit : decode(decoder, rows, step)) all.push_back(logit);
+    const auto ids = random_ids(20);
+    const infer::ScoreRequest texts[] = {{ids, 10, 0}, {ids, 12, 0}};
+    for (const auto& scores : infer::Generator(decoder, 61).score(texts))
+      for (const infer::TokenScore& score : scores) all.push_back(score.log_prob);
+    return all;
+  };
+  infer::DecodeWeights whole(recipe.model, dtype, 1, 0);
   whole.set_all(reference.params);
-  infer::Decoder alone(whole, reference.recipe.routing, {.max_sequences = 2, .max_length = 24});
-  const std::vector<float> expected = decode(alone, rows_of(ids, 24), 48);
+  const std::vector<float> expected = run(whole, {});
 
-  // Two ranks in one process: each MoE sublayer of the first waits for the same one of the second,
-  // which is what a rank that ran the call before left behind.
-  std::vector<std::unique_ptr<infer::DecodeWeights>> parts;
-  for (std::int64_t rank = 0; rank < 2; ++rank) {
-    parts.push_back(
-        std::make_unique<infer::DecodeWeights>(reference.recipe.model, DType::f32, 2, rank));
-    for (const Param& param : reference.params.params())
-      parts.back()->set(param, 0, param.global_shape[0], param.value.as<float>());
+  struct Grid {
+    std::int64_t ep, tp;
+  };
+  for (const auto& [ep, tp] : {Grid{1, 2}, Grid{2, 1}, Grid{2, 2}, Grid{4, 1}, Grid{1, 3}}) {
+    if (kind == "dense" && ep > 1) continue;
+    INFO(kind << ", ep " << ep << ", tp " << tp);
+    test::ThreadRanks ranks(ep, tp);
+    std::vector<std::vector<float>> found(static_cast<std::size_t>(ep * tp));
+    std::vector<std::unique_ptr<infer::DecodeWeights>> parts;
+    std::int64_t all_bytes = 0;
+    for (std::int64_t rank = 0; rank < ep * tp; ++rank) {
+      parts.push_back(std::make_unique<infer::DecodeWeights>(recipe.model, dtype, ep, rank / tp, tp,
+                                                             rank % tp));
+      parts.back()->set_all(reference.params);
+      all_bytes += parts.back()->bytes();
+    }
+    ranks.run([&](std::int64_t rank, infer::DecodeGroups groups) {
+      const auto index = static_cast<std::size_t>(rank);
+      found[index] = run(*parts[index], std::move(groups));
+    });
+    for (const std::vector<float>& logits : found) CHECK(logits == expected);
+    // Over tp only routers are held twice.
+    if (ep == 1) CHECK(all_bytes - tp * router_bytes(whole) == whole.bytes() - router_bytes(whole));
   }
-  // The second rank's share of the only MoE layer is what its experts add when the first rank's are
-  // silent.
-  std::vector<float> share;
-  infer::Decoder second(
-      *parts[1], reference.recipe.routing, {.max_sequences = 2, .max_length = 24},
-      [&](std::span<float> values) { share.assign(values.begin(), values.end()); });
-  decode(second, rows_of(ids, 24), 48);
-  infer::Decoder first(*parts[0], reference.recipe.routing, {.max_sequences = 2, .max_length = 24},
-                       [&](std::span<float> values) {
-                         for (std::size_t i = 0; i < values.size(); ++i) values[i] += share[i];
-                       });
-  CHECK(decode(first, rows_of(ids, 24), 48) == expected);
+}
+
+TEST_CASE("each rank of a tensor group takes less of weights, cache and checkpoint", "[infer]") {
+  Recipe recipe = small_recipe(true);
+  recipe.model.num_heads = 4;
+  recipe.model.head_dim = 16;  // whole panels and chunks: no padding
+  recipe.model.d_model = 64;
+  recipe.model.ffn_dim = 64;
+  recipe.model.vocab_size = 64;
+  recipe.model.num_experts = 8;
+  const ParamTable table(recipe.model, recipe.optimizer, 1, 0);
+  const auto bytes_read = [&](const infer::DecodeWeights& weights) {
+    std::int64_t elements = 0;
+    for (const Param& param : table.params())
+      for (const infer::ParamBlock& block : weights.blocks(param))
+        elements += (block.end - block.begin) * (param.global_shape.rank == 1 ? 1 : block.width()) *
+                    (param.global_shape.rank == 3 ? param.global_shape[1] : 1);
+    return 4 * elements;
+  };
+  const infer::DecodeWeights whole(recipe.model, DType::f32, 1, 0);
+  const infer::Decoder alone(whole, recipe.routing, {.max_sequences = 2, .max_length = 32});
+  CHECK(bytes_read(whole) == 4 * table.num_parameters());
+  std::int64_t norm_bytes = 0;
+  for (const Param& param : table.params())
+    if (param.global_shape.rank == 1) norm_bytes += 4 * param.global_shape[0];
+  for (const std::int64_t rank : {0, 1, 2, 3}) {
+    const infer::DecodeWeights part(recipe.model, DType::f32, 1, 0, 4, rank);
+    CHECK(4 * (part.bytes() - router_bytes(part)) == whole.bytes() - router_bytes(whole));
+    CHECK(bytes_read(part) == part.bytes() + norm_bytes);
+    infer::DecodeGroups groups{{}, [](auto) {}, [](auto, auto) {}};
+    const infer::Decoder decoder(part, recipe.routing, {.max_sequences = 2, .max_length = 32},
+                                 groups);
+    CHECK(4 * decoder.cache_bytes() == alone.cache_bytes());
+  }
+}
+
+TEST_CASE("a split leaves nothing out and gives every rank whole units", "[infer]") {
+  for (const std::int64_t total : {8, 61, 64, 100})
+    for (const std::int64_t num_ranks : {1, 2, 3, 5}) {
+      std::int64_t next = 0;
+      for (std::int64_t rank = 0; rank < num_ranks; ++rank) {
+        const infer::Split split(total, 8, num_ranks, rank);
+        CHECK(split.begin() == next);
+        CHECK(split.counts()[static_cast<std::size_t>(rank)] == split.size());
+        CHECK(std::abs(split.size() * num_ranks - total) <= 8 * num_ranks);
+        next += split.size();
+        CHECK((next == total || next % 8 == 0));
+      }
+      CHECK(next == total);
+    }
+  ModelConfig model = small_recipe(true).model;
+  CHECK(infer::TensorSplits::most_ranks(model) == 3);  // heads
+  model.num_heads = 12;
+  CHECK(infer::TensorSplits::most_ranks(model) == 5);  // of d_model 36 in panels of 8
 }
 
 TEST_CASE("generation with the cache equals recomputation, and batches change nothing", "[infer]") {

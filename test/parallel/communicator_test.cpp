@@ -102,6 +102,21 @@ bool exchanges_rows(Communicator& comm, std::int64_t row_bytes, std::int64_t gap
   return received.bytes == expected.bytes;
 }
 
+// Pieces of `longest`, longest - 1, ... elements, from some rank on empty.
+bool gathers_pieces(Communicator& comm, std::int64_t longest) {
+  std::vector<std::int64_t> counts;
+  std::vector<float> data, expected;
+  for (int r = 0; r < comm.size(); ++r) {
+    counts.push_back(std::max<std::int64_t>(0, longest - r));
+    for (std::int64_t i = 0; i < counts.back(); ++i) {
+      expected.push_back(element<float>(r, static_cast<std::size_t>(i)));
+      data.push_back(r == comm.rank_in_group() ? expected.back() : -7.5f);
+    }
+  }
+  comm.all_gather(data, counts);
+  return data == expected;
+}
+
 // The same expectations of any Communicator.
 void check_verbs(Communicator& comm) {
   for (const std::size_t n : {0u, 1u, 2u, 3u, 1000u, 1025u}) {
@@ -128,6 +143,9 @@ void check_verbs(Communicator& comm) {
     comm.all_to_all(sent, received, count);
     REQUIRE_ALL_RANKS(received == expected);
   }
+
+  for (const std::int64_t longest : {0, 1, 3, 1000})
+    REQUIRE_ALL_RANKS(gathers_pieces(comm, longest));
 
   const auto text_of = [](int r) {
     return std::string(static_cast<std::size_t>(r % 3 * 9), static_cast<char>('a' + r));
@@ -176,6 +194,8 @@ TEST_CASE("results do not depend on how a verb is cut into MPI calls") {
   for (std::size_t r = 0; r < texts.size(); ++r)
     same = same && texts[r] == std::string(77 + r, 'y');
   REQUIRE_ALL_RANKS(same);
+  for (const std::int64_t longest : {3, 40, 41, 100})
+    REQUIRE_ALL_RANKS(gathers_pieces(*comm, longest));
 }
 
 TEST_CASE("an all-reduce that crosses piece boundaries") {

@@ -1,4 +1,4 @@
-// Coordinates and groups of ProcessGrid, and what check() refuses.
+// Coordinates and groups of ProcessGrid, and what it and check() refuse.
 #include <map>
 #include <set>
 #include <sstream>
@@ -67,6 +67,35 @@ TEST_CASE("coordinates and groups of every expert-parallel degree") {
   }
 }
 
+TEST_CASE("groups of every grid of three dimensions: tp fastest, then ep") {
+  Communicator& world = mpi().world();
+  const std::int64_t size = world.size();
+  for (std::int64_t tp = 1; tp <= size; ++tp)
+    for (std::int64_t ep = 1; ep * tp <= size; ++ep) {
+      if (size % (ep * tp) != 0) continue;
+      INFO("ep " << ep << ", tp " << tp);
+      ProcessGrid grid(world, ep, tp);
+      const std::int64_t dp = size / (ep * tp), self = world.rank_in_group();
+      const std::int64_t t = self % tp, e = self / tp % ep, d = self / tp / ep;
+      REQUIRE_ALL_RANKS(grid.dp() == dp && grid.ep() == ep && grid.tp() == tp);
+      REQUIRE_ALL_RANKS(grid.dp_rank() == d && grid.ep_rank() == e && grid.tp_rank() == t);
+      REQUIRE_ALL_RANKS(grid.num_data_ranks() == dp * ep && grid.data_rank() == d * ep + e);
+      std::vector<int> data, expert, replicas, tensor;
+      for (int r = 0; r < size; ++r) {
+        const bool same_t = r % tp == t, same_e = r / tp % ep == e, same_d = r / tp / ep == d;
+        if (same_t) data.push_back(r);
+        if (same_t && same_d) expert.push_back(r);
+        if (same_t && same_e) replicas.push_back(r);
+        if (same_e && same_d) tensor.push_back(r);
+      }
+      REQUIRE_ALL_RANKS(members(grid.data()) == data);
+      REQUIRE_ALL_RANKS(members(grid.expert()) == expert);
+      REQUIRE_ALL_RANKS(members(grid.replicas()) == replicas);
+      REQUIRE_ALL_RANKS(members(grid.tensor()) == tensor);
+      REQUIRE_ALL_RANKS(grid.tensor().rank_in_group() == t);
+    }
+}
+
 TEST_CASE("a grid that the ranks cannot form is refused on every rank") {
   Communicator& world = mpi().world();
   const std::int64_t size = world.size();
@@ -79,8 +108,16 @@ TEST_CASE("a grid that the ranks cannot form is refused on every rank") {
                                            " does not divide the number of ranks, " +
                                            std::to_string(size)));
   REQUIRE_ALL_RANKS(contains(refusal(0, 1), "ep = 0"));
-  REQUIRE_ALL_RANKS(contains(refusal(1, 2), "tp = 2"));
-  if (size == 6) REQUIRE_ALL_RANKS(contains(refusal(4, 1), "use --ep 1, 2, 3 or 6"));
+  REQUIRE_ALL_RANKS(contains(refusal(1, 0), "tp = 0"));
+  REQUIRE_ALL_RANKS(contains(refusal(1, size + 1), "tp = " + std::to_string(size + 1) +
+                                                       " does not divide the number of ranks, " +
+                                                       std::to_string(size)));
+  if (size == 6) {
+    REQUIRE_ALL_RANKS(contains(refusal(4, 1), "use --ep 1, 2, 3 or 6"));
+    REQUIRE_ALL_RANKS(
+        contains(refusal(2, 2), "6 / tp 2; use --ep 1 or 3, or start a multiple of 4"));
+    REQUIRE_ALL_RANKS(contains(refusal(1, 4), "use --tp 1, 2, 3 or 6"));
+  }
 }
 
 TEST_CASE("check names the keys in conflict and values that would do") {

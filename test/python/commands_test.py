@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import urllib.request
 
 openmoe, shards, source = sys.argv[1:4]
 MIXED = "test/recipes/tiny-released.json"
+# Ranks, and how they share a model of 4 experts and 2 heads in decoding.
+GRIDS = ((2,), (2, "--tp", "2"), (4, "--ep", "2", "--tp", "2"))
 SHORT = ["--set", "run.num_steps=4", "--set", "run.validate_every=0", "--set", "data.phases.0.until_step=2"]
 
 
@@ -57,8 +60,33 @@ class Generate(unittest.TestCase):
         for options in (["--batch", "1"], ["--batch", "4"], ["--batch", "3", "--recompute"]):
             lines = run("generate", model, "--prompts", path("prompts.txt"), "--tokens", "16", *options).splitlines()
             self.assertEqual([json.loads(line)["text"] + "\n" for line in lines], alone, options)
-        self.assertEqual(run("generate", model, "--prompt", prompts[0], "--tokens", "16", ranks=2), alone[0])
+        for ranks, *options in GRIDS:
+            self.assertEqual(run("generate", model, "--prompt", prompts[0], "--tokens", "16", *options, ranks=ranks), alone[0], options)
         self.assertEqual(run("generate", model, "--tokens", "16", stdin=prompts[0]), alone[0])
+
+    def test_grids_of_a_file_of_prompts_and_of_a_dense_model(self):
+        with open(path("many.txt"), "w") as f:
+            f.write("The first\nint main() {\nDas ist\na b c d e f\nWater\n")
+        sample = ["--prompts", path("many.txt"), "--tokens", "12", "--batch", "3", "--temperature", "1", "--dtype", "bf16"]
+        alone = run("generate", model, *sample)
+        for ranks, *options in GRIDS:
+            self.assertEqual(run("generate", model, *sample, *options, ranks=ranks), alone, options)
+        dense = path("dense-for-tp")
+        train(dense, *SHORT, "--set", "model.moe_interval=0", "--set", "model.num_heads=3")
+        alone = run("generate", dense, *sample)
+        for ranks, *options in ((2,), (3, "--tp", "3")):
+            self.assertEqual(run("generate", dense, *sample, *options, ranks=ranks), alone, options)
+
+    def test_grids_that_cannot_be_are_refused(self):
+        for ranks, options, expected in (
+                (2, ["--ep", "2", "--tp", "2"], "2 ranks as --ep 2 --tp 2: their product must be the number of ranks"),
+                (3, ["--ep", "3"], "ep divide the 4 experts"),
+                (2, ["--ep", "1", "--tp", "1"], "allowed: --ep 1 --tp 2, or --ep 2 --tp 1"),
+                (4, ["--tp", "4"], "tp be at most 2 (2 heads"),
+                (1, ["--tp", "2"], "1 rank as --ep 1 --tp 2")):
+            done = call("generate", model, "--prompt", "x", *options, ranks=ranks)
+            self.assertEqual(done.returncode, 2, (options, done.stderr))
+            self.assertEqual(done.stderr.decode().count(expected), 1, (options, done.stderr))
 
     def test_sampling_is_repeatable_and_the_seed_matters(self):
         sample = ["generate", model, "--prompt", "The first", "--tokens", "16", "--temperature", "1", "--top-k", "200",
@@ -99,6 +127,22 @@ class Generate(unittest.TestCase):
             done = call(*arguments)
             self.assertEqual(done.returncode, 2, arguments)
             self.assertIn(expected, done.stderr)
+
+
+class Serve(unittest.TestCase):
+    def test_ranks_that_share_matrices_answer_as_one(self):
+        text = run("generate", model, "--prompt", "The first", "--tokens", "12")[:-1]
+        ranks = subprocess.Popen([os.path.join(source, "scripts/mpirun.sh"), "-np", "2", openmoe, "serve", model, "--tp", "2",
+                                  "--port", "0"], stdout=subprocess.PIPE, env=dict(os.environ, OMP_NUM_THREADS="1"))
+        try:
+            url = ranks.stdout.readline().decode().split()[-1]
+            body = json.dumps({"prompt": "The first", "max_tokens": 12, "temperature": 0}).encode()
+            request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                self.assertEqual(json.load(answer)["choices"][0]["text"], text)
+        finally:
+            ranks.terminate()
+            ranks.communicate(timeout=60)
 
 
 EXAMPLES = {
@@ -156,6 +200,26 @@ class Evaluate(unittest.TestCase):
         self.assertEqual(samples["winogrande"]["choices"], [" was wet."] * 2)
         self.assertIn("'runs'", samples["wic"]["prompt"])
         self.assertEqual(samples["bigbench_lite/" + subtasks[0]]["prompt"].count("2 + 2 = 4\n"), 3)
+
+    def test_log_likelihoods_are_the_same_on_any_grid(self):
+        with open(path("grid.jsonl"), "w") as f:
+            for question, choices in (("Water is", ["wet", "made of pure gold"]), ("int main() {", ["return 0; }", "once"])):
+                f.write(json.dumps({"question": question, "choices": choices, "answer": 0}) + "\n")
+        with open(path("grid.json"), "w") as f:
+            json.dump({"name": "grid", "data": "grid.jsonl", "prompt": "{{question}}", "choices_from": "choices",
+                       "answer": "answer"}, f)
+        def samples(*options, ranks=1):
+            run("evaluate", model, "--tasks", path("grid.json"), "--task-data", scratch.name, "--samples", path("grid.out"),
+                *options, ranks=ranks)
+            with open(path("grid.out")) as f:
+                return f.read()
+        alone = samples()
+        self.assertEqual(alone.count("log_likelihoods"), 2)
+        for ranks, *options in GRIDS:
+            self.assertEqual(samples(*options, ranks=ranks), alone, options)
+        refused = call("evaluate", model, "--data", shards, "--tp", "2", ranks=2)
+        self.assertEqual(refused.returncode, 2)
+        self.assertIn(b"--tp 2 with --data", refused.stderr)
 
     def test_the_checker_of_humaneval(self):
         checker = [sys.executable, os.path.join(source, "scripts/tasks/check_humaneval.py")]
