@@ -21,7 +21,7 @@ void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
   scalars.clip_threshold = static_cast<float>(config.clip_threshold);
   scalars.epsilon_square = static_cast<float>(config.epsilon_square);
   scalars.epsilon_scale = static_cast<float>(config.epsilon_scale);
-  const bool routers_frozen = step < config.router_frozen_steps;
+  const bool routers_frozen = !config.routers_learn(step);
   for (Param& param : params.params()) {
     if (routers_frozen && param.name.ends_with("mlp.gate_weight")) continue;
     if (param.factored) {
