@@ -28,6 +28,7 @@ struct RecipeOptions {
 // RECIPE and --set, spelled alike in every subcommand that takes a recipe.
 void add_recipe_options(CLI::App& command, RecipeOptions& options);
 
+void register_analyze(CLI::App& app, CommandContext& context);
 void register_bench(CLI::App& app, CommandContext& context);
 void register_convert(CLI::App& app, CommandContext& context);
 void register_data(CLI::App& app, CommandContext& context);

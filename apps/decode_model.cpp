@@ -59,6 +59,8 @@ std::int64_t kept_sentinels(const fs::path& tokenizer, const Recipe& recipe) {
                                                         : Tokenizer::kSentinelsOfModel;
 }
 
+}  // namespace
+
 std::unique_ptr<Tokenizer> open_tokenizer(const DecodeModelOptions& options,
                                           const std::string& checkpoint, const Recipe& recipe) {
   const fs::path path =
@@ -82,8 +84,6 @@ std::unique_ptr<Tokenizer> open_tokenizer(const DecodeModelOptions& options,
                            recipe.model.vocab_size, "; name its own tokenizer with --tokenizer"));
   return tokenizer;
 }
-
-}  // namespace
 
 void add_decode_options(CLI::App& command, DecodeModelOptions& options) {
   command

@@ -29,6 +29,11 @@ struct DecodeModelOptions {
 // The options above, spelled alike in every subcommand that decodes.
 void add_decode_options(CLI::App& command, DecodeModelOptions& options);
 
+// The tokenizer that the options name, or the one kept with the run. Throws UserError when there is
+// none or it does not fit the model.
+std::unique_ptr<Tokenizer> open_tokenizer(const DecodeModelOptions& options,
+                                          const std::string& checkpoint, const Recipe& recipe);
+
 class DecodeModel {
  public:
   // Experts are spread over the ep ranks of `grid`, rows of matrices over its tp ranks (dp is 1);

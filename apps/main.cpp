@@ -42,6 +42,7 @@ int run_command(int argc, char** argv, MpiEnvironment& mpi) {
   register_plan(app, context);
   register_convert(app, context);
   register_evaluate(app, context);
+  register_analyze(app, context);
   register_generate(app, context);
   register_serve(app, context);
   register_selftest(app, context);

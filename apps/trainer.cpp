@@ -1,6 +1,7 @@
 #include "apps/trainer.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -33,6 +34,13 @@ double max_load(const StepSums& sums) {
       worst = std::max(worst, largest * static_cast<double>(layer.chosen.size()) / total);
   }
   return worst;
+}
+
+// Whether the recipe asks for a checkpoint after `steps` steps, but for the last one.
+bool saves_after(const RunConfig& run, std::int64_t steps) {
+  if (run.checkpoint_every > 0 && steps % run.checkpoint_every == 0) return true;
+  const bool early = run.checkpoint_every == 0 || steps < run.checkpoint_every;
+  return run.early_checkpoints && early && std::has_single_bit(static_cast<std::uint64_t>(steps));
 }
 
 nlohmann::ordered_json moe_rows(const StepSums& sums, const ModelConfig& model) {
@@ -73,6 +81,7 @@ Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, Batc
 void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
   positions_ = first_positions;
   const RunConfig& run = recipe_.run;
+  if (first_step == 0 && run.early_checkpoints) save(0);
   for (std::int64_t step = first_step; step < run.num_steps; ++step) {
     const StepResult result = train_step(step);
     check_finite(step, result);
@@ -81,7 +90,7 @@ void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
     const std::int64_t next = step + 1;
     const bool last = next == run.num_steps;
     if (run.validate_every > 0 && (next % run.validate_every == 0 || last)) validate(step);
-    if ((run.checkpoint_every > 0 && next % run.checkpoint_every == 0) || last) save(next);
+    if (last || saves_after(run, next)) save(next);
   }
   if (progress_ != nullptr) progress_->finish();
 }

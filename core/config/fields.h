@@ -116,6 +116,8 @@ void visit_fields(std::type_identity<OptimizerConfig>, Visitor&& visit) {
         "matrices with both sides at least this keep row and column means only");
   visit("router_frozen_steps", &O::router_frozen_steps, rules::count,
         "routers are not updated before this step; 0: always");
+  visit("router_frozen_from", &O::router_frozen_from, rules::count,
+        "routers are not updated from this step on; 0: no end");
 }
 
 template <typename Visitor>
@@ -193,6 +195,9 @@ void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
         "held-out rows per source");
   visit("checkpoint_every", &R::checkpoint_every, rules::count,
         "steps between checkpoints; 0: at the end");
+  visit("early_checkpoints", &R::early_checkpoints, rules::any,
+        "also before the first step and after 1, 2, 4, 8, ... steps, as long as that is less than "
+        "checkpoint_every");
   visit("keep_checkpoints", &R::keep_checkpoints, rules::between(1, 1e6),
         "newest checkpoints that are kept");
   visit("compute_type", &R::compute_type, rules::any,

@@ -95,6 +95,12 @@ struct OptimizerConfig {
   double epsilon_scale = 1e-3;
   std::int64_t min_dim_to_factor = 128;
   std::int64_t router_frozen_steps = 0;  // routers are not updated before this step
+  // nor from this step on (the paper's Section 5: a router frozen after the warm-up); 0: no end
+  std::int64_t router_frozen_from = 0;
+
+  bool routers_learn(std::int64_t step) const {
+    return step >= router_frozen_steps && (router_frozen_from == 0 || step < router_frozen_from);
+  }
 };
 
 // One stretch of training. The first phase starts at step 0; each later one where the one before
@@ -153,6 +159,8 @@ struct RunConfig {
   std::int64_t validate_every = 0;       // 0: never
   std::int64_t validation_rows = 32;     // per source
   std::int64_t checkpoint_every = 1000;  // 0: only at the end
+  // also before the first step and after steps 1, 2, 4, 8, ... below checkpoint_every
+  bool early_checkpoints = false;
   std::int64_t keep_checkpoints = 2;
   // Storage of activations and of the weights that products read; parameters, their gradients and
   // the optimizer's state are f32 in either case, and so are checkpoints.

@@ -12,7 +12,7 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step) {
 }
 
 void adafactor_update(Ops& ops, Param& param, const OptimizerConfig& config, std::int64_t step) {
-  if (step < config.router_frozen_steps && param.name.ends_with("mlp.gate_weight")) return;
+  if (!config.routers_learn(step) && param.name.ends_with("mlp.gate_weight")) return;
   AdafactorScalars scalars;
   scalars.learning_rate = static_cast<float>(learning_rate_at(config, step));
   scalars.decay =
