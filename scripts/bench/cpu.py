@@ -5,8 +5,9 @@
 
 All variants of a model run one after the other in each round, so that a drifting clock meets all of them; the table has the
 median of the rounds, and ratios are medians of the ratios within a round. "peak" is the register-only FMA rate that our
-bench measures directly before and after every step. PyTorch runs as installed, and tuned: OpenMP instead of pthread BLAS,
-large blocks kept by malloc, transparent huge pages. Nothing else may run meanwhile.
+bench measures directly before and after every step. PyTorch runs as installed (libopenblas0-pthread, Debian's first
+choice, where it is there), and tuned: libopenblas0-openmp, large blocks kept by malloc, transparent huge pages. Nothing else
+may run meanwhile.
 """
 import argparse, glob, json, os, statistics, subprocess, sys
 
@@ -31,12 +32,16 @@ def variants(model, args):
     found = {}
     for dtype in ("f32", "bf16"):
         found[f"openmoe {dtype}"] = ours + ["--set", "run.compute_type=" + dtype], {"OMP_NUM_THREADS": str(args.threads)}
-    for dtype in ("f32", "bf16"):
-        found[f"openmoe {dtype}, recomputed FFN"] = (
-            ours + ["--set", "run.compute_type=" + dtype, "--set", "parallel.recompute_ffn=true"],
+    if model == "m":
+        for dtype in ("f32", "bf16"):
+            found[f"openmoe {dtype}, recomputed FFN"] = (
+                ours + ["--set", "run.compute_type=" + dtype, "--set", "parallel.recompute_ffn=true"],
+                {"OMP_NUM_THREADS": str(args.threads)})
+        found["openmoe f32, one row of 2048"] = (
+            ours + ["--set", "data.sequence_length=2048", "--set", "data.batch_rows=1"],
             {"OMP_NUM_THREADS": str(args.threads)})
     found["openmoe f32, 1 thread"] = ours + ["--set", "run.compute_type=f32"], {"OMP_NUM_THREADS": "1"}
-    blas = glob.glob("/usr/lib/*/openblas-openmp")
+    blas = {kind: glob.glob("/usr/lib/*/openblas-" + kind) for kind in ("openmp", "pthread")}
     for python in args.torch:
         version = subprocess.run([python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
         if version.returncode != 0:
@@ -45,8 +50,9 @@ def variants(model, args):
         name = "torch " + version.stdout.strip()
         peer = [python, os.path.join(ROOT, "scripts", "bench", "peer_torch.py"), recipe, "--steps", str(args.steps),
                 "--threads", str(args.threads)]
-        tuned = {**TUNED, "LD_LIBRARY_PATH": blas[0]} if blas else TUNED
-        found[f"{name} f32 as installed"] = peer, {}
+        tuned = {**TUNED, "LD_LIBRARY_PATH": blas["openmp"][0]} if blas["openmp"] else TUNED
+        plain = {"LD_LIBRARY_PATH": blas["pthread"][0]} if blas["pthread"] else {}
+        found[f"{name} f32 as installed"] = peer, plain
         found[f"{name} f32 tuned"] = peer, tuned
         found[f"{name} bf16 tuned"] = peer + ["--dtype", "bf16"], tuned
     return found
@@ -80,6 +86,18 @@ def ratio(results, first, second, key):
     return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
+def attention_ratio(samples):
+    """Time of attention beside that of the products it must make (six, causal) at the speed of linear layers."""
+    found = []
+    for sample in samples:
+        ops = {op["name"]: op for op in sample.get("ops", [])}
+        attention = [ops[name] for name in ("attention_forward", "attention_backward") if name in ops]
+        if attention:
+            products_ms = sum(op["gflops"] * op["ms"] for op in attention) / ops["linear_forward"]["gflops"]
+            found.append(sum(op["ms"] for op in attention) / products_ms)
+    return statistics.median(found) if found else None
+
+
 def report_ratios(results):
     ratios = {}
     peers = [label for label in results if label.startswith("torch")]
@@ -97,6 +115,7 @@ def report_ratios(results):
         ratios[f"{dtype}: outside products and attention"] = median_of(samples, "share_outside_products")
         heads = [p["ms"] / p["products_ms"] for s in samples for p in s["parts"] if p["name"] == "head"]
         ratios[f"{dtype}: head and loss against its products"] = statistics.median(heads) if heads else None
+    ratios["f32: attention at T = 2048 against its products"] = attention_ratio(results.get("openmoe f32, one row of 2048", []))
     for name, value in ratios.items():
         if value is not None:
             print(f"  {name:62} {value:7.3f}")
