@@ -105,8 +105,9 @@ TEST_CASE("updates in the backward pass change no loss", "[grid]") {
     INFO(type << more);
     const int ranks = more == " --ep 2" ? 2 : 1;
     const std::string set = "--set run.num_steps=8 --set run.compute_type=" + type + more;
-    const auto after = train(ranks, "tiny-released.json", folder / ("after" + more), set);
-    const auto within = train(ranks, "tiny-released.json", folder / ("within" + more),
+    const std::string run = folder / std::to_string(more.size());
+    const auto after = train(ranks, "tiny-released.json", run + "-after", set);
+    const auto within = train(ranks, "tiny-released.json", run + "-within",
                               set + " --set parallel.update_in_backward=true");
     REQUIRE(within.size() == after.size());
     for (std::size_t step = 0; step < after.size(); ++step) {
@@ -115,9 +116,11 @@ TEST_CASE("updates in the backward pass change no loss", "[grid]") {
       CHECK(relative_error(within[step].at("grad_norm"), after[step].at("grad_norm")) < 1e-12);
     }
   }
+  if (type == "bf16") return;
+  const std::string steps = "--set run.num_steps=8 --ep 2";
   check_same_run(train(4, "tiny-released.json", folder / "four",
-                       "--ep 2 --set parallel.update_in_backward=true"),
-                 train(1, "tiny-released.json", folder / "one"));
+                       steps + " --set parallel.update_in_backward=true"),
+                 train(4, "tiny-released.json", folder / "four-after", steps));
 }
 
 // Where bf16 rounds, the loss moves by less than it does from step to step.
