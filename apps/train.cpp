@@ -182,6 +182,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   trainer.set_peak_flops(peak_flops[0]);
   OpProfile profile;
   if (recipe.run.profile) ops->set_profile(&profile);
+  if (checkpoint.empty() && !options.from.empty()) trainer.save_start(first_step, first_positions);
   const auto begin = std::chrono::steady_clock::now();
   trainer.run(first_step, first_positions);
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;

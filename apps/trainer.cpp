@@ -180,6 +180,11 @@ void Trainer::validate(std::int64_t step) {
   if (progress_ != nullptr) progress_->say(summary);
 }
 
+void Trainer::save_start(std::int64_t step, std::int64_t positions) {
+  positions_ = positions;
+  save(step);
+}
+
 void Trainer::save(std::int64_t next_step) {
   CheckpointMeta meta;
   meta.step = next_step;

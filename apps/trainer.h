@@ -27,6 +27,10 @@ class Trainer {
   // measured.
   void set_peak_flops(double flops) { peak_flops_ = flops; }
 
+  // The weights as they are, as the state before `step`: a run that begins with the weights of
+  // another saves them, so that it can resume at any time. Collective.
+  void save_start(std::int64_t step, std::int64_t positions);
+
   // Steps [first_step, recipe.run.num_steps), with validation and checkpoints as the recipe asks.
   // `first_positions` were trained on before. Collective. Throws RuntimeFault when a loss or
   // gradient norm is not finite, naming the step; nothing of it is saved.
