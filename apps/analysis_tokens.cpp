@@ -63,8 +63,8 @@ Figure Analysis::by_position() {
       Heatmap map;
       map.columns = expert_names(trace().num_experts);
       for (std::int64_t i = 0; i < shown; ++i) {
-        const std::int64_t t =
-            even ? (shown > 1 ? i * (T - 1) / (shown - 1) : 0) : (T - shown) / 2 + i;
+        // Not position 0, where every row has the same token.
+        const std::int64_t t = even ? (2 * i + 1) * T / (2 * shown) : (T - shown) / 2 + i;
         map.rows.push_back(std::to_string(t));
         map.values.push_back(all.shares(t));
       }

@@ -38,13 +38,15 @@ GradientStep::GradientStep(Network& network, ProcessGrid& grid, const Recipe& re
       model_(recipe.model),
       reducer_(network.ops(), network.params(), grid) {}
 
-StepSums GradientStep::compute(const Batch& batch, const BatchCounts& counts) {
+StepSums GradientStep::compute(const Batch& batch, const BatchCounts& counts,
+                               const Observer& observe) {
   reducer_.zero();
   StepSums sums(model_.num_moe_layers(), model_.num_experts);
   const std::int64_t rows = network_.model().rows();
   for (std::int64_t row = 0; row < batch.num_rows; row += rows) {
     copy_rows(micro_batch_, batch, row, rows);
     network_.model().train(micro_batch_, counts, sums);
+    if (observe) observe(micro_batch_, row);
   }
   reducer_.reduce();
   sum_over_ranks(sums, grid_);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "apps/network.h"
 #include "core/batch.h"
@@ -30,7 +31,9 @@ class GradientStep {
   // Forward and backward passes over micro-batches of the network's rows, and the reduction:
   // afterwards every Param::grad is that of the global batch's loss, whose counts are `counts`.
   // Returns the sums over all ranks. Collective.
-  StepSums compute(const Batch& batch, const BatchCounts& counts);
+  // `observe`, if given, is called after each micro-batch with it and its first row in `batch`.
+  using Observer = std::function<void(const Batch&, std::int64_t)>;
+  StepSums compute(const Batch& batch, const BatchCounts& counts, const Observer& observe = {});
   // Norm of all gradients of all ranks. Collective.
   double grad_norm() { return reducer_.grad_norm(); }
 

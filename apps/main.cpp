@@ -27,6 +27,7 @@ struct Outcome {
 int run_command(int argc, char** argv, MpiEnvironment& mpi) {
   const bool is_root = mpi.world_rank() == 0;
   CommandContext context{mpi, {}};
+  for (int i = 0; i < argc; ++i) context.command_line += std::string(i > 0 ? " " : "") + argv[i];
   int threads = 0;
   CLI::App app("Pretrain OpenMoE-style mixture-of-experts language models, alone or under mpirun.",
                "openmoe");

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "apps/gradients.h"
 #include "apps/network.h"
 #include "apps/progress.h"
+#include "apps/routing_monitor.h"
 #include "apps/run_log.h"
 #include "core/batch.h"
 #include "core/config/recipe.h"
@@ -39,6 +42,7 @@ class Trainer {
     StepLosses losses;
     double grad_norm = 0.0;
     double seconds = 0.0;
+    nlohmann::ordered_json routing;  // of RoutingMonitor; null at most steps
   };
 
   StepResult train_step(std::int64_t step);
@@ -56,6 +60,7 @@ class Trainer {
   RunLog* log_;
   Progress* progress_;
   GradientStep gradients_;
+  std::optional<RoutingMonitor> routing_;  // from run() on
   std::int64_t rows_per_rank_;
   std::int64_t positions_ = 0;  // trained on so far
   double peak_flops_ = 0.0;
