@@ -40,7 +40,7 @@ TEST_CASE("an event file is a sequence of whole frames", "[events]") {
         "\x1a\x0d"
         "brain.Event:2");
   // step 3; summary of 12 bytes: value of 10: tag "loss", simple_value 2.5 = 0x40200000
-  const std::string expected("\x10\x03\x2a\x0d\x0a\x0b\x0a\x04loss\x15\x00\x00\x20\x40", 19);
+  const std::string expected("\x10\x03\x2a\x0d\x0a\x0b\x0a\x04loss\x15\x00\x00\x20\x40", 17);
   CHECK(events[1].substr(9) == expected);
   CHECK(events[2].substr(9, 3) == "\x10\xac\x02");  // 300 as a varint
 }
