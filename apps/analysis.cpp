@@ -240,7 +240,7 @@ Figure Analysis::divergences() {
                           "null_mean", "null_p95",  "p_value"};
   for (const AnalysedModel* model : last_of_runs()) {
     BarPlot bars;
-    bars.series = {"observed", "random groups, mean", "random groups, 95th percentile"};
+    bars.series = {"observed", "random, mean", "random, 95th percentile"};
     for (const Axis& axis : options_.axes) {
       const Grouping grouping = group(model->trace, axis.selector);
       const auto groups = static_cast<std::int64_t>(grouping.names.size());

@@ -14,6 +14,7 @@ import sys
 PICTURES = {
     "prediction-over-steps": ("course", "prediction", 0),
     "information-over-steps": ("course", "information", 0),
+    "tokens-over-checkpoints": ("course", "tokens_over_checkpoints", 3),
     "stability": ("course", "stability", 1),
     "favourites": ("course", "stability", 2),
     "prediction": ("final", "prediction", 1),
@@ -24,6 +25,7 @@ PICTURES = {
     "specialisation": ("final", "specialisation", 1),
     "drops": ("final", "drops_by_position", 1),
     "drops-of-runs": ("final", "drops_of_runs", 1),
+    "drops-of-runs-conversations": ("final", "drops_of_runs", 5),
 }
 
 
