@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <fstream>
 
-#include "core/routing/drops.h"
+#include "data/h5_file.h"
 #include "data/routing_log.h"
 #include "test/support/catch.h"
 #include "test/support/run_command.h"
@@ -169,6 +169,28 @@ TEST_CASE("an imported checkpoint is analysed", "[analyze]") {
   analyze(1, "run=" + folder / "back" + on_sample() + " --drop tokens:2 --out " + folder / "after");
   for (const char* name : {"domains.csv", "top_tokens.csv", "positions.csv"})
     CHECK(read_text(folder / "before/" + name) == read_text(folder / "after/" + name));
+}
+
+TEST_CASE("routers that are frozen from a step on stay as they are", "[analyze]") {
+  const TemporaryFolder folder;
+  const CommandResult result = run_openmoe(
+      1, "train " + source_path("test/recipes/tiny-released.json") + " --data " +
+             OPENMOE_TEST_SHARDS + " --out " + folder / "run" +
+             " --set run.num_steps=4 --set run.validate_every=0 --set run.early_checkpoints=true"
+             " --set run.keep_checkpoints=9 --set optimizer.router_frozen_from=2");
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+  const auto values = [&](const std::string& step, const std::string& name) {
+    const H5File file(folder / ("run/checkpoints/step-0000000" + step + "/rank-00000.h5"),
+                      H5File::Mode::read);
+    const std::string dataset = "value/model.layers.1." + name;
+    std::vector<float> numbers(static_cast<std::size_t>(file.info(dataset).shape.num_elements()));
+    file.read(dataset, host_view(numbers.data(), file.info(dataset).shape));
+    return numbers;
+  };
+  CHECK(values("1", "mlp.gate_weight") != values("2", "mlp.gate_weight"));
+  CHECK(values("2", "mlp.gate_weight") == values("4", "mlp.gate_weight"));
+  CHECK(values("2", "mlp.experts.wo") != values("4", "mlp.experts.wo"));
 }
 
 TEST_CASE("analyze refuses what it cannot analyse with one message", "[analyze]") {
