@@ -86,6 +86,14 @@ std::vector<Figure> Analysis::figures() {
   return figures;
 }
 
+std::array<CountTable, 4> Analysis::count_ways(std::size_t l, const std::vector<std::int32_t>& keys,
+                                               std::int64_t rows) const {
+  std::array<CountTable, 4> tables;
+  for (std::size_t way = 0; way < tables.size(); ++way)
+    tables[way] = count_experts(trace(), trace().layers[l], keys, rows, kCounted[way], kept_[l]);
+  return tables;
+}
+
 // A selector with a tag groups by tag, documents without one by their source's name.
 Analysis::Grouping Analysis::group(const RoutingTrace& trace, const std::string& selector) const {
   const bool by_tag = selector.find(':') != std::string::npos;
@@ -198,9 +206,7 @@ Figure Analysis::shares_by_axis(const Axis& axis) {
   const auto rows = static_cast<std::int64_t>(grouping.names.size());
   for (std::size_t l = 0; l < trace().layers.size() && rows > 0; ++l) {
     const LayerTrace& layer = trace().layers[l];
-    std::vector<CountTable> tables;
-    for (const Counted counted : kCounted)
-      tables.push_back(count_experts(trace(), layer, keys, rows, counted, kept_[l]));
+    const auto tables = count_ways(l, keys, rows);
     Heatmap map;
     map.columns = expert_names(trace().num_experts);
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -240,7 +246,7 @@ Figure Analysis::divergences() {
                           "null_mean", "null_p95",  "p_value"};
   for (const AnalysedModel* model : last_of_runs()) {
     BarPlot bars;
-    bars.series = {"observed", "random groups, mean", "random groups, 95th percentile"};
+    bars.series = {"observed", "random, mean", "random, 95th percentile"};
     for (const Axis& axis : options_.axes) {
       const Grouping grouping = group(model->trace, axis.selector);
       const auto groups = static_cast<std::int64_t>(grouping.names.size());

@@ -1,6 +1,7 @@
 // Analysis: from routing traces to figures. Pure arithmetic on traces, on one rank.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -72,6 +73,10 @@ class Analysis {
   Figure information();
   Figure prediction();
   Figure losses();
+
+  // By keys (N), for each Counted in its order, of the main model's layer `l`.
+  std::array<CountTable, 4> count_ways(std::size_t l, const std::vector<std::int32_t>& keys,
+                                       std::int64_t rows) const;
 
   struct Grouping {
     std::vector<std::string> names;

@@ -141,26 +141,38 @@ Figure Analysis::drops_before_after() {
   figure.paper = "Figure 12b";
   figure.title = "Drop share against position, run beside run";
   figure.definition =
-      "As before, over all texts, for the last checkpoint of each run, such as before and after "
-      "supervised fine-tuning.";
+      "As before, for the last checkpoint of each run, such as before and after supervised "
+      "fine-tuning: over all texts, and over those of each set.";
   figure.table.columns = kDropColumns;
   const std::vector<const AnalysedModel*> runs = last_of_runs();
   if (runs.size() < 2) return figure;
   for (const DropRule& rule : options_.rules) {
-    LinePlot plot;
+    std::vector<std::pair<std::string, LinePlot>> plots;  // by set
     for (const AnalysedModel* model : runs) {
-      const std::vector<std::int32_t> everything(model->trace.token_ids.size(), 0);
+      std::vector<std::pair<std::string, std::vector<std::int32_t>>> sets = {
+          {"all", std::vector<std::int32_t>(model->trace.token_ids.size(), 0)}};
+      for (const Axis& axis : options_.axes) {
+        const Grouping grouping = group(model->trace, axis.selector);
+        if (!grouping.names.empty()) sets.emplace_back(axis.id, keys_of(model->trace, grouping));
+      }
+      if (plots.empty())
+        for (const auto& set : sets) plots.push_back({set.first, {}});
       for (const LayerTrace& layer : model->trace.layers) {
-        const auto counts =
-            by_bucket(model->trace, simulate_drops(model->trace, layer, rule), everything);
-        add_rows(figure.table, model->label(), rule, layer, "all", model->trace, counts);
-        if (&layer == &model->trace.layers[shown_layer(model->trace)])
-          plot.series.push_back(
-              curve(model->label(), model->trace, counts, &DropCounts::lost_first));
+        const std::vector<std::uint8_t> kept = simulate_drops(model->trace, layer, rule);
+        for (std::size_t s = 0; s < sets.size(); ++s) {
+          const auto counts = by_bucket(model->trace, kept, sets[s].second);
+          add_rows(figure.table, model->label(), rule, layer, sets[s].first, model->trace, counts);
+          if (&layer == &model->trace.layers[shown_layer(model->trace)] && s < plots.size())
+            plots[s].second.series.push_back(
+                curve(model->label(), model->trace, counts, &DropCounts::lost_first));
+        }
       }
     }
-    figure.plots.push_back({concat("first choice lost, ", rule.name(), ", ", layer_name(layer())),
-                            "position", "share of tokens", plot});
+    // Every set under the first rule, all texts under the others.
+    for (std::size_t s = 0; s < (&rule == &options_.rules.front() ? plots.size() : 1); ++s)
+      figure.plots.push_back({concat("first choice lost, ", plots[s].first, ", ", rule.name(), ", ",
+                                     layer_name(layer())),
+                              "position", "share of tokens", plots[s].second});
   }
   return figure;
 }

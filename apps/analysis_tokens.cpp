@@ -36,6 +36,20 @@ double expected_deviation(const std::vector<double>& shares, std::int64_t draws)
   return std::sqrt(own * own + chance);
 }
 
+// A row for each expert: `head`, the expert, the tokens of row r, and its four shares.
+void add_share_rows(Table& table, const std::vector<Cell>& head,
+                    const std::array<CountTable, 4>& ways, std::int64_t r) {
+  std::array<std::vector<double>, 4> shares;
+  for (std::size_t way = 0; way < ways.size(); ++way) shares[way] = ways[way].shares(r);
+  for (std::size_t e = 0; e < shares[0].size(); ++e) {
+    std::vector<Cell> row = head;
+    row.push_back(static_cast<std::int64_t>(e));
+    row.push_back(ways[0].total(r));
+    for (const std::vector<double>& of_way : shares) row.push_back(of_way[e]);
+    table.rows.push_back(std::move(row));
+  }
+}
+
 }  // namespace
 
 Figure Analysis::by_position() {
@@ -44,27 +58,25 @@ Figure Analysis::by_position() {
   figure.paper = "Figure 9";
   figure.title = "Expert share by position";
   figure.definition =
-      "For the position of a token in its row: the share of choices that go to each expert. The "
-      "pictures show all choices at positions evenly apart (a) and next to each other (b).";
-  figure.table.columns = {"layer", "position", "expert", "tokens", "first", "all"};
+      "For the position of a token in its row: the share of choices that go to each expert, first "
+      "choices and all, before and after drops. The pictures show all choices at positions evenly "
+      "apart (a) and next to each other (b).";
+  figure.table.columns = {"layer", "position", "expert",     "tokens",
+                          "first", "all",      "first_kept", "all_kept"};
   const std::int64_t T = trace().sequence_length;
-  for (const LayerTrace& layer : trace().layers) {
-    const auto first = count_experts(trace(), layer, trace().positions(), T, Counted::first);
-    const auto all = count_experts(trace(), layer, trace().positions(), T, Counted::all);
-    for (std::int64_t t = 0; t < T; ++t) {
-      const auto first_shares = first.shares(t), all_shares = all.shares(t);
-      for (std::size_t e = 0; e < first_shares.size(); ++e)
-        figure.table.rows.push_back({layer.layer, t, static_cast<std::int64_t>(e), first.total(t),
-                                     first_shares[e], all_shares[e]});
-    }
+  for (std::size_t l = 0; l < trace().layers.size(); ++l) {
+    const LayerTrace& layer = trace().layers[l];
+    const auto tables = count_ways(l, trace().positions(), T);
+    const CountTable& all = tables[1];
+    for (std::int64_t t = 0; t < T; ++t) add_share_rows(figure.table, {layer.layer, t}, tables, t);
     if (&layer != &this->layer()) continue;
     const std::int64_t shown = std::min(kShownPositions, T);
     for (const bool even : {true, false}) {
       Heatmap map;
       map.columns = expert_names(trace().num_experts);
       for (std::int64_t i = 0; i < shown; ++i) {
-        const std::int64_t t =
-            even ? (shown > 1 ? i * (T - 1) / (shown - 1) : 0) : (T - shown) / 2 + i;
+        // Not position 0, where every row has the same token.
+        const std::int64_t t = even ? (2 * i + 1) * T / (2 * shown) : (T - shown) / 2 + i;
         map.rows.push_back(std::to_string(t));
         map.values.push_back(all.shares(t));
       }
@@ -101,21 +113,20 @@ Figure Analysis::by_token() {
       "For a token id, wherever it stands: the share of its choices that go to each expert. The "
       "picture shows first choices. The table has all ids seen at least " +
       std::to_string(options_.min_count) + " times.";
-  figure.table.columns = {"layer", "token_id", "token", "expert", "tokens", "first", "all"};
+  figure.table.columns = {"layer", "token_id", "token",      "expert",  "tokens",
+                          "first", "all",      "first_kept", "all_kept"};
   const DistinctKeys ids = distinct_keys(trace().token_ids);
   const auto rows = static_cast<std::int64_t>(ids.values.size());
   const std::vector<std::int32_t> chosen = chosen_tokens();
-  for (const LayerTrace& layer : trace().layers) {
-    const auto first = count_experts(trace(), layer, ids.keys, rows, Counted::first);
-    const auto all = count_experts(trace(), layer, ids.keys, rows, Counted::all);
+  for (std::size_t l = 0; l < trace().layers.size(); ++l) {
+    const LayerTrace& layer = trace().layers[l];
+    const auto tables = count_ways(l, ids.keys, rows);
+    const CountTable& first = tables[0];
     for (std::int64_t r = 0; r < rows; ++r) {
       if (first.total(r) < options_.min_count) continue;
       const std::int32_t id = ids.values[static_cast<std::size_t>(r)];
-      const auto first_shares = first.shares(r), all_shares = all.shares(r);
-      for (std::size_t e = 0; e < first_shares.size(); ++e)
-        figure.table.rows.push_back({layer.layer, static_cast<std::int64_t>(id), piece(id),
-                                     static_cast<std::int64_t>(e), first.total(r), first_shares[e],
-                                     all_shares[e]});
+      add_share_rows(figure.table, {layer.layer, static_cast<std::int64_t>(id), piece(id)}, tables,
+                     r);
     }
     Heatmap map;
     map.columns = expert_names(trace().num_experts);

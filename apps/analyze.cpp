@@ -120,7 +120,7 @@ int run_analyze(const AnalyzeOptions& options, CommandContext& context) {
     std::vector<Figure> figures = Analysis(subjects.models, subjects.pieces, analysis).figures();
     if (!options.other_tokenizer.empty())
       figures.push_back(tokenizer_figure(options.subjects.data_folder, options.other_tokenizer));
-    const AnalysisSubject subject = describe(subjects, analysis, options.subjects.command);
+    const AnalysisSubject subject = describe(subjects, analysis, context.command_line);
     write_analysis(options.out_folder, figures, subject);
     for (const Figure& figure : figures)
       if (!figure.finding.empty())

@@ -164,6 +164,7 @@ void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
         write_routing_log(concat(options.log_folder, "/", model.run, "-", model.step, ".h5"),
                           {model.trace, model.run, model.step, subjects.pieces});
       }
+      for (LayerTrace& layer : model.trace.layers) layer.gate = {};  // no figure reads them
       std::printf("read the routing of %s\n", model.label().c_str());
       std::fflush(stdout);
     });

@@ -26,7 +26,6 @@ struct SubjectOptions {
   std::string capacity = "recipe";
   std::string log_folder;  // where the routing of checkpoints is kept as logs
   ObserveOptions observe;
-  std::string command;  // as it was typed, for the report
 };
 
 struct Subjects {

@@ -17,6 +17,7 @@ struct CommandContext {
   MpiEnvironment& mpi;
   std::function<int()> run;  // returns the exit code; throws UserError or RuntimeFault
   int num_threads = 1;       // of this rank; set before run is called
+  std::string command_line;  // as it was typed
 };
 
 // A recipe as the command line names it; see load_recipe.

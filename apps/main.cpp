@@ -26,7 +26,9 @@ struct Outcome {
 // Parses the command line and runs the chosen subcommand.
 int run_command(int argc, char** argv, MpiEnvironment& mpi) {
   const bool is_root = mpi.world_rank() == 0;
-  CommandContext context{mpi, {}};
+  std::string command_line;
+  for (int i = 0; i < argc; ++i) command_line += std::string(i > 0 ? " " : "") + argv[i];
+  CommandContext context{mpi, {}, 1, command_line};
   int threads = 0;
   CLI::App app("Pretrain OpenMoE-style mixture-of-experts language models, alone or under mpirun.",
                "openmoe");

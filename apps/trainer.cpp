@@ -80,6 +80,7 @@ Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, Batc
 
 void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
   positions_ = first_positions;
+  routing_.emplace(network_, grid_, stream_, run_folder_, first_step);
   const RunConfig& run = recipe_.run;
   if (first_step == 0 && run.early_checkpoints) save(0);
   for (std::int64_t step = first_step; step < run.num_steps; ++step) {
@@ -102,7 +103,14 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   if (step + 1 < recipe_.run.num_steps)
     stream_.prefetch(step + 1, first_row(), first_row() + rows_per_rank_);
   result.counts = count_global(batch_, recipe_, grid_);
-  result.outcome = training_.run(batch_, result.counts, step);
+  const bool watched = routing_->wants(step);
+  if (watched) routing_->begin(batch_);
+  const auto observe = [&](const Batch& micro_batch, std::int64_t row) {
+    routing_->observe(micro_batch, first_row() + row);
+  };
+  result.outcome = training_.run(batch_, result.counts, step,
+                                 watched ? TrainingStep::Observer(observe) : nullptr);
+  if (watched) result.routing = routing_->finish(step, result.outcome.sums, result.counts);
   result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   return result;
 }
@@ -130,25 +138,29 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
     dropped_first += layer.dropped_first;
     dropped_second += layer.dropped_second;
   }
-  if (step % recipe_.run.log_every == 0 || step + 1 == recipe_.run.num_steps)
-    log_->write_step({{"step", step},
-                      {"loss", losses.total},
-                      {"cross_entropy", losses.cross_entropy},
-                      {"logits_z_loss", losses.logits_z},
-                      {"load_balance_loss", losses.load_balance},
-                      {"router_z_loss", losses.router_z},
-                      {"accuracy", losses.accuracy},
-                      {"grad_norm", result.outcome.grad_norm},
-                      {"learning_rate", learning_rate},
-                      {"positions", std::llround(result.counts.positions)},
-                      {"real_tokens", std::llround(result.counts.real_tokens)},
-                      {"loss_tokens", std::llround(result.counts.loss_tokens)},
-                      {"tokens_per_s", tokens_per_s},
-                      {"step_seconds", result.seconds},
-                      {"dropped_first", std::llround(dropped_first)},
-                      {"dropped_second", std::llround(dropped_second)},
-                      {"phase", phase_at(recipe_, step)},
-                      {"moe", moe_rows(result.outcome.sums, recipe_.model)}});
+  if (step % recipe_.run.log_every == 0 || step + 1 == recipe_.run.num_steps ||
+      !result.routing.is_null()) {
+    nlohmann::ordered_json row = {{"step", step},
+                                  {"loss", losses.total},
+                                  {"cross_entropy", losses.cross_entropy},
+                                  {"logits_z_loss", losses.logits_z},
+                                  {"load_balance_loss", losses.load_balance},
+                                  {"router_z_loss", losses.router_z},
+                                  {"accuracy", losses.accuracy},
+                                  {"grad_norm", result.outcome.grad_norm},
+                                  {"learning_rate", learning_rate},
+                                  {"positions", std::llround(result.counts.positions)},
+                                  {"real_tokens", std::llround(result.counts.real_tokens)},
+                                  {"loss_tokens", std::llround(result.counts.loss_tokens)},
+                                  {"tokens_per_s", tokens_per_s},
+                                  {"step_seconds", result.seconds},
+                                  {"dropped_first", std::llround(dropped_first)},
+                                  {"dropped_second", std::llround(dropped_second)},
+                                  {"phase", phase_at(recipe_, step)},
+                                  {"moe", moe_rows(result.outcome.sums, recipe_.model)}};
+    if (!result.routing.is_null()) row["routing"] = result.routing;
+    log_->write_step(row);
+  }
   const double flops = flops_per_token(recipe_) * tokens_per_s;
   progress_->show({.step = step,
                    .loss = losses.total,

@@ -3,10 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "apps/network.h"
 #include "apps/progress.h"
+#include "apps/routing_monitor.h"
 #include "apps/run_log.h"
 #include "apps/training_step.h"
 #include "core/batch.h"
@@ -41,6 +44,7 @@ class Trainer {
     BatchCounts counts;
     StepOutcome outcome;
     double seconds = 0.0;
+    nlohmann::ordered_json routing;  // of RoutingMonitor; null at most steps
   };
 
   StepResult train_step(std::int64_t step);
@@ -58,6 +62,7 @@ class Trainer {
   RunLog* log_;
   Progress* progress_;
   TrainingStep training_;
+  std::optional<RoutingMonitor> routing_;  // from run() on
   std::int64_t rows_per_rank_;
   std::int64_t positions_ = 0;  // trained on so far
   double peak_flops_ = 0.0;

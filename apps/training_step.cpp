@@ -53,26 +53,28 @@ TrainingStep::~TrainingStep() {
   network_.model().observe_gradients({});
 }
 
-StepOutcome TrainingStep::run(const Batch& batch, const BatchCounts& counts, std::int64_t step) {
-  return recipe_.parallel.update_in_backward ? run_in_backward(batch, counts, step)
-                                             : run_whole(batch, counts, step);
+StepOutcome TrainingStep::run(const Batch& batch, const BatchCounts& counts, std::int64_t step,
+                              const Observer& observe) {
+  return recipe_.parallel.update_in_backward ? run_in_backward(batch, counts, step, observe)
+                                             : run_whole(batch, counts, step, observe);
 }
 
-void TrainingStep::run_micro_batches(const Batch& batch, const BatchCounts& counts,
-                                     StepSums& sums) {
+void TrainingStep::run_micro_batches(const Batch& batch, const BatchCounts& counts, StepSums& sums,
+                                     const Observer& observe) {
   const std::int64_t rows = network_.model().rows();
   for (std::int64_t row = 0; row < batch.num_rows; row += rows) {
     copy_rows(micro_batch_, batch, row, rows);
     network_.model().train(micro_batch_, counts, sums);
+    if (observe) observe(micro_batch_, row);
   }
 }
 
 StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& counts,
-                                    std::int64_t step) {
+                                    std::int64_t step, const Observer& observe) {
   StepOutcome out;
   out.sums = StepSums(recipe_.model.num_moe_layers(), recipe_.model.num_experts);
   network_.params().zero_gradients(network_.ops());
-  run_micro_batches(batch, counts, out.sums);
+  run_micro_batches(batch, counts, out.sums, observe);
   reducer_.reduce();
   sum_over_ranks(out.sums, grid_);
   out.losses = losses_from(out.sums, counts, recipe_.loss);
@@ -84,7 +86,7 @@ StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& count
 // Gradients are zero between uses of their common place. Sums are complete before the first of
 // them, so that all ranks know in time whether the loss is finite.
 StepOutcome TrainingStep::run_in_backward(const Batch& batch, const BatchCounts& counts,
-                                          std::int64_t step) {
+                                          std::int64_t step, const Observer& observe) {
   OPENMOE_CHECK(batch.num_rows <= network_.model().rows(), "one micro-batch");
   Ops& ops = network_.ops();
   StepOutcome out;
@@ -103,7 +105,7 @@ StepOutcome TrainingStep::run_in_backward(const Batch& batch, const BatchCounts&
     ops.zero(param.grad);
     ops.enter(part);
   });
-  run_micro_batches(batch, counts, out.sums);
+  run_micro_batches(batch, counts, out.sums, observe);
   out.grad_norm = reducer_.norm_of_added();
   return out;
 }

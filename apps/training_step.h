@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "apps/network.h"
 #include "core/batch.h"
@@ -43,13 +44,19 @@ class TrainingStep {
 
   // Forward and backward passes over micro-batches of the network's rows, reduction, update: step
   // `step` of the schedule. `counts` are those of the global batch. Afterwards every Param::grad is
-  // that of the global batch's loss, unless gradients have one place between them. Collective.
-  StepOutcome run(const Batch& batch, const BatchCounts& counts, std::int64_t step);
+  // that of the global batch's loss, unless gradients have one place between them. `observe`, if
+  // given, is called after each micro-batch with it and its first row in `batch`. Collective.
+  using Observer = std::function<void(const Batch&, std::int64_t)>;
+  StepOutcome run(const Batch& batch, const BatchCounts& counts, std::int64_t step,
+                  const Observer& observe = {});
 
  private:
-  void run_micro_batches(const Batch& batch, const BatchCounts& counts, StepSums& sums);
-  StepOutcome run_whole(const Batch& batch, const BatchCounts& counts, std::int64_t step);
-  StepOutcome run_in_backward(const Batch& batch, const BatchCounts& counts, std::int64_t step);
+  void run_micro_batches(const Batch& batch, const BatchCounts& counts, StepSums& sums,
+                         const Observer& observe);
+  StepOutcome run_whole(const Batch& batch, const BatchCounts& counts, std::int64_t step,
+                        const Observer& observe);
+  StepOutcome run_in_backward(const Batch& batch, const BatchCounts& counts, std::int64_t step,
+                              const Observer& observe);
 
   Network& network_;
   ProcessGrid& grid_;

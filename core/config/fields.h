@@ -203,6 +203,9 @@ void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
   visit("compute_type", &R::compute_type, rules::any,
         "storage of activations and of weights in products; sums, parameters, gradients and "
         "optimizer state are f32 with both");
+  visit("routing_every", &R::routing_every, rules::count,
+        "steps between statistics of the routers in metrics.jsonl, TensorBoard files and routing "
+        "logs; 0: never");
   visit("profile", &R::profile, rules::any, "print the time of every op at the end of train");
 }
 

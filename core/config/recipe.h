@@ -165,6 +165,8 @@ struct RunConfig {
   // Storage of activations and of the weights that products read; parameters, their gradients and
   // the optimizer's state are f32 in either case, and so are checkpoints.
   ComputeType compute_type = ComputeType::f32;
+  // Steps between statistics of the routers (apps/routing_monitor.h); 0: never
+  std::int64_t routing_every = 0;
   bool profile = false;  // time every op and print the table at the end
 };
 

@@ -56,3 +56,18 @@ frozen=$!
 wait $instructions
 train chat chat-data --from "$folder/baseline"
 wait $frozen
+
+# The text: documents that no variant was trained on. Held-out documents of the training sources, the
+# parallel texts and the conversations that were kept apart. First every checkpoint on some of it, for
+# the course of training, then the last of each run on more.
+export OMP_WAIT_POLICY=passive
+inputs=("$folder/text/conversations_unseen.jsonl")
+for language in en de es fr it nl pt ro ru ja ko zh_CN; do inputs+=("$corpus/parallel-$language.jsonl"); done
+subjects=(baseline="$folder/baseline" instructions="$folder/instructions-in-warm-up" frozen="$folder/frozen-router"
+  chat="$folder/chat" --data "$folder/data" --sources $trained --input "${inputs[@]}")
+"$openmoe" analyze "${subjects[@]}" --every-checkpoint --positions 4096 --positions the_stack=32768 \
+  --positions conversations_unseen=24576 --out "$folder/course"
+"$openmoe" analyze "${subjects[@]}" --positions 16384 --positions the_stack=65536 \
+  --positions conversations_unseen=49152 --drop tokens:1.25 --drop tokens:2 --drop assignments:1 --drop port:2:512 \
+  --drop tokens:1.25:512 --drop tokens:1.25:4096 --compare-tokenizer test/data/unigram-400.model --out "$folder/final"
+scripts/study/summarise.py "$folder/course" "$folder/final" scripts/study/results

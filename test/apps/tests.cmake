@@ -69,6 +69,13 @@ if(OPENMOE_PYTHON)
                                               ${CMAKE_BINARY_DIR}/openmoe ${OPENMOE_TEST_SHARDS} ${CMAKE_SOURCE_DIR} ${case})
     set_tests_properties("commands: ${case}" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "apps;python" FIXTURES_REQUIRED sample_shards)
   endforeach()
+  foreach(case tensorboard log)
+    set(name "python: live routing, ${case}")
+    add_test(NAME ${name} COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/routing_test.py ${CMAKE_BINARY_DIR}/openmoe
+                                  ${OPENMOE_TEST_SHARDS} ${CMAKE_SOURCE_DIR} ${case})
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "python" SKIP_RETURN_CODE 77 FIXTURES_REQUIRED sample_shards
+                         ENVIRONMENT "OMP_NUM_THREADS=1")
+  endforeach()
   foreach(case bleu client harness)
     set(name "python: ${case}")
     add_test(NAME ${name} COMMAND ${OPENMOE_PYTHON} ${CMAKE_SOURCE_DIR}/test/python/use_test.py ${CMAKE_BINARY_DIR}/openmoe

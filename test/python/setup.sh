@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes build/python, an environment in which the Python tests find everything: torch, h5py and numpy as the distribution
-# packages them, and safetensors, sacrebleu, openai and lm-eval from PyPI. Tests that miss something are skipped and say what.
+# packages them, and safetensors, sacrebleu, openai, lm-eval and tensorboard from PyPI. Tests that miss something are skipped and say what.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 packages=(python3-torch python3-h5py python3-numpy python3-venv)
@@ -11,5 +11,5 @@ for package in "${packages[@]}"; do
   fi
 done
 [ -x build/python/bin/pip ] || /usr/bin/python3 -m venv --system-site-packages build/python
-build/python/bin/pip install --quiet safetensors sacrebleu openai 'lm-eval[api]'
+build/python/bin/pip install --quiet safetensors sacrebleu openai 'lm-eval[api]' tensorboard 'setuptools<81'
 echo "build/python is ready: configure again with cmake so that the tests use it"

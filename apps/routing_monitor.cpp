@@ -1,0 +1,264 @@
+#include "apps/routing_monitor.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <map>
+
+#include "apps/agree.h"
+#include "core/base/check.h"
+#include "core/routing/statistics.h"
+#include "data/routing_log.h"
+
+namespace openmoe {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::size_t kTrackedIds = 512;
+constexpr std::int64_t kMinSeen = 8;             // of an id, before its favourite counts
+constexpr std::int64_t kLoggedPositions = 8192;  // of a step, in the routing log
+
+double share(double part, double whole) {
+  return whole > 0.0 ? part / whole : 0.0;
+}
+
+Json loss_rates(const LiveCounts::Losses& losses) {
+  const auto tokens = static_cast<double>(losses.tokens);
+  return {{"tokens", losses.tokens},
+          {"lost_first", share(static_cast<double>(losses.first), tokens)},
+          {"lost_second", share(static_cast<double>(losses.second), tokens)},
+          {"lost_both", share(static_cast<double>(losses.both), tokens)}};
+}
+
+// The numbers of a layer's row that are single, and those of its sources.
+void add_scalars(std::vector<std::pair<std::string, double>>& scalars, const std::string& prefix,
+                 const Json& row) {
+  for (const auto& item : row.items()) {
+    if (item.value().is_number_float())
+      scalars.emplace_back(prefix + item.key(), item.value().get<double>());
+    if (item.key() == "expert_share")
+      for (std::size_t e = 0; e < item.value().size(); ++e)
+        scalars.emplace_back(concat(prefix, "expert_share/", e), item.value()[e].get<double>());
+    if (item.key() == "by_source")
+      for (const auto& source : item.value().items())
+        scalars.emplace_back(prefix + "lost_first_by_source/" + source.key(),
+                             source.value()["lost_first"].get<double>());
+  }
+  const Json& buckets = row["by_position"];
+  scalars.emplace_back(prefix + "lost_first_by_position/first",
+                       buckets.front()["lost_first"].get<double>());
+  scalars.emplace_back(prefix + "lost_first_by_position/last",
+                       buckets.back()["lost_first"].get<double>());
+}
+
+}  // namespace
+
+RoutingMonitor::RoutingMonitor(Network& network, ProcessGrid& grid, const BatchStream& stream,
+                               const std::string& run_folder, std::int64_t first_step)
+    : network_(network),
+      grid_(grid),
+      recipe_(stream.recipe()),
+      stream_(stream),
+      run_folder_(run_folder) {
+  const ModelConfig& model = recipe_.model;
+  for (std::int64_t layer = 0; layer < model.num_layers; ++layer)
+    if (model.is_moe_layer(layer)) layers_.push_back(layer);
+  logged_rows_ =
+      std::min(recipe_.data.batch_rows,
+               std::max<std::int64_t>(1, kLoggedPositions / recipe_.data.sequence_length));
+  const auto N = static_cast<std::size_t>(network.model().num_tokens());
+  choice_.resize(2 * N);
+  slot_.resize(2 * N);
+  prob_.resize(N * static_cast<std::size_t>(model.num_experts));
+  if (recipe_.run.routing_every == 0 || layers_.empty()) return;
+  on_root(grid.world(), [&] {
+    std::filesystem::create_directories(run_folder + "/routing");
+    events_.emplace(run_folder + "/tensorboard", first_step);
+  });
+}
+
+bool RoutingMonitor::wants(std::int64_t step) const {
+  const RunConfig& run = recipe_.run;
+  return run.routing_every > 0 && !layers_.empty() &&
+         (step % run.routing_every == 0 || step + 1 == run.num_steps);
+}
+
+void RoutingMonitor::begin(const Batch& batch) {
+  if (tracked_.empty()) {
+    std::vector<std::int64_t> seen(static_cast<std::size_t>(recipe_.model.vocab_size), 0);
+    for (std::size_t n = 0; n < batch.inputs.size(); ++n)
+      if (batch.segment_ids[n] > 0) ++seen[static_cast<std::size_t>(batch.inputs[n])];
+    grid_.data().all_reduce_sum(std::span<std::int64_t>(seen));
+    tracked_ = most_frequent_ids(seen, kTrackedIds);
+    favourites_.assign(layers_.size(), std::vector<std::int32_t>(tracked_.size(), -1));
+  }
+  counts_.emplace(static_cast<std::int64_t>(layers_.size()), recipe_.model.num_experts,
+                  static_cast<std::int64_t>(stream_.source_names().size()),
+                  recipe_.data.sequence_length, tracked_);
+  received_.assign(layers_.size(), 0);
+  logged_.clear();
+}
+
+// One row of the log, as it travels to rank 0: source, tokens (T), real (T), choices by layer (T,
+// 2).
+void RoutingMonitor::observe(const Batch& batch, std::int64_t first_row) {
+  const std::int64_t T = batch.sequence_length, E = recipe_.model.num_experts;
+  const std::int64_t N = network_.model().num_tokens();
+  const std::int64_t rows = std::clamp<std::int64_t>(logged_rows_ - first_row, 0, batch.num_rows);
+  std::vector<std::vector<std::int32_t>> parts(static_cast<std::size_t>(rows));
+  const auto put = [&](const std::vector<std::int32_t>& values, std::int64_t width) {
+    for (std::int64_t row = 0; row < rows; ++row)
+      parts[static_cast<std::size_t>(row)].insert(parts[static_cast<std::size_t>(row)].end(),
+                                                  values.begin() + row * width,
+                                                  values.begin() + (row + 1) * width);
+  };
+  put(batch.row_sources, 1);
+  put(batch.inputs, T);
+  put(batch.segment_ids, T);
+  std::size_t l = 0;
+  for (const MoeActivations* layer : network_.model().moe_activations()) {
+    network_.ops().copy(host_view(choice_.data(), {N, 2}), layer->router.choice);
+    network_.ops().copy(host_view(slot_.data(), {N, 2}), layer->router.slot);
+    network_.ops().copy(host_view(prob_.data(), {N, E}), layer->router.prob);
+    counts_->add(l, batch, {choice_.data(), slot_.data(), prob_.data()});
+    received_[l] += layer->routing.num_received;
+    put(choice_, 2 * T);
+    ++l;
+  }
+  for (const auto& part : parts)
+    logged_.append(reinterpret_cast<const char*>(part.data()), part.size() * sizeof(part[0]));
+}
+
+Json RoutingMonitor::finish(std::int64_t step, const StepSums& sums, const BatchCounts& counts) {
+  std::vector<std::int64_t> integers = counts_->integers();
+  std::vector<double> reals = counts_->reals();
+  grid_.data().all_reduce_sum(std::span<std::int64_t>(integers));
+  grid_.data().all_reduce_sum(std::span<double>(reals));
+  counts_->assign(integers, reals);
+  const std::vector<double> imbalance = rank_imbalance();
+  write_log(step);
+  Json rows = Json::array();
+  for (std::size_t l = 0; l < layers_.size(); ++l)
+    rows.push_back(layer_row(l, sums, counts, imbalance[l]));
+  if (events_) {
+    std::vector<std::pair<std::string, double>> scalars;
+    for (const Json& row : rows)
+      add_scalars(scalars, concat("routing/layer_", row["layer"].get<std::int64_t>(), "/"), row);
+    events_->write(step, scalars);
+  }
+  return rows;
+}
+
+Json RoutingMonitor::layer_row(std::size_t l, const StepSums& sums, const BatchCounts& counts,
+                               double rank_imbalance) {
+  const LiveCounts::Layer& layer = counts_->layers()[l];
+  const LiveCounts::Losses total = counts_->total(l);
+  const auto tokens = static_cast<double>(total.tokens);
+  Json row = {{"layer", layers_[l]},
+              {"first", layer.first},
+              {"second", layer.second},
+              {"kept", layer.kept}};
+  Json shares = Json::array();
+  for (std::size_t e = 0; e < layer.first.size(); ++e)
+    shares.push_back(share(static_cast<double>(layer.first[e] + layer.second[e]), 2.0 * tokens));
+  row["expert_share"] = shares;
+  row.update(loss_rates(total));
+  for (const LiveCounts::Losses& losses : layer.by_position)
+    row["by_position"].push_back(loss_rates(losses));
+  row["by_source"] = Json::object();
+  for (std::size_t s = 0; s < layer.by_source.size(); ++s)
+    if (layer.by_source[s].tokens > 0)
+      row["by_source"][stream_.source_names()[s]] = loss_rates(layer.by_source[s]);
+  row["entropy_bits"] = share(layer.entropy, tokens);
+  row["confidence"] = share(layer.confidence, tokens);
+  row["balance_loss"] = share(sums.moe[l].balance, counts.routed_groups);
+  row["z_loss"] = share(sums.moe[l].z, counts.routed_tokens);
+  row["rank_imbalance"] = rank_imbalance;
+  const double unchanged = unchanged_favourites(l);
+  if (unchanged >= 0.0) row["unchanged_favourites"] = unchanged;
+  return row;
+}
+
+// Share of the tracked ids, seen often enough now and before, whose favourite first choice is that
+// of when they were last seen; -1 when there are none. Remembers the new favourites.
+double RoutingMonitor::unchanged_favourites(std::size_t l) {
+  const auto E = static_cast<std::size_t>(recipe_.model.num_experts);
+  const std::vector<std::int64_t>& counts = counts_->layers()[l].token_first;
+  std::int64_t same = 0, compared = 0;
+  for (std::size_t i = 0; i < tracked_.size(); ++i) {
+    const std::span<const std::int64_t> row(counts.data() + i * E, E);
+    std::int64_t seen = 0;
+    for (const std::int64_t count : row) seen += count;
+    if (seen < kMinSeen) continue;
+    const auto now = static_cast<std::int32_t>(favourite(row));
+    std::int32_t& before = favourites_[l][i];
+    compared += before >= 0 ? 1 : 0;
+    same += before == now ? 1 : 0;
+    before = now;
+  }
+  return compared > 0 ? static_cast<double>(same) / static_cast<double>(compared) : -1.0;
+}
+
+// Most rows that a rank received over the mean of all ranks; 1 is balance.
+std::vector<double> RoutingMonitor::rank_imbalance() {
+  std::vector<std::int64_t> most = received_, sum = received_;
+  grid_.data().all_reduce_max(std::span<std::int64_t>(most));
+  grid_.data().all_reduce_sum(std::span<std::int64_t>(sum));
+  std::vector<double> result;
+  for (std::size_t l = 0; l < most.size(); ++l)
+    result.push_back(sum[l] > 0 ? static_cast<double>(most[l]) *
+                                      static_cast<double>(grid_.num_data_ranks()) /
+                                      static_cast<double>(sum[l])
+                                : 1.0);
+  return result;
+}
+
+void RoutingMonitor::write_log(std::int64_t step) {
+  const std::vector<std::string> gathered = grid_.data().all_gather(logged_);
+  on_root(grid_.world(), [&] {
+    const std::int64_t T = recipe_.data.sequence_length;
+    const auto layers = static_cast<std::int64_t>(layers_.size());
+    const auto row_size = static_cast<std::size_t>(1 + 2 * T + 2 * T * layers);
+    std::string bytes;
+    for (const std::string& part : gathered) bytes += part;
+    std::vector<std::int32_t> values(bytes.size() / sizeof(std::int32_t));
+    std::memcpy(values.data(), bytes.data(), bytes.size());
+
+    RoutingLog log;
+    log.name = recipe_.name;
+    log.step = step;
+    log.trace.num_experts = recipe_.model.num_experts;
+    log.trace.sequence_length = T;
+    log.trace.sources = stream_.source_names();
+    for (const std::int64_t layer : layers_) log.trace.layers.push_back({layer, {}, {}});
+    // Rows of one source follow each other, each is a document.
+    std::vector<const std::int32_t*> rows;
+    for (std::size_t at = 0; at + row_size <= values.size(); at += row_size)
+      rows.push_back(values.data() + at);
+    std::stable_sort(rows.begin(), rows.end(),
+                     [](const std::int32_t* a, const std::int32_t* b) { return a[0] < b[0]; });
+    for (const std::int32_t* row : rows) {
+      const auto document = static_cast<std::int32_t>(log.trace.documents.size());
+      log.trace.documents.push_back({row[0], ""});
+      log.trace.sequence_sources.push_back(row[0]);
+      for (std::int64_t t = 0; t < T; ++t) {
+        if (row[1 + T + t] == 0) continue;  // padding
+        log.trace.token_ids.push_back(row[1 + t]);
+        log.trace.document.push_back(document);
+        for (std::int64_t l = 0; l < layers; ++l)
+          for (std::int64_t k = 0; k < 2; ++k)
+            log.trace.layers[static_cast<std::size_t>(l)].choice.push_back(
+                static_cast<std::uint16_t>(row[1 + 2 * T + 2 * T * l + 2 * t + k]));
+      }
+      log.trace.sequence_offsets.push_back(log.trace.num_tokens());
+    }
+    if (log.trace.num_tokens() == 0) return;
+    char name[64];
+    std::snprintf(name, sizeof name, "/routing/step-%08lld.h5", static_cast<long long>(step));
+    write_routing_log(run_folder_ + name, log);
+  });
+}
+
+}  // namespace openmoe

@@ -1,0 +1,65 @@
+// RoutingMonitor: what the routers do while they are trained, every run.routing_every steps: into
+// the row of metrics.jsonl, TensorBoard event files (RUN/tensorboard) and routing logs
+// (RUN/routing/step-00000100.h5, data/routing_log.h) of the first rows of the batch, which `openmoe
+// analyze --log` reads.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "apps/network.h"
+#include "core/batch.h"
+#include "core/config/recipe.h"
+#include "core/model/step_stats.h"
+#include "core/routing/live_counts.h"
+#include "data/batch_stream.h"
+#include "data/event_file.h"
+#include "parallel/process_grid.h"
+
+namespace openmoe {
+
+class RoutingMonitor {
+ public:
+  // All references must outlive this. `first_step`: of this start of the run. Throws UserError when
+  // the folder cannot be written. Collective.
+  RoutingMonitor(Network& network, ProcessGrid& grid, const BatchStream& stream,
+                 const std::string& run_folder, std::int64_t first_step);
+
+  bool wants(std::int64_t step) const;
+  // Before the micro-batches of a step that it wants, with this rank's rows. Collective.
+  void begin(const Batch& batch);
+  // After each forward and backward, with the micro-batch and its first row in the global batch.
+  void observe(const Batch& micro_batch, std::int64_t first_row);
+  // After the last one: writes the log and the events, and returns one object for each MoE layer,
+  // on rank 0. `sums` and `counts` over all ranks. Collective.
+  nlohmann::ordered_json finish(std::int64_t step, const StepSums& sums, const BatchCounts& counts);
+
+ private:
+  nlohmann::ordered_json layer_row(std::size_t layer, const StepSums& sums,
+                                   const BatchCounts& counts, double rank_imbalance);
+  double unchanged_favourites(std::size_t layer);
+  std::vector<double> rank_imbalance();
+  void write_log(std::int64_t step);
+
+  Network& network_;
+  ProcessGrid& grid_;
+  const Recipe& recipe_;
+  const BatchStream& stream_;
+  std::string run_folder_;
+  std::vector<std::int64_t> layers_;  // of the network
+  std::int64_t logged_rows_;          // of the global batch, from its first
+  std::optional<LiveCounts> counts_;
+  std::vector<std::int32_t> tracked_;
+  // Favourite expert of each tracked id when last seen often enough, by layer; -1: not yet.
+  std::vector<std::vector<std::int32_t>> favourites_;
+  std::vector<std::int64_t> received_;  // rows for this rank's experts, by layer
+  std::string logged_;                  // this rank's part of the log
+  std::optional<EventFile> events_;     // rank 0
+  std::vector<std::int32_t> choice_, slot_;
+  std::vector<float> prob_;
+};
+
+}  // namespace openmoe

@@ -1,0 +1,213 @@
+// openmoe analyze through the binary: the same numbers on any grid, logs of other systems, imported
+// checkpoints, bad input.
+#include <algorithm>
+#include <fstream>
+
+#include "data/h5_file.h"
+#include "data/routing_log.h"
+#include "test/support/catch.h"
+#include "test/support/run_command.h"
+
+namespace openmoe::test {
+namespace {
+
+using nlohmann::json;
+
+std::string read_text(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
+}
+
+CommandResult analyze(int ranks, const std::string& arguments) {
+  CommandResult result = run_openmoe(ranks, "analyze " + arguments);
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+  return result;
+}
+
+std::string on_sample() {
+  return std::string(" --data ") + OPENMOE_TEST_SHARDS +
+         " --sources c4 github book --positions 512 --permutations 19 --resamples 20 --min-count 4";
+}
+
+void train(const std::string& run) {
+  const CommandResult result = run_openmoe(
+      1, "train " + source_path("test/recipes/tiny-released.json") + " --data " +
+             OPENMOE_TEST_SHARDS + " --out " + run +
+             " --set run.num_steps=6 --set run.validate_every=0 --set run.early_checkpoints=true"
+             " --set run.keep_checkpoints=9");
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+}
+
+json results(const std::string& folder) {
+  return json::parse(read_text(folder + "/results.json"));
+}
+
+// Everything but the command line.
+json figures(const std::string& folder) {
+  return results(folder).at("figures");
+}
+
+std::vector<std::string> files_of(const std::string& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace
+
+TEST_CASE("analysis gives the same numbers on one rank and on four", "[analyze]") {
+  const TemporaryFolder folder;
+  train(folder / "run");
+  const std::string what = folder / "run" + " --every-checkpoint" + on_sample();
+  analyze(1, what + " --out " + folder / "one" + " --write-logs " + folder / "logs");
+  analyze(4, what + " --ep 1 --out " + folder / "four");
+  REQUIRE(files_of(folder / "one") == files_of(folder / "four"));
+  int compared = 0;
+  for (const std::string& name : files_of(folder / "one")) {
+    if (!name.ends_with(".csv") && !name.ends_with(".svg")) continue;
+    INFO(name);
+    CHECK(read_text(folder / ("one/" + name)) == read_text(folder / ("four/" + name)));
+    ++compared;
+  }
+  CHECK(compared > 20);
+  CHECK(figures(folder / "one") == figures(folder / "four"));
+
+  // Experts spread over ranks: the same sums in the same order, so the same choices.
+  analyze(2, what + " --ep 2 --out " + folder / "shared");
+  CHECK(figures(folder / "shared") == figures(folder / "one"));
+
+  // Checkpoints before the first step and after 1, 2, 4 and 6 steps.
+  CHECK(files_of(folder / "logs") ==
+        std::vector<std::string>{"run-0.h5", "run-1.h5", "run-2.h5", "run-4.h5", "run-6.h5"});
+  analyze(1, "--log " + folder / "logs/run-4.h5" + " " + folder / "logs/run-6.h5" +
+                 " --permutations 19 --resamples 20 --min-count 4 --drop tokens:1.25:128"
+                 " --drop tokens:2:128 --drop port:2:64 --out " +
+                 folder / "from-logs");
+  const auto table = [&](const std::string& from, const std::string& id) {
+    for (const json& figure : figures(folder / from))
+      if (figure.at("id") == id) return figure.at("rows");
+    return json();
+  };
+  for (const char* id : {"domains", "top_tokens", "drops_by_position", "expert_load"})
+    CHECK(table("from-logs", id) == table("one", id));
+
+  const std::string report = read_text(folder / "one/report.html");
+  CHECK(report.size() < 5'000'000);
+  CHECK(report.find("<script") == std::string::npos);
+  CHECK(report.find("src=") == std::string::npos);
+  for (const char* paper : {"Figure 5", "Figure 9", "Figure 10", "Figure 11", "Figures 12a and 14",
+                            "Figure 15", "Figure 16", "Tables 9 and 15"}) {
+    INFO(paper);
+    CHECK(report.find(paper) != std::string::npos);
+  }
+}
+
+TEST_CASE("simulated drops are those of the model's own router", "[analyze]") {
+  const TemporaryFolder folder;
+  const CommandResult result = run_openmoe(
+      1, "train " + source_path("test/recipes/tiny-released.json") + " --data " +
+             OPENMOE_TEST_SHARDS + " --out " + folder / "run" +
+             " --set run.num_steps=3 --set run.validate_every=0 --set run.routing_every=1");
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+  const json row = read_json_lines(folder / "run/metrics.jsonl").at(2).at("routing").at(0);
+  // 16 rows of 64 are the whole batch; padding is not routed, and not in the log.
+  const RoutingLog log = read_routing_log(folder / "run/routing/step-00000002.h5");
+  CHECK(log.trace.num_tokens() == row.at("tokens"));
+  std::vector<std::int64_t> first(4, 0), second(4, 0);
+  for (std::size_t n = 0; n < log.trace.token_ids.size(); ++n) {
+    ++first[log.trace.layers[0].choice[2 * n]];
+    ++second[log.trace.layers[0].choice[2 * n + 1]];
+  }
+  CHECK(json(first) == row.at("first"));
+  CHECK(json(second) == row.at("second"));
+}
+
+TEST_CASE("analysis of a log that another system wrote", "[analyze]") {
+  const TemporaryFolder folder;
+  std::ofstream log(folder / "mixtral.jsonl");
+  log << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 3, "top_k": 2, "layers": [0]})"
+      << "\n";
+  for (int s = 0; s < 8; ++s)
+    log << R"({"source": "text", "tokens": [3, 4, 5, 3], "choices": [[[0, 1], [1, 2], [2, 0], [0, 1]]]})"
+        << "\n";
+  log.close();
+  analyze(1, "--log " + folder / "mixtral.jsonl" + " --drop assignments:0.75 --min-count 2 --out " +
+                 folder / "out");
+  // Every id has its expert: 1.0 of the entropy, every token predicted.
+  for (const json& figure : figures(folder / "out")) {
+    if (figure.at("id") == "prediction")
+      for (const json& row : figure.at("rows"))
+        if (row.at(2) == "token_id") CHECK(row.at(4) == 1.0);
+    if (figure.at("id") == "top_tokens") {
+      CHECK(figure.at("rows").at(0).at(3) == 3);
+      CHECK(figure.at("rows").at(0).at(5) == 16);
+    }
+    // Groups of T = 4 tokens, C = max(4, ...): nothing is lost.
+    if (figure.at("id") == "drops_by_position")
+      for (const json& row : figure.at("rows")) CHECK(row.at(7) == 0.0);
+  }
+}
+
+TEST_CASE("an imported checkpoint is analysed", "[analyze]") {
+  const TemporaryFolder folder;
+  train(folder / "run");
+  for (const std::string& command : {"convert " + folder / "run" + " " + folder / "hf",
+                                     "convert " + folder / "hf" + " " +
+                                         folder / "back --set data.sequence_length=64"
+                                                  " --set routing.group_tokens=128"}) {
+    const CommandResult result = run_openmoe(1, command);
+    INFO(command << "\n" << result.output);
+    REQUIRE(result.exit_code == 0);
+  }
+  analyze(1, "run=" + folder / "run" + on_sample() + " --drop tokens:2 --out " + folder / "before");
+  analyze(1, "run=" + folder / "back" + on_sample() + " --drop tokens:2 --out " + folder / "after");
+  for (const char* name : {"domains.csv", "top_tokens.csv", "positions.csv"})
+    CHECK(read_text(folder / "before/" + name) == read_text(folder / "after/" + name));
+}
+
+TEST_CASE("routers that are frozen from a step on stay as they are", "[analyze]") {
+  const TemporaryFolder folder;
+  const CommandResult result = run_openmoe(
+      1, "train " + source_path("test/recipes/tiny-released.json") + " --data " +
+             OPENMOE_TEST_SHARDS + " --out " + folder / "run" +
+             " --set run.num_steps=4 --set run.validate_every=0 --set run.early_checkpoints=true"
+             " --set run.keep_checkpoints=9 --set optimizer.router_frozen_from=2");
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+  const auto values = [&](const std::string& step, const std::string& name) {
+    const H5File file(folder / ("run/checkpoints/step-0000000" + step + "/rank-00000.h5"),
+                      H5File::Mode::read);
+    const std::string dataset = "value/model.layers.1." + name;
+    std::vector<float> numbers(static_cast<std::size_t>(file.info(dataset).shape.num_elements()));
+    file.read(dataset, host_view(numbers.data(), file.info(dataset).shape));
+    return numbers;
+  };
+  CHECK(values("1", "mlp.gate_weight") != values("2", "mlp.gate_weight"));
+  CHECK(values("2", "mlp.gate_weight") == values("4", "mlp.gate_weight"));
+  CHECK(values("2", "mlp.experts.wo") != values("4", "mlp.experts.wo"));
+}
+
+TEST_CASE("analyze refuses what it cannot analyse with one message", "[analyze]") {
+  const TemporaryFolder folder;
+  const auto refused = [&](const std::string& arguments, const std::string& expected) {
+    const CommandResult result = run_openmoe(1, "analyze " + arguments + " --out " + folder / "x");
+    INFO(result.output);
+    CHECK(result.exit_code == 2);
+    CHECK(result.output.find(expected) != std::string::npos);
+    CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);
+  };
+  write_file(folder / "log.jsonl", "{\"format\": \"other\"}\n");
+  refused("", "say what");
+  refused("--log " + folder / "log.jsonl", "line 1: \"format\"");
+  refused("--log " + folder / "none.h5", "is not a file");
+  refused(folder / "none" + on_sample(), "holds no checkpoint");
+  refused(folder.path(), "say on which text");
+}
+
+}  // namespace openmoe::test
