@@ -253,7 +253,7 @@ std::string draw(const Plot& plot, const LinePlot& lines, const std::string& id)
     const std::string colour = "var(--c" + std::to_string(s % kColours) + ")";
     std::string points;
     for (std::size_t i = 0; i < series.x.size(); ++i)
-      points += number(frame.x(series.x[i])) + "," + number(frame.y(series.y[i])) + " ";
+      points += concat(number(frame.x(series.x[i])), ",", number(frame.y(series.y[i])), " ");
     out.raw("<polyline class=\"wide\" style=\"stroke:" + colour + "\" stroke-dasharray=\"" +
             dashes(s) + "\" points=\"" + points + "\"><title>" + escaped(series.name) +
             "</title></polyline>");
