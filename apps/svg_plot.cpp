@@ -253,17 +253,16 @@ std::string draw(const Plot& plot, const LinePlot& lines, const std::string& id)
     const std::string colour = "var(--c" + std::to_string(s % kColours) + ")";
     std::string points;
     for (std::size_t i = 0; i < series.x.size(); ++i)
-      points += number(frame.x(series.x[i])) + "," + number(frame.y(series.y[i])) + " ";
-    out.raw("<polyline class=\"wide\" style=\"stroke:" + colour + "\" stroke-dasharray=\"" +
-            dashes(s) + "\" points=\"" + points + "\"><title>" + escaped(series.name) +
-            "</title></polyline>");
+      points += concat(number(frame.x(series.x[i])), ",", number(frame.y(series.y[i])), " ");
+    out.raw(concat("<polyline class=\"wide\" style=\"stroke:", colour, "\" stroke-dasharray=\"",
+                   dashes(s), "\" points=\"", points, "\"><title>", escaped(series.name),
+                   "</title></polyline>"));
     if (series.x.size() > 40) continue;
     for (std::size_t i = 0; i < series.x.size(); ++i)
-      out.raw("<circle r=\"3\" cx=\"" + number(frame.x(series.x[i])) + "\" cy=\"" +
-              number(frame.y(series.y[i])) + "\" style=\"fill:" + colour + "\"><title>" +
-              escaped(series.name + ", " + plot.x_label + " " + tick_text(series.x[i]) + ": " +
-                      tick_text(series.y[i])) +
-              "</title></circle>");
+      out.raw(concat("<circle r=\"3\" cx=\"", number(frame.x(series.x[i])), "\" cy=\"",
+                     number(frame.y(series.y[i])), "\" style=\"fill:", colour, "\"><title>",
+                     escaped(series.name), ", ", escaped(plot.x_label), " ", tick_text(series.x[i]),
+                     ": ", tick_text(series.y[i]), "</title></circle>"));
   }
   draw_legend(out, names, frame);
   const double right = frame.left + frame.width + 40 + text_width(names);

@@ -47,8 +47,8 @@ std::vector<StudySource> read_study_shards(const std::string& folder,
   std::vector<StudySource> sources;
   std::string tokenizer;
   for (const std::string& name : names.empty() ? folders_below(folder) : names) {
-    const std::vector<std::string> shards = list_shards(folder + "/" + name);
-    if (shards.empty()) throw UserError(folder + "/" + name + ": holds no shards");
+    const std::vector<std::string> shards = list_shards(concat(folder, "/", name));
+    if (shards.empty()) throw UserError(concat(folder, "/", name, ": holds no shards"));
     StudySource source;
     source.name = name;
     for (const std::string& path : shards) {

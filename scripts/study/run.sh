@@ -35,7 +35,7 @@ train() {
   shift 2
   [ -e "$folder/$name/done" ] && return
   local go_on=("$@")
-  [ -d "$folder/$name/checkpoints" ] && go_on=(--resume)
+  [ -d "$folder/$name" ] && go_on+=(--resume)
   "$openmoe" train "recipes/study/$name.json" --data "$folder/$data" --out "$folder/$name" \
     --threads 1 "${go_on[@]}" > "$folder/$name.log" 2>&1
   touch "$folder/$name/done"
