@@ -67,23 +67,29 @@ std::int64_t micro_batch_rows(const Recipe& recipe, const ProcessGrid& grid) {
 }
 
 Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, BatchStream& stream,
-                 const std::string& run_folder, RunLog* log, Progress* progress)
+                 const std::string& run_folder, const StopSignals& signals, RunLog* log,
+                 Progress* progress)
     : network_(network),
       grid_(grid),
       recipe_(recipe),
       stream_(stream),
       run_folder_(run_folder),
+      signals_(signals),
       log_(log),
       progress_(progress),
       training_(network, grid, recipe),
       rows_per_rank_(recipe.data.batch_rows / grid.num_data_ranks()) {}
 
-void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
+int Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
   positions_ = first_positions;
   const RunConfig& run = recipe_.run;
   if (first_step == 0 && run.early_checkpoints) save(0);
   for (std::int64_t step = first_step; step < run.num_steps; ++step) {
     const StepResult result = train_step(step);
+    if (result.stop_signal != 0) {
+      save_and_stop(step, result.stop_signal);
+      return result.stop_signal;
+    }
     check_finite(step, result);
     positions_ += std::llround(result.counts.positions);
     record(step, result);
@@ -93,6 +99,7 @@ void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
     if (last || saves_after(run, next)) save(next);
   }
   if (progress_ != nullptr) progress_->finish();
+  return 0;
 }
 
 Trainer::StepResult Trainer::train_step(std::int64_t step) {
@@ -101,7 +108,11 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   stream_.read(step, first_row(), first_row() + rows_per_rank_, batch_);
   if (step + 1 < recipe_.run.num_steps)
     stream_.prefetch(step + 1, first_row(), first_row() + rows_per_rank_);
-  result.counts = count_global(batch_, recipe_, grid_);
+  const StepAgreement agreed =
+      agree_on_step(batch_, recipe_, grid_, {.stop_signal = signals_.caught()});
+  result.stop_signal = agreed.stop_signal;
+  if (result.stop_signal != 0) return result;
+  result.counts = agreed.counts;
   result.outcome = training_.run(batch_, result.counts, step);
   result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   return result;
@@ -190,6 +201,7 @@ void Trainer::save(std::int64_t next_step) {
   HostParams host(network_.params(), network_.ops());
   host.download();
   save_checkpoint(folder, host.table(), meta, grid_);
+  saved_step_ = next_step;
   if (progress_ == nullptr) return;
   progress_->say("saved " + folder);
   try {
@@ -197,6 +209,15 @@ void Trainer::save(std::int64_t next_step) {
   } catch (const RuntimeFault& error) {  // what matters is saved; the next save tries again
     progress_->say(std::string("warning: ") + error.what());
   }
+}
+
+void Trainer::save_and_stop(std::int64_t next_step, int signal) {
+  const char* const name = StopSignals::name_of(signal);
+  if (progress_ != nullptr) progress_->say(concat(name, ": stopping after ", next_step, " steps"));
+  if (saved_step_ != next_step) save(next_step);
+  if (progress_ == nullptr) return;
+  progress_->say(concat("stopped by ", name, ", exit code ", StopSignals::exit_code_of(signal),
+                        "; train --resume goes on from step ", next_step));
 }
 
 }  // namespace openmoe
