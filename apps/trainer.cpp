@@ -10,8 +10,10 @@
 
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
+#include "apps/dumped_step.h"
 #include "apps/held_out.h"
 #include "apps/host_params.h"
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
 #include "core/train/adafactor.h"
@@ -118,17 +120,35 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   return result;
 }
 
-void Trainer::check_finite(std::int64_t step, const StepResult& result) const {
-  if (result.outcome.is_finite()) return;
+void Trainer::check_finite(std::int64_t step, const StepResult& result) {
+  if (result.outcome.is_finite()) {
+    skips_ = 0;
+    return;
+  }
+  const std::string where = training_.describe_non_finite();
+  std::string rows;
+  on_root(grid_.world(), [&] { rows = dump_step(stream_, step, run_folder_); });
+  grid_.world().broadcast(rows, 0);
+  const std::string what = concat("step ", step, ": loss ", result.outcome.losses.total,
+                                  ", gradient norm ", result.outcome.grad_norm, "; ", where);
+  const bool skips = recipe_.run.on_nonfinite == OnNonFinite::skip;
+  if (skips && ++skips_ <= recipe_.run.max_skips) {
+    if (progress_ != nullptr)
+      progress_->say(concat("warning: ", what, ". The update was left out, ", skips_,
+                            " of at most ", recipe_.run.max_skips,
+                            " in a row; rows of the step: ", rows));
+    return;
+  }
   throw RuntimeFault(concat(
-      "step ", step, ": loss ", result.outcome.losses.total, ", gradient norm ",
-      result.outcome.grad_norm,
+      what,
       recipe_.parallel.update_in_backward ? "; nothing of the step was saved."
                                           : "; the update was not applied and nothing was saved.",
-      " The rows of the step: openmoe data "
-      "show ",
-      run_folder_, "/recipe.json --data DIR --step ", step, ". Checkpoints in ", run_folder_,
-      " are intact: resume with a lower optimizer.peak_learning_rate or higher loss.*_z_weight"));
+      skips ? concat(" run.max_skips = ", recipe_.run.max_skips, " steps before were skipped.")
+            : "",
+      " Rows of the step: ", rows, ", as text: openmoe data show ", run_folder_,
+      "/recipe.json --data DIR --step ", step, ". Checkpoints in ", run_folder_,
+      " are intact: resume with a lower optimizer.peak_learning_rate or higher loss.*_z_weight",
+      skips ? "" : ", or with run.on_nonfinite=skip if only few steps are like this"));
 }
 
 void Trainer::record(std::int64_t step, const StepResult& result) {
@@ -141,25 +161,29 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
     dropped_first += layer.dropped_first;
     dropped_second += layer.dropped_second;
   }
-  if (step % recipe_.run.log_every == 0 || step + 1 == recipe_.run.num_steps)
-    log_->write_step({{"step", step},
-                      {"loss", losses.total},
-                      {"cross_entropy", losses.cross_entropy},
-                      {"logits_z_loss", losses.logits_z},
-                      {"load_balance_loss", losses.load_balance},
-                      {"router_z_loss", losses.router_z},
-                      {"accuracy", losses.accuracy},
-                      {"grad_norm", result.outcome.grad_norm},
-                      {"learning_rate", learning_rate},
-                      {"positions", std::llround(result.counts.positions)},
-                      {"real_tokens", std::llround(result.counts.real_tokens)},
-                      {"loss_tokens", std::llround(result.counts.loss_tokens)},
-                      {"tokens_per_s", tokens_per_s},
-                      {"step_seconds", result.seconds},
-                      {"dropped_first", std::llround(dropped_first)},
-                      {"dropped_second", std::llround(dropped_second)},
-                      {"phase", phase_at(recipe_, step)},
-                      {"moe", moe_rows(result.outcome.sums, recipe_.model)}});
+  const bool skipped = !result.outcome.is_finite();
+  if (skipped || step % recipe_.run.log_every == 0 || step + 1 == recipe_.run.num_steps) {
+    nlohmann::ordered_json row = {{"step", step},
+                                  {"loss", losses.total},
+                                  {"cross_entropy", losses.cross_entropy},
+                                  {"logits_z_loss", losses.logits_z},
+                                  {"load_balance_loss", losses.load_balance},
+                                  {"router_z_loss", losses.router_z},
+                                  {"accuracy", losses.accuracy},
+                                  {"grad_norm", result.outcome.grad_norm},
+                                  {"learning_rate", learning_rate},
+                                  {"positions", std::llround(result.counts.positions)},
+                                  {"real_tokens", std::llround(result.counts.real_tokens)},
+                                  {"loss_tokens", std::llround(result.counts.loss_tokens)},
+                                  {"tokens_per_s", tokens_per_s},
+                                  {"step_seconds", result.seconds},
+                                  {"dropped_first", std::llround(dropped_first)},
+                                  {"dropped_second", std::llround(dropped_second)},
+                                  {"phase", phase_at(recipe_, step)},
+                                  {"moe", moe_rows(result.outcome.sums, recipe_.model)}};
+    if (skipped) row["skipped"] = true;
+    log_->write_step(row);
+  }
   const double flops = flops_per_token(recipe_) * tokens_per_s;
   progress_->show({.step = step,
                    .loss = losses.total,
@@ -205,7 +229,7 @@ void Trainer::save(std::int64_t next_step) {
   if (progress_ == nullptr) return;
   progress_->say("saved " + folder);
   try {
-    prune_checkpoints(run_folder_, recipe_.run.keep_checkpoints);
+    prune_checkpoints(run_folder_, recipe_.run.keep_checkpoints, recipe_.run.keep_every);
   } catch (const RuntimeFault& error) {  // what matters is saved; the next save tries again
     progress_->say(std::string("warning: ") + error.what());
   }

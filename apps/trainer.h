@@ -32,7 +32,8 @@ class Trainer {
 
   // Steps [first_step, recipe.run.num_steps), with validation and checkpoints as the recipe asks.
   // `first_positions` were trained on before. Collective. Throws RuntimeFault when a loss or
-  // gradient norm is not finite, naming the step; nothing of it is saved. When any rank is asked to
+  // gradient norm is not finite, naming the step, unless the recipe skips such steps; nothing of it
+  // is saved. When any rank is asked to
   // stop, all save before their next step and return the signal; else 0.
   int run(std::int64_t first_step, std::int64_t first_positions);
 
@@ -45,7 +46,8 @@ class Trainer {
   };
 
   StepResult train_step(std::int64_t step);
-  void check_finite(std::int64_t step, const StepResult& result) const;
+  // Explains and dumps a step that was not finite; throws where the recipe does not skip it.
+  void check_finite(std::int64_t step, const StepResult& result);
   void record(std::int64_t step, const StepResult& result);
   void validate(std::int64_t step);
   void save(std::int64_t next_step);
@@ -63,6 +65,7 @@ class Trainer {
   TrainingStep training_;
   std::int64_t rows_per_rank_;
   std::int64_t positions_ = 0;    // trained on so far
+  std::int64_t skips_ = 0;        // steps in a row whose update was left out
   std::int64_t saved_step_ = -1;  // of the newest checkpoint of this process; -1: none yet
   double peak_flops_ = 0.0;
   Batch batch_;

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "apps/network.h"
 #include "core/batch.h"
@@ -46,6 +48,10 @@ class TrainingStep {
   // that of the global batch's loss, unless gradients have one place between them. Collective.
   StepOutcome run(const Batch& batch, const BatchCounts& counts, std::int64_t step);
 
+  // After a step that was not finite: what is known of where that began, for a message; the same
+  // on every rank. Collective.
+  std::string describe_non_finite();
+
  private:
   void run_micro_batches(const Batch& batch, const BatchCounts& counts, StepSums& sums);
   StepOutcome run_whole(const Batch& batch, const BatchCounts& counts, std::int64_t step);
@@ -56,6 +62,9 @@ class TrainingStep {
   const Recipe& recipe_;
   GradientReducer reducer_;
   Batch micro_batch_;
+  // By place in the table: rank + 1 where the gradient of the last step, if that was not finite, is
+  // not finite here; else 0.
+  std::vector<std::int64_t> bad_gradients_;
 };
 
 }  // namespace openmoe

@@ -1,4 +1,5 @@
 // Runs that are asked to stop, or killed, and go on: nothing of the result shows it.
+#include <algorithm>
 #include <cstdlib>
 #include <random>
 
@@ -139,6 +140,103 @@ TEST_CASE("a job killed again and again at random ends as if nothing had happene
   CHECK(folders == 2);
   for (const auto& entry : std::filesystem::directory_iterator(run))
     CHECK(entry.path().extension() != ".tmp");
+}
+
+TEST_CASE("a step that is not finite is explained, dumped, and skipped where the recipe says so",
+          "[nonfinite]") {
+#ifndef OPENMOE_DAMAGED_MPI
+  WARN("built for a sanitizer, whose library cannot be combined with the one that damages sums");
+#else
+  const TemporaryFolder folder;
+  const auto damaged = [&](const std::string& run, const std::string& more) {
+    return run_command(std::string("OPENMOE_DAMAGED_CALL=7 LD_PRELOAD=") + OPENMOE_DAMAGED_MPI +
+                       " OMP_NUM_THREADS=1 " + source_path("scripts/mpirun.sh") + " -np 2 " +
+                       OPENMOE_TEST_BINARY + " " +
+                       train_arguments(run,
+                                       "--ep 2 --set run.num_steps=12 "
+                                       "--set run.log_every=5 " +
+                                           more));
+  };
+  const std::string run = folder / "skip";
+  const CommandResult skipping = damaged(run, "--set run.on_nonfinite=skip");
+  INFO(skipping.output);
+  REQUIRE(skipping.exit_code == 0);
+  CHECK(has(skipping.output, "The update was left out, 1 of at most 10 in a row"));
+  CHECK(has(skipping.output, "the first gradient of the backward pass that is not finite is that"));
+  std::int64_t skipped = -1;
+  int finite = 0;
+  for (const json& row : read_json_lines(run + "/metrics.jsonl")) {
+    if (row.contains("skipped")) {
+      CHECK(skipped == -1);
+      skipped = row.at("step").get<std::int64_t>();
+      CHECK(row.at("grad_norm").is_null());
+    } else {
+      CHECK(row.at("loss").is_number());
+      finite += row.at("grad_norm").is_number();
+    }
+  }
+  REQUIRE(skipped > 0);
+  CHECK(finite >= 3);  // steps 0, 5, 10, 11, unless one of them was skipped
+
+  // The dump is what `data show` prints of that step.
+  char name[48];
+  std::snprintf(name, sizeof name, "/nonfinite/step-%08lld.jsonl", static_cast<long long>(skipped));
+  const CommandResult shown =
+      run_openmoe(1, "data show " + run + "/recipe.json --data " + OPENMOE_TEST_SHARDS +
+                         " --rows 16 --json --step " + std::to_string(skipped));
+  CHECK(shown.exit_code == 0);
+  CHECK(shown.output == text_of(run + name));
+
+  const CommandResult stopping = damaged(folder / "stop", "");
+  INFO(stopping.output);
+  CHECK(stopping.exit_code == 1);
+  CHECK(has(stopping.output, "the update was not applied"));
+  CHECK(std::filesystem::exists((folder / "stop") + name));
+#endif
+}
+
+TEST_CASE("skipping ends after the allowed number of steps in a row", "[nonfinite]") {
+  const TemporaryFolder folder;
+  const std::string run = folder / "run";
+  const CommandResult result =
+      run_openmoe(2, train_arguments(run,
+                                     "--ep 2 --set run.on_nonfinite=skip --set run.max_skips=3 "
+                                     "--set optimizer.peak_learning_rate=1e30"));
+  INFO(result.output);
+  CHECK(result.exit_code == 1);
+  CHECK(has(result.output, "run.max_skips = 3 steps before were skipped"));
+  int skipped = 0;
+  for (const json& row : read_json_lines(run + "/metrics.jsonl"))
+    skipped += row.contains("skipped");
+  CHECK(skipped == 3);
+  const CommandResult refused =
+      run_openmoe(1, train_arguments(folder / "refused",
+                                     "--set run.on_nonfinite=skip "
+                                     "--set parallel.update_in_backward=true"));
+  CHECK(refused.exit_code == 2);
+  CHECK(has(refused.output, "run.on_nonfinite"));
+}
+
+TEST_CASE("every M-th checkpoint stays besides the newest", "[checkpoints]") {
+  const TemporaryFolder folder;
+  const std::string run = folder / "run";
+  const std::string settings =
+      "--set run.num_steps=10 --set run.checkpoint_every=1 "
+      "--set run.keep_checkpoints=2 --set run.keep_every=";
+  const CommandResult result = run_openmoe(1, train_arguments(run, settings + "4"));
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(run + "/checkpoints"))
+    names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  CHECK(names == std::vector<std::string>{"step-00000004", "step-00000008", "step-00000009",
+                                          "step-00000010"});
+  const CommandResult refused = run_openmoe(
+      1,
+      train_arguments(folder / "refused", "--set run.keep_every=3 --set run.checkpoint_every=2"));
+  CHECK(refused.exit_code == 2);
+  CHECK(has(refused.output, "a multiple of run.checkpoint_every"));
 }
 
 }  // namespace openmoe::test
