@@ -242,12 +242,13 @@ std::string find_checkpoint(const std::string& place) {
              : latest_checkpoint(place);
 }
 
-void prune_checkpoints(const std::string& run_folder, std::int64_t keep) {
-  OPENMOE_CHECK(keep >= 1, "keep ", keep);
+void prune_checkpoints(const std::string& run_folder, std::int64_t keep, std::int64_t keep_every) {
+  OPENMOE_CHECK(keep >= 1 && keep_every >= 0, "keep ", keep, ", every ", keep_every);
   auto found = complete_checkpoints(run_folder);
   while (static_cast<std::int64_t>(found.size()) > keep) {
-    const fs::path oldest = found.begin()->second;
+    const auto [step, oldest] = *found.begin();
     found.erase(found.begin());
+    if (keep_every > 0 && step > 0 && step % keep_every == 0) continue;
     // Out of sight first, so that a removal that is interrupted leaves nothing that looks whole.
     const fs::path hidden = hidden_name(oldest, ".removing");
     std::error_code error;

@@ -7,6 +7,7 @@
 
 #include "apps/command.h"
 #include "apps/mixtures.h"
+#include "apps/row_json.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
@@ -24,67 +25,6 @@ struct ShowOptions {
   std::int64_t num_rows = 1;
   bool json = false;
 };
-
-// Positions [begin, end) of a row that share segment and loss mark.
-struct Stretch {
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
-  std::int32_t segment = 0;
-  float weight = 0.0f;
-};
-
-std::vector<Stretch> stretches_of(const Batch& batch, std::int64_t row) {
-  std::vector<Stretch> found;
-  for (std::int64_t t = 0; t < batch.sequence_length; ++t) {
-    const auto at = static_cast<std::size_t>(row * batch.sequence_length + t);
-    const std::int32_t segment = batch.segment_ids[at];
-    const float weight = batch.loss_weights[at];
-    if (found.empty() || found.back().segment != segment || found.back().weight != weight)
-      found.push_back({t, t, segment, weight});
-    found.back().end = t + 1;
-  }
-  return found;
-}
-
-nlohmann::ordered_json row_as_json(BatchStream& stream, const ShowOptions& options,
-                                   const Batch& batch, std::int64_t row) {
-  const RowOrigin origin = stream.origin(options.step, options.first_row + row);
-  const auto begin = row * batch.sequence_length;
-  const auto slice = [&](const auto& values) {
-    return std::vector(values.begin() + begin, values.begin() + begin + batch.sequence_length);
-  };
-  nlohmann::ordered_json json;
-  json["step"] = options.step;
-  json["row"] = options.first_row + row;
-  json["source"] = origin.source;
-  json["examples"] = origin.examples;
-  json["inputs"] = slice(batch.inputs);
-  json["targets"] = slice(batch.targets);
-  json["loss_weights"] = slice(batch.loss_weights);
-  json["segment_ids"] = slice(batch.segment_ids);
-  json["stretches"] = nlohmann::ordered_json::array();
-  for (const Stretch& part : stretches_of(batch, row)) {
-    const std::span<const std::int32_t> ids(batch.targets.data() + begin + part.begin,
-                                            static_cast<std::size_t>(part.end - part.begin));
-    json["stretches"].push_back(
-        {{"begin", part.begin},
-         {"end", part.end},
-         {"segment", part.segment},
-         {"loss_weight", part.weight},
-         {"text", part.segment == 0 ? "" : stream.tokenizer().decode(ids)}});
-  }
-  json["documents"] = nlohmann::ordered_json::array();
-  for (const RowOrigin::Document& document : origin.documents)
-    json["documents"].push_back({{"shard", document.shard},
-                                 {"document", document.document},
-                                 {"input_file", document.input_file},
-                                 {"record", document.record},
-                                 {"tag", document.tag},
-                                 {"epoch", document.epoch},
-                                 {"first_token", document.first_token},
-                                 {"num_tokens", document.num_tokens}});
-  return json;
-}
 
 void print_row(const nlohmann::ordered_json& row) {
   const bool colour = isatty(STDOUT_FILENO) != 0;
@@ -131,10 +71,10 @@ int run_show(const ShowOptions& options, CommandContext& context) {
   Batch batch;
   stream.read(options.step, options.first_row, options.first_row + options.num_rows, batch);
   for (std::int64_t row = 0; row < options.num_rows; ++row) {
-    const nlohmann::ordered_json json = row_as_json(stream, options, batch, row);
+    const nlohmann::ordered_json json =
+        row_as_json(stream, options.step, options.first_row, batch, row);
     if (options.json)
-      std::printf("%s\n",
-                  json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+      std::printf("%s\n", to_line(json).c_str());
     else
       print_row(json);
   }

@@ -1,8 +1,8 @@
 // openmoe: command line, and the one place where a job ends.
 //
-// Exit codes: 0 success, 1 a fault, 2 wrong input. A failure that all ranks meet alike is printed
-// once, by rank 0. A rank that fails alone waits briefly for the others, then prints and ends the
-// whole job, so that nobody waits for it for ever.
+// Exit codes: 0 success, 1 a fault, 2 wrong input, 85 saved and to be queued again (train). A
+// failure that all ranks meet alike is printed once, by rank 0. A rank that fails alone waits
+// briefly for the others, then prints and ends the whole job, so that nobody waits for it for ever.
 #include <algorithm>
 #include <chrono>
 #include <exception>

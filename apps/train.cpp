@@ -18,7 +18,9 @@
 #include "apps/mixtures.h"
 #include "apps/network.h"
 #include "apps/start_weights.h"
+#include "apps/stop_signals.h"
 #include "apps/trainer.h"
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/peak.h"
@@ -121,6 +123,7 @@ void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& networ
 }
 
 int run_train(const TrainOptions& options, CommandContext& context) {
+  const StopSignals signals;  // from the start: what arrives before the first step counts too
   MpiEnvironment& mpi = context.mpi;
   const Recipe stated = load_recipe(options.recipe.path, options.recipe.overrides);
   check_trainable(stated);
@@ -174,7 +177,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
                   static_cast<long long>(first_step));
     progress.emplace(recipe.run.num_steps, first_step);
   });
-  Trainer trainer(network, grid, recipe, stream, options.run_folder, log ? &*log : nullptr,
+  Trainer trainer(network, grid, recipe, stream, options.run_folder, signals, log ? &*log : nullptr,
                   progress ? &*progress : nullptr);
   mpi.world().barrier();  // all ranks measure at the same time
   double peak_flops[] = {cpu::measure_peak_flops(kPeakSeconds)};
@@ -184,9 +187,10 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   if (recipe.run.profile) ops->set_profile(&profile);
   if (checkpoint.empty() && !options.from.empty()) trainer.save_start(first_step, first_positions);
   const auto begin = std::chrono::steady_clock::now();
-  trainer.run(first_step, first_positions);
+  const int stop_signal = trainer.run(first_step, first_positions);
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
   ops->set_profile(nullptr);
+  if (stop_signal != 0) return StopSignals::exit_code_of(stop_signal);
   const std::int64_t num_steps = recipe.run.num_steps - first_step;
   if (recipe.run.profile && grid.is_root() && num_steps > 0)
     std::printf("time of rank 0 by op, validation and checkpoints outside ops\n%s",
@@ -217,6 +221,12 @@ void register_train(CLI::App& app, CommandContext& context) {
                       "run or checkpoint whose weights a new run starts from, as the recipe's "
                       "\"start\" says");
   command->add_flag("--resume", options->resume, "continue from the last checkpoint in --out");
+  command->footer(concat(
+      "SIGTERM or SIGUSR1 to any rank (or SIGUSR1 to mpirun) stops the whole job before its next "
+      "step: it saves a\ncheckpoint and ends with exit code ",
+      kExitRequeue,
+      ", for a queue to start it again with --resume. SIGINT to a rank does\nso with "
+      "exit code 130. Other exit codes: 0 done, 1 a fault, 2 wrong input."));
   command->callback([&context, options] {
     context.run = [&context, options] { return run_train(*options, context); };
   });

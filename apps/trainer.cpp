@@ -10,8 +10,10 @@
 
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
+#include "apps/dumped_step.h"
 #include "apps/held_out.h"
 #include "apps/host_params.h"
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
 #include "core/train/adafactor.h"
@@ -67,24 +69,30 @@ std::int64_t micro_batch_rows(const Recipe& recipe, const ProcessGrid& grid) {
 }
 
 Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, BatchStream& stream,
-                 const std::string& run_folder, RunLog* log, Progress* progress)
+                 const std::string& run_folder, const StopSignals& signals, RunLog* log,
+                 Progress* progress)
     : network_(network),
       grid_(grid),
       recipe_(recipe),
       stream_(stream),
       run_folder_(run_folder),
+      signals_(signals),
       log_(log),
       progress_(progress),
       training_(network, grid, recipe),
       rows_per_rank_(recipe.data.batch_rows / grid.num_data_ranks()) {}
 
-void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
+int Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
   positions_ = first_positions;
   routing_.emplace(network_, grid_, stream_, run_folder_, first_step);
   const RunConfig& run = recipe_.run;
   if (first_step == 0 && run.early_checkpoints) save(0);
   for (std::int64_t step = first_step; step < run.num_steps; ++step) {
     const StepResult result = train_step(step);
+    if (result.stop_signal != 0) {
+      save_and_stop(step, result.stop_signal);
+      return result.stop_signal;
+    }
     check_finite(step, result);
     positions_ += std::llround(result.counts.positions);
     record(step, result);
@@ -94,6 +102,7 @@ void Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
     if (last || saves_after(run, next)) save(next);
   }
   if (progress_ != nullptr) progress_->finish();
+  return 0;
 }
 
 Trainer::StepResult Trainer::train_step(std::int64_t step) {
@@ -102,7 +111,11 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   stream_.read(step, first_row(), first_row() + rows_per_rank_, batch_);
   if (step + 1 < recipe_.run.num_steps)
     stream_.prefetch(step + 1, first_row(), first_row() + rows_per_rank_);
-  result.counts = count_global(batch_, recipe_, grid_);
+  const StepAgreement agreed =
+      agree_on_step(batch_, recipe_, grid_, {.stop_signal = signals_.caught()});
+  result.stop_signal = agreed.stop_signal;
+  if (result.stop_signal != 0) return result;
+  result.counts = agreed.counts;
   const bool watched = routing_->wants(step);
   if (watched) routing_->begin(batch_);
   const auto observe = [&](const Batch& micro_batch, std::int64_t row) {
@@ -115,17 +128,35 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   return result;
 }
 
-void Trainer::check_finite(std::int64_t step, const StepResult& result) const {
-  if (result.outcome.is_finite()) return;
+void Trainer::check_finite(std::int64_t step, const StepResult& result) {
+  if (result.outcome.is_finite()) {
+    skips_ = 0;
+    return;
+  }
+  const std::string where = training_.describe_non_finite();
+  std::string rows;
+  on_root(grid_.world(), [&] { rows = dump_step(stream_, step, run_folder_); });
+  grid_.world().broadcast(rows, 0);
+  const std::string what = concat("step ", step, ": loss ", result.outcome.losses.total,
+                                  ", gradient norm ", result.outcome.grad_norm, "; ", where);
+  const bool skips = recipe_.run.on_nonfinite == OnNonFinite::skip;
+  if (skips && ++skips_ <= recipe_.run.max_skips) {
+    if (progress_ != nullptr)
+      progress_->say(concat("warning: ", what, ". The update was left out, ", skips_,
+                            " of at most ", recipe_.run.max_skips,
+                            " in a row; rows of the step: ", rows));
+    return;
+  }
   throw RuntimeFault(concat(
-      "step ", step, ": loss ", result.outcome.losses.total, ", gradient norm ",
-      result.outcome.grad_norm,
+      what,
       recipe_.parallel.update_in_backward ? "; nothing of the step was saved."
                                           : "; the update was not applied and nothing was saved.",
-      " The rows of the step: openmoe data "
-      "show ",
-      run_folder_, "/recipe.json --data DIR --step ", step, ". Checkpoints in ", run_folder_,
-      " are intact: resume with a lower optimizer.peak_learning_rate or higher loss.*_z_weight"));
+      skips ? concat(" run.max_skips = ", recipe_.run.max_skips, " steps before were skipped.")
+            : "",
+      " Rows of the step: ", rows, ", as text: openmoe data show ", run_folder_,
+      "/recipe.json --data DIR --step ", step, ". Checkpoints in ", run_folder_,
+      " are intact: resume with a lower optimizer.peak_learning_rate or higher loss.*_z_weight",
+      skips ? "" : ", or with run.on_nonfinite=skip if only few steps are like this"));
 }
 
 void Trainer::record(std::int64_t step, const StepResult& result) {
@@ -138,7 +169,8 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
     dropped_first += layer.dropped_first;
     dropped_second += layer.dropped_second;
   }
-  if (step % recipe_.run.log_every == 0 || step + 1 == recipe_.run.num_steps ||
+  const bool skipped = !result.outcome.is_finite();
+  if (skipped || step % recipe_.run.log_every == 0 || step + 1 == recipe_.run.num_steps ||
       !result.routing.is_null()) {
     nlohmann::ordered_json row = {{"step", step},
                                   {"loss", losses.total},
@@ -159,6 +191,7 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
                                   {"phase", phase_at(recipe_, step)},
                                   {"moe", moe_rows(result.outcome.sums, recipe_.model)}};
     if (!result.routing.is_null()) row["routing"] = result.routing;
+    if (skipped) row["skipped"] = true;
     log_->write_step(row);
   }
   const double flops = flops_per_token(recipe_) * tokens_per_s;
@@ -207,13 +240,23 @@ void Trainer::save(std::int64_t next_step) {
   HostParams host(network_.params(), network_.ops());
   host.download();
   save_checkpoint(folder, host.table(), meta, grid_);
+  saved_step_ = next_step;
   if (progress_ == nullptr) return;
   progress_->say("saved " + folder);
   try {
-    prune_checkpoints(run_folder_, recipe_.run.keep_checkpoints);
+    prune_checkpoints(run_folder_, recipe_.run.keep_checkpoints, recipe_.run.keep_every);
   } catch (const RuntimeFault& error) {  // what matters is saved; the next save tries again
     progress_->say(std::string("warning: ") + error.what());
   }
+}
+
+void Trainer::save_and_stop(std::int64_t next_step, int signal) {
+  const char* const name = StopSignals::name_of(signal);
+  if (progress_ != nullptr) progress_->say(concat(name, ": stopping after ", next_step, " steps"));
+  if (saved_step_ != next_step) save(next_step);
+  if (progress_ == nullptr) return;
+  progress_->say(concat("stopped by ", name, ", exit code ", StopSignals::exit_code_of(signal),
+                        "; train --resume goes on from step ", next_step));
 }
 
 }  // namespace openmoe

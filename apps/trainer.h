@@ -11,6 +11,8 @@
 #include "apps/progress.h"
 #include "apps/routing_monitor.h"
 #include "apps/run_log.h"
+#include "apps/step_agreement.h"
+#include "apps/stop_signals.h"
 #include "apps/training_step.h"
 #include "core/batch.h"
 #include "core/config/recipe.h"
@@ -24,7 +26,8 @@ class Trainer {
  public:
   // `log` and `progress` are null on every rank but the root. All references must outlive this.
   Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, BatchStream& stream,
-          const std::string& run_folder, RunLog* log, Progress* progress);
+          const std::string& run_folder, const StopSignals& signals, RunLog* log,
+          Progress* progress);
 
   // Peak arithmetic speed of all ranks, FLOP/s, for the percentage in the progress line; 0: not
   // measured.
@@ -36,11 +39,14 @@ class Trainer {
 
   // Steps [first_step, recipe.run.num_steps), with validation and checkpoints as the recipe asks.
   // `first_positions` were trained on before. Collective. Throws RuntimeFault when a loss or
-  // gradient norm is not finite, naming the step; nothing of it is saved.
-  void run(std::int64_t first_step, std::int64_t first_positions);
+  // gradient norm is not finite, naming the step, unless the recipe skips such steps; nothing of it
+  // is saved. When any rank is asked to
+  // stop, all save before their next step and return the signal; else 0.
+  int run(std::int64_t first_step, std::int64_t first_positions);
 
  private:
   struct StepResult {
+    int stop_signal = 0;  // not trained, because of it
     BatchCounts counts;
     StepOutcome outcome;
     double seconds = 0.0;
@@ -48,10 +54,12 @@ class Trainer {
   };
 
   StepResult train_step(std::int64_t step);
-  void check_finite(std::int64_t step, const StepResult& result) const;
+  // Explains and dumps a step that was not finite; throws where the recipe does not skip it.
+  void check_finite(std::int64_t step, const StepResult& result);
   void record(std::int64_t step, const StepResult& result);
   void validate(std::int64_t step);
   void save(std::int64_t next_step);
+  void save_and_stop(std::int64_t next_step, int signal);
   std::int64_t first_row() const { return grid_.data_rank() * rows_per_rank_; }
 
   Network& network_;
@@ -59,12 +67,15 @@ class Trainer {
   const Recipe& recipe_;
   BatchStream& stream_;
   std::string run_folder_;
+  const StopSignals& signals_;
   RunLog* log_;
   Progress* progress_;
   TrainingStep training_;
   std::optional<RoutingMonitor> routing_;  // from run() on
   std::int64_t rows_per_rank_;
-  std::int64_t positions_ = 0;  // trained on so far
+  std::int64_t positions_ = 0;    // trained on so far
+  std::int64_t skips_ = 0;        // steps in a row whose update was left out
+  std::int64_t saved_step_ = -1;  // of the newest checkpoint of this process; -1: none yet
   double peak_flops_ = 0.0;
   Batch batch_;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -47,6 +48,7 @@ TrainingStep::TrainingStep(Network& network, ProcessGrid& grid, const Recipe& re
       recipe_(recipe),
       reducer_(network.ops(), network.params(), grid) {
   network.params().zero_gradients(network.ops());
+  bad_gradients_.resize(network.params().params().size());
 }
 
 TrainingStep::~TrainingStep() {
@@ -79,8 +81,31 @@ StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& count
   sum_over_ranks(out.sums, grid_);
   out.losses = losses_from(out.sums, counts, recipe_.loss);
   out.grad_norm = reducer_.grad_norm();
-  if (out.is_finite()) adafactor_step(network_.ops(), network_.params(), recipe_.optimizer, step);
+  if (out.is_finite()) {
+    adafactor_step(network_.ops(), network_.params(), recipe_.optimizer, step);
+    return out;
+  }
+  const auto& params = network_.params().params();
+  for (std::size_t i = 0; i < params.size(); ++i)
+    bad_gradients_[i] =
+        std::isfinite(network_.ops().sum_of_squares(params[i].grad)) ? 0 : grid_.world_rank() + 1;
   return out;
+}
+
+// The table is in the order of the forward pass, so the backward pass met the last one first.
+std::string TrainingStep::describe_non_finite() {
+  std::vector<std::int64_t> bad = bad_gradients_;
+  grid_.world().all_reduce_max(std::span<std::int64_t>(bad));
+  const auto total = static_cast<std::int64_t>(bad.size());
+  const std::int64_t num_bad = total - std::count(bad.begin(), bad.end(), 0);
+  if (num_bad == 0) return "every gradient is finite";
+  const auto first = std::find_if(bad.rbegin(), bad.rend(), [](auto rank) { return rank > 0; });
+  const auto place = static_cast<std::size_t>(bad.rend() - first - 1);
+  const Param& param = network_.params().params()[place];
+  return concat("the first gradient of the backward pass that is not finite is that of ",
+                param.name,
+                param.sharding == Sharding::expert ? concat(" on rank ", *first - 1) : "", "; ",
+                num_bad, " of ", total, " are not");
 }
 
 // Gradients are zero between uses of their common place. Sums are complete before the first of
@@ -100,6 +125,8 @@ StepOutcome TrainingStep::run_in_backward(const Batch& batch, const BatchCounts&
     const char* const part = ops.enter("optimizer");
     reducer_.reduce(param);
     const double squares = reducer_.add_squares(param);
+    const auto place = static_cast<std::size_t>(&param - network_.params().params().data());
+    bad_gradients_[place] = std::isfinite(squares) ? 0 : grid_.world_rank() + 1;
     if (std::isfinite(out.losses.total) && std::isfinite(squares))
       adafactor_update(ops, param, recipe_.optimizer, step);
     ops.zero(param.grad);

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
+#include <vector>
 
 #include "apps/network.h"
 #include "core/batch.h"
@@ -50,6 +52,10 @@ class TrainingStep {
   StepOutcome run(const Batch& batch, const BatchCounts& counts, std::int64_t step,
                   const Observer& observe = {});
 
+  // After a step that was not finite: what is known of where that began, for a message; the same
+  // on every rank. Collective.
+  std::string describe_non_finite();
+
  private:
   void run_micro_batches(const Batch& batch, const BatchCounts& counts, StepSums& sums,
                          const Observer& observe);
@@ -63,6 +69,9 @@ class TrainingStep {
   const Recipe& recipe_;
   GradientReducer reducer_;
   Batch micro_batch_;
+  // By place in the table: rank + 1 where the gradient of the last step, if that was not finite, is
+  // not finite here; else 0.
+  std::vector<std::int64_t> bad_gradients_;
 };
 
 }  // namespace openmoe

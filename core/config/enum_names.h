@@ -52,6 +52,11 @@ struct EnumNames<ComputeType> {
   static constexpr std::array<std::string_view, 2> values = {"f32", "bf16"};
 };
 
+template <>
+struct EnumNames<OnNonFinite> {
+  static constexpr std::array<std::string_view, 2> values = {"stop", "skip"};
+};
+
 template <typename Enum>
 constexpr std::string_view enum_name(Enum value) {
   return EnumNames<Enum>::values.at(static_cast<std::size_t>(value));

@@ -200,6 +200,13 @@ void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
         "checkpoint_every");
   visit("keep_checkpoints", &R::keep_checkpoints, rules::between(1, 1e6),
         "newest checkpoints that are kept");
+  visit("keep_every", &R::keep_every, rules::count,
+        "checkpoints of multiples of this many steps are kept for good; 0: none");
+  visit("on_nonfinite", &R::on_nonfinite, rules::any,
+        "when a step's loss or gradient norm is not finite; stop: end the run; skip: leave the "
+        "update out and log the step as skipped");
+  visit("max_skips", &R::max_skips, rules::between(1, 1e6),
+        "steps in a row that on_nonfinite may skip; one more ends the run");
   visit("compute_type", &R::compute_type, rules::any,
         "storage of activations and of weights in products; sums, parameters, gradients and "
         "optimizer state are f32 with both");

@@ -22,6 +22,7 @@ enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
 enum class OptimizerStart { fresh, continued };
 enum class ComputeType { f32, bf16 };
+enum class OnNonFinite { stop, skip };
 
 struct ModelConfig {
   // V, embedding rows; at least the tokenizer's pieces and sentinels
@@ -162,6 +163,11 @@ struct RunConfig {
   // also before the first step and after steps 1, 2, 4, 8, ... below checkpoint_every
   bool early_checkpoints = false;
   std::int64_t keep_checkpoints = 2;
+  std::int64_t keep_every = 0;  // checkpoints of multiples of so many steps stay besides; 0: none
+  // When a loss or the norm of a gradient is not finite: stop, or leave the update out, log the
+  // step as skipped and go on.
+  OnNonFinite on_nonfinite = OnNonFinite::stop;
+  std::int64_t max_skips = 10;  // in a row; one more stops the run
   // Storage of activations and of the weights that products read; parameters, their gradients and
   // the optimizer's state are f32 in either case, and so are checkpoints.
   ComputeType compute_type = ComputeType::f32;

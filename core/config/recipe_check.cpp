@@ -184,6 +184,26 @@ void check_objectives(const Checker& check) {
                                               "half a row to inputs and half to targets"));
 }
 
+void check_run(const Checker& check) {
+  const Recipe& recipe = check.recipe;
+  if (!check.errors.clean({"run.on_nonfinite", "run.keep_every", "run.checkpoint_every"})) return;
+  if (recipe.run.on_nonfinite == OnNonFinite::skip && recipe.parallel.update_in_backward)
+    check.fail("run.on_nonfinite",
+               "found skip, allowed: stop, since parallel.update_in_backward updates parameters "
+               "before the whole gradient is known; set that to false, or this to stop");
+  const std::int64_t every = recipe.run.checkpoint_every;
+  if (recipe.run.keep_every > 0 && (every == 0 || recipe.run.keep_every % every != 0))
+    check.fail("run.keep_every",
+               every == 0
+                   ? concat("found ", recipe.run.keep_every,
+                            ", allowed: 0, since run.checkpoint_every = 0 saves at the end only")
+                   : concat("found ", recipe.run.keep_every,
+                            ", allowed: a multiple of run.checkpoint_every (", every,
+                            "), since only those steps are saved; nearest: ",
+                            std::max(every, recipe.run.keep_every / every * every), " or ",
+                            (recipe.run.keep_every / every + 1) * every));
+}
+
 }  // namespace
 
 void check_recipe(const Recipe& recipe, ConfigErrors& errors, const OriginOf& origin_of) {
@@ -192,6 +212,7 @@ void check_recipe(const Recipe& recipe, ConfigErrors& errors, const OriginOf& or
   check_groups(check);
   check_objectives(check);
   check_phases(check);
+  check_run(check);
 }
 
 }  // namespace openmoe

@@ -7,6 +7,14 @@ file(GLOB sources CONFIGURE_DEPENDS apps/*_test.cpp)
 add_executable(test_apps support/plain_main.cpp ${sources})
 target_link_libraries(test_apps PRIVATE openmoe_test_support openmoe_apps openmoe_device)
 add_dependencies(test_apps openmoe)
+# Stands between a job and its MPI library to damage what ranks receive. A sanitizer's library must come first in a process, so it
+# is left out there.
+if(NOT OPENMOE_SANITIZE)
+  add_library(damaged_mpi SHARED support/damaged_mpi.cpp)
+  target_link_libraries(damaged_mpi PRIVATE MPI::MPI_C)
+  add_dependencies(test_apps damaged_mpi)
+  target_compile_definitions(test_apps PRIVATE OPENMOE_DAMAGED_MPI="$<TARGET_FILE:damaged_mpi>")
+endif()
 openmoe_discover_tests(test_apps apps TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "apps\;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2)
 
 foreach(ranks 1 2 4)
