@@ -54,6 +54,7 @@ class TrainingStep {
 
  private:
   void run_micro_batches(const Batch& batch, const BatchCounts& counts, StepSums& sums);
+  void mark_bad_gradient(const Param& param);
   StepOutcome run_whole(const Batch& batch, const BatchCounts& counts, std::int64_t step);
   StepOutcome run_in_backward(const Batch& batch, const BatchCounts& counts, std::int64_t step);
 
