@@ -92,6 +92,13 @@ StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& count
   return out;
 }
 
+// `param` may be a slice of the table's.
+void TrainingStep::mark_bad_gradient(const Param& param) {
+  const auto& params = network_.params().params();
+  for (std::size_t i = 0; i < params.size(); ++i)
+    if (params[i].name == param.name) bad_gradients_[i] = grid_.world_rank() + 1;
+}
+
 // The table is in the order of the forward pass, so the backward pass met the last one first.
 std::string TrainingStep::describe_non_finite() {
   std::vector<std::int64_t> bad = bad_gradients_;
@@ -116,6 +123,7 @@ StepOutcome TrainingStep::run_in_backward(const Batch& batch, const BatchCounts&
   Ops& ops = network_.ops();
   StepOutcome out;
   out.sums = StepSums(recipe_.model.num_moe_layers(), recipe_.model.num_experts);
+  std::fill(bad_gradients_.begin(), bad_gradients_.end(), 0);
   bool is_first = true;
   network_.model().observe_gradients([&](Param& param) {
     if (std::exchange(is_first, false)) {
@@ -125,8 +133,7 @@ StepOutcome TrainingStep::run_in_backward(const Batch& batch, const BatchCounts&
     const char* const part = ops.enter("optimizer");
     reducer_.reduce(param);
     const double squares = reducer_.add_squares(param);
-    const auto place = static_cast<std::size_t>(&param - network_.params().params().data());
-    bad_gradients_[place] = std::isfinite(squares) ? 0 : grid_.world_rank() + 1;
+    if (!std::isfinite(squares)) mark_bad_gradient(param);
     if (std::isfinite(out.losses.total) && std::isfinite(squares))
       adafactor_update(ops, param, recipe_.optimizer, step);
     ops.zero(param.grad);

@@ -59,6 +59,7 @@ class TrainingStep {
  private:
   void run_micro_batches(const Batch& batch, const BatchCounts& counts, StepSums& sums,
                          const Observer& observe);
+  void mark_bad_gradient(const Param& param);
   StepOutcome run_whole(const Batch& batch, const BatchCounts& counts, std::int64_t step,
                         const Observer& observe);
   StepOutcome run_in_backward(const Batch& batch, const BatchCounts& counts, std::int64_t step,
