@@ -8,6 +8,7 @@
 
 #include "apps/analysis_text.h"
 #include "core/base/check.h"
+#include "core/base/error.h"
 #include "core/routing/resampling.h"
 
 namespace openmoe {
@@ -129,9 +130,14 @@ std::vector<std::int32_t> Analysis::keys_of(const RoutingTrace& trace,
 }
 
 std::size_t Analysis::shown_layer(const RoutingTrace& trace) const {
-  if (options_.layer >= 0)
-    for (std::size_t l = 0; l < trace.layers.size(); ++l)
+  if (options_.layer >= 0) {
+    std::string layers;
+    for (std::size_t l = 0; l < trace.layers.size(); ++l) {
       if (trace.layers[l].layer == options_.layer) return l;
+      layers += concat(l == 0 ? "" : ", ", trace.layers[l].layer);
+    }
+    throw UserError(concat("--layer ", options_.layer, ": allowed: ", layers));
+  }
   return std::min<std::size_t>(2, trace.layers.size() - 1);
 }
 

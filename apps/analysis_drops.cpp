@@ -155,15 +155,21 @@ Figure Analysis::drops_before_after() {
         const Grouping grouping = group(model->trace, axis.selector);
         if (!grouping.names.empty()) sets.emplace_back(axis.id, keys_of(model->trace, grouping));
       }
-      if (plots.empty())
-        for (const auto& set : sets) plots.push_back({set.first, {}});
+      // A log may lack a set, such as languages.
+      std::vector<std::size_t> plot_of;
+      for (const auto& set : sets) {
+        const auto at = std::find_if(plots.begin(), plots.end(),
+                                     [&](const auto& plot) { return plot.first == set.first; });
+        plot_of.push_back(static_cast<std::size_t>(at - plots.begin()));
+        if (at == plots.end()) plots.push_back({set.first, {}});
+      }
       for (const LayerTrace& layer : model->trace.layers) {
         const std::vector<std::uint8_t> kept = simulate_drops(model->trace, layer, rule);
         for (std::size_t s = 0; s < sets.size(); ++s) {
           const auto counts = by_bucket(model->trace, kept, sets[s].second);
           add_rows(figure.table, model->label(), rule, layer, sets[s].first, model->trace, counts);
-          if (&layer == &model->trace.layers[shown_layer(model->trace)] && s < plots.size())
-            plots[s].second.series.push_back(
+          if (&layer == &model->trace.layers[shown_layer(model->trace)])
+            plots[plot_of[s]].second.series.push_back(
                 curve(model->label(), model->trace, counts, &DropCounts::lost_first));
         }
       }

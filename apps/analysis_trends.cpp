@@ -249,6 +249,7 @@ Figure Analysis::stability() {
         if (other == nullptr || other == &model || other->trace.layers.size() <= l) continue;
         const Agreement agreement = compare_tokens(
             now, token_table(other->trace, other->trace.layers[l]), options_.min_count);
+        if (agreement.ids == 0) continue;  // none frequent enough
         figure.table.rows.push_back({model.label(), model.trace.layers[l].layer, other->label(),
                                      agreement.ids, agreement.mean_overlap,
                                      agreement.same_favourite});

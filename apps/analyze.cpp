@@ -36,7 +36,10 @@ std::vector<DropRule> drop_rules(const AnalyzeOptions& options, const Subjects& 
   if (!rules.empty()) return rules;
   // A log says nothing about capacity: as many slots as choices and a quarter more.
   if (subjects.rules.empty()) return {parse_drop_rule("assignments:1.25", T)};
-  for (const std::string& text : subjects.rules) rules.push_back(parse_drop_rule(text, G));
+  for (const std::string& text : subjects.rules) {
+    rules.push_back(parse_drop_rule(text, G));
+    rules.back().min_capacity = subjects.min_capacity;
+  }
   rules.push_back(parse_drop_rule("port:2", T));
   return rules;
 }
@@ -50,8 +53,9 @@ std::vector<std::int32_t> token_ids(const std::vector<std::string>& tokens,
     std::int32_t id = static_cast<std::int32_t>(found - pieces.begin());
     if (found == pieces.end()) {
       const char* const end = token.data() + token.size();
-      const auto [stop, error] = std::from_chars(token.data() + 1, end, id);
-      if (!token.starts_with("#") || error != std::errc() || stop != end)
+      const char* const begin = token.data() + (token.starts_with("#") ? 1 : 0);
+      const auto [stop, error] = std::from_chars(begin, end, id);
+      if (begin == token.data() || error != std::errc() || stop != end || id < 0)
         throw UserError("--tokens " + token +
                         ": is no piece of the vocabulary; allowed: pieces as it spells them, with "
                         "\u2581 for a space, or #ID");

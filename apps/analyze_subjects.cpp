@@ -4,6 +4,7 @@
 #include <charconv>
 #include <filesystem>
 #include <map>
+#include <set>
 
 #include "apps/agree.h"
 #include "apps/checkpoint.h"
@@ -39,6 +40,7 @@ struct Checkpoint {
 
 std::vector<Checkpoint> find_checkpoints(const SubjectOptions& options) {
   std::vector<Checkpoint> found;
+  std::map<std::string, fs::path> folder_of;
   for (const std::string& text : options.checkpoints) {
     const Named named = split_name(text);
     const std::string newest = find_checkpoint(named.path);
@@ -48,6 +50,10 @@ std::vector<Checkpoint> find_checkpoints(const SubjectOptions& options) {
                       "or convert, or one of its checkpoints");
     const fs::path run = fs::absolute(newest).lexically_normal().parent_path().parent_path();
     const std::string name = named.name.empty() ? run.filename().string() : named.name;
+    const auto [other, is_new] = folder_of.emplace(name, run);
+    if (!is_new && other->second != run)
+      throw UserError(concat(other->second.string(), " and ", run.string(),
+                             " would both be called ", name, "; name them: NAME=FOLDER"));
     std::vector<std::string> paths = {newest};
     const bool is_run = fs::exists(fs::path(named.path) / "checkpoints");
     if (options.every_checkpoint && is_run) {
@@ -103,6 +109,12 @@ std::vector<StudySource> read_sources(const SubjectOptions& options, const Token
           read_study_file(named.name.empty() || inputs.size() > 1 ? input.stem : named.name,
                           input.path, tokenizer));
   }
+  // A text read twice would be in both halves of a prediction.
+  std::set<std::string> names;
+  for (const StudySource& source : sources)
+    if (!names.insert(source.name).second)
+      throw UserError(concat("source ", source.name,
+                             " is named twice; leave one out, or name another: NAME=FILE"));
   set_positions(sources, options.positions);
   return sources;
 }
@@ -138,7 +150,10 @@ void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
     decode.num_sentinels = options.num_sentinels;
     const auto tokenizer = open_tokenizer(decode, first, recipe);
     const std::vector<StudySource> sources = read_sources(options, *tokenizer);
-    check_vocabulary(sources, recipe.model.vocab_size);
+    for (const Checkpoint& checkpoint : checkpoints)
+      check_vocabulary(sources, parse_recipe(read_checkpoint_meta(checkpoint.path).recipe_json,
+                                             checkpoint.path + ": its recipe")
+                                    .model.vocab_size);
     subjects.pieces = pieces_of(*tokenizer);
     text = std::make_unique<StudyText>(
         sources, options.length > 0 ? options.length : recipe.data.sequence_length);
@@ -149,8 +164,11 @@ void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
     ObservedRouting observed = observe_routing(checkpoint.path, *text, observe, context);
     if (subjects.group_tokens == 0) {
       subjects.group_tokens = observed.group_tokens;
-      for (const double factor : {observed.capacity_factor, observed.eval_capacity_factor})
-        subjects.rules.push_back(concat(observed.capacity_counts, ":", factor));
+      subjects.min_capacity = observed.min_capacity;
+      for (const double factor : {observed.capacity_factor, observed.eval_capacity_factor}) {
+        const std::string rule = concat(observed.capacity_counts, ":", factor);
+        if (subjects.rules.empty() || subjects.rules.back() != rule) subjects.rules.push_back(rule);
+      }
     }
     AnalysedModel model;
     model.run = checkpoint.run;

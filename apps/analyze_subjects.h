@@ -31,6 +31,7 @@ struct SubjectOptions {
 struct Subjects {
   std::vector<AnalysedModel> models;  // on rank 0 with their traces
   std::vector<std::string> pieces;
+  std::int64_t min_capacity = 0;   // of these rules
   std::vector<std::string> rules;  // capacity in training and evaluation, as --drop spells it
   std::int64_t group_tokens = 0;   // of the first checkpoint; 0: unknown
 };

@@ -108,6 +108,7 @@ ObservedRouting observe_routing(const std::string& checkpoint, const StudyText& 
   observed.capacity_factor = recipe.routing.capacity_factor;
   observed.eval_capacity_factor = recipe.routing.eval_capacity_factor;
   observed.capacity_counts = enum_name(recipe.routing.capacity_counts);
+  observed.min_capacity = recipe.routing.min_capacity;
   if (options.dropless) make_dropless(recipe);
   grid.check(recipe);
 

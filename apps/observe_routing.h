@@ -32,6 +32,7 @@ struct ObservedRouting {
   double capacity_factor = 0.0;   // of training
   double eval_capacity_factor = 0.0;
   std::string capacity_counts;
+  std::int64_t min_capacity = 0;
 };
 
 // One pass over the text. The same numbers on every grid: whole numbers are gathered, in the order

@@ -111,8 +111,7 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   stream_.read(step, first_row(), first_row() + rows_per_rank_, batch_);
   if (step + 1 < recipe_.run.num_steps)
     stream_.prefetch(step + 1, first_row(), first_row() + rows_per_rank_);
-  const StepAgreement agreed =
-      agree_on_step(batch_, recipe_, grid_, {.stop_signal = signals_.caught()});
+  const StepAgreement agreed = agree_on_step(batch_, recipe_, grid_, signals_.caught());
   result.stop_signal = agreed.stop_signal;
   if (result.stop_signal != 0) return result;
   result.counts = agreed.counts;

@@ -549,19 +549,32 @@ std::string H5File::string_attribute(const std::string& object, const std::strin
   return impl_->read_string_attribute(impl_->open_object(object), object, name);
 }
 
+// One number: an attribute of another shape would be read beyond `value`.
+void H5File::read_number(const std::string& object, const std::string& name, bool whole,
+                         void* value) const {
+  const Handle attribute = impl_->open_attribute(impl_->open_object(object), object, name);
+  const Handle space{impl_->check(H5Aget_space(attribute.get()), "H5Aget_space", name), H5Sclose};
+  const Handle type{impl_->check(H5Aget_type(attribute.get()), "H5Aget_type", name), H5Tclose};
+  const H5T_class_t kind = H5Tget_class(type.get());
+  const bool fits = kind == H5T_INTEGER || (!whole && kind == H5T_FLOAT);
+  if (H5Sget_simple_extent_npoints(space.get()) != 1 || !fits)
+    throw UserError(concat(path(), ": attribute ", object, "@", name, " must be one ",
+                           whole ? "whole number" : "number"));
+  impl_->check(H5Aread(attribute.get(), whole ? H5T_NATIVE_INT64 : H5T_NATIVE_DOUBLE, value),
+               "H5Aread", object + "@" + name);
+}
+
 double H5File::double_attribute(const std::string& object, const std::string& name) const {
   const LibraryLock lock;
-  const Handle attribute = impl_->open_attribute(impl_->open_object(object), object, name);
   double value = 0.0;
-  impl_->check(H5Aread(attribute.get(), H5T_NATIVE_DOUBLE, &value), "H5Aread", object + "@" + name);
+  read_number(object, name, false, &value);
   return value;
 }
 
 std::int64_t H5File::int_attribute(const std::string& object, const std::string& name) const {
   const LibraryLock lock;
-  const Handle attribute = impl_->open_attribute(impl_->open_object(object), object, name);
   std::int64_t value = 0;
-  impl_->check(H5Aread(attribute.get(), H5T_NATIVE_INT64, &value), "H5Aread", object + "@" + name);
+  read_number(object, name, true, &value);
   return value;
 }
 

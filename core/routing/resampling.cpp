@@ -58,6 +58,7 @@ void predict_half(std::vector<Hits>& hits, const RoutingTrace& trace, const Laye
   const std::int64_t wanted = first ? 1 : trace.top_k;
   const CountTable by_key = count_experts(trace, layer, fit, num_keys, counted);
   const CountTable whole = count_experts(trace, layer, everything, 1, counted);
+  if (whole.total(0) == 0) return;  // nothing to predict from: one document is in one half
   const auto fallback = most_frequent(whole.row(0), wanted);
   std::vector<std::vector<std::int64_t>> predicted(static_cast<std::size_t>(num_keys));
   for (std::int64_t key = 0; key < num_keys; ++key)

@@ -1,7 +1,7 @@
 // RoutingTrace: what routers chose for the tokens of a text, and where each token stood: all that
 // the statistics of this folder read. It holds choices before any drop; drops are a function of
 // them (drops.h), so that any capacity can be studied afterwards. From a checkpoint
-// (apps/analyze_model.h) or from a log of any system (data/routing_log.h).
+// (apps/observe_routing.h) or from a log of any system (data/routing_log.h).
 //
 // Here N is the number of tokens, K the choices per token, in falling order of probability.
 #pragma once
