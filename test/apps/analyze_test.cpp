@@ -200,7 +200,7 @@ TEST_CASE("analyze refuses what it cannot analyse with one message", "[analyze]"
     INFO(result.output);
     CHECK(result.exit_code == 2);
     CHECK(result.output.find(expected) != std::string::npos);
-    CHECK(std::count(result.output.begin(), result.output.end(), '\n') == 1);
+    CHECK(result.output.find("error:") == result.output.rfind("error:"));
   };
   write_file(folder / "log.jsonl", "{\"format\": \"other\"}\n");
   refused("", "say what");
@@ -208,6 +208,35 @@ TEST_CASE("analyze refuses what it cannot analyse with one message", "[analyze]"
   refused("--log " + folder / "none.h5", "is not a file");
   refused(folder / "none" + on_sample(), "holds no checkpoint");
   refused(folder.path(), "say on which text");
+
+  for (const std::string run : {"a/run", "b/run"}) {
+    std::filesystem::create_directories(std::filesystem::path(folder / run).parent_path());
+    train(folder / run);
+  }
+  const std::string data =
+      std::string(" --positions 128 --permutations 9 --resamples 9 --data ") + OPENMOE_TEST_SHARDS;
+  refused(folder / "a/run" + " " + folder / "b/run" + data + " --sources c4", "name them");
+  refused(folder / "a/run" + data + " --sources c4 c4", "named twice");
+  refused(folder / "a/run" + data + " --sources c4 --layer 7", "--layer 7: allowed: ");
+  refused(folder / "a/run" + data + " --sources c4 --tokens '#-5'", "no piece");
+}
+
+// The drop rule of the recipe has its least capacity too: 64 slots for each expert of every group.
+TEST_CASE("the recipe's least capacity counts in simulated drops", "[analyze]") {
+  const TemporaryFolder folder;
+  const CommandResult result = run_openmoe(
+      1,
+      "train " + source_path("test/recipes/tiny-released.json") + " --data " + OPENMOE_TEST_SHARDS +
+          " --out " + folder / "run" +
+          " --set run.num_steps=1 --set run.validate_every=0 --set routing.min_capacity=64 --set "
+          "routing.capacity_factor=0.25");
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+  const std::string output =
+      analyze(1, folder / "run" + on_sample() + " --out " + folder / "out").output;
+  INFO(output);
+  CHECK(output.find("domains: 0.0 % of first choices lost in the first half of a row, 0.0 % in the "
+                    "second") != std::string::npos);
 }
 
 }  // namespace openmoe::test

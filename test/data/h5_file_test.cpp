@@ -107,6 +107,9 @@ TEST_CASE("h5: attributes and strings") {
   CHECK(file.int_attribute("a/b", "count") == std::int64_t{1} << 50);
   CHECK(file.has_attribute("a/b", "count"));
   CHECK_FALSE(file.has_attribute("a/b", "title"));
+  CHECK_THROWS_AS(file.int_attribute("", "title"), UserError);
+  CHECK_THROWS_AS(file.int_attribute("a/b", "third"), UserError);
+  CHECK(file.double_attribute("a/b", "count") == 0x1p50);
   CHECK(file.read_strings("names") == std::vector<std::string>{"x", "", "zwei Wörter"});
   CHECK(file.read_strings("none").empty());
   CHECK(file.exists("a/b"));
