@@ -40,8 +40,8 @@ class Trainer {
   // Steps [first_step, recipe.run.num_steps), with validation and checkpoints as the recipe asks.
   // `first_positions` were trained on before. Collective. Throws RuntimeFault when a loss or
   // gradient norm is not finite, naming the step, unless the recipe skips such steps; nothing of it
-  // is saved. When any rank is asked to stop, all save before their next step and return the signal;
-  // else 0.
+  // is saved. When any rank is asked to stop, all save before their next step and return the
+  // signal; else 0.
   int run(std::int64_t first_step, std::int64_t first_positions);
 
  private:
