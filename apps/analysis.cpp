@@ -21,7 +21,7 @@ bool matches(const char* pattern, const char* text) {
   return *pattern == *text && matches(pattern + 1, text + 1);
 }
 
-// Whether one of the comma-separated selectors names the source; with_tag: and its tag.
+// Whether one of the comma-separated selectors names the source and its tag.
 bool selects(const std::string& selectors, const std::string& source, const std::string& tag) {
   bool found = false;
   for (std::size_t begin = 0; begin <= selectors.size();) {
@@ -168,9 +168,8 @@ Figure Analysis::loads() {
   figure.id = "expert_load";
   figure.title = "Share of each expert";
   figure.definition =
-      "Share of all choices of a layer that go to an expert: first choices, both choices, and "
-      "those "
-      "of both that a capacity of " +
+      "Share of all choices of a layer that go to an expert: first choices, all choices, "
+      "and those of either that a capacity of " +
       options_.rules.front().name() + " keeps. 1/E everywhere is perfect balance.";
   figure.table.columns = {"layer", "expert", "first", "all", "first_kept", "all_kept"};
   const std::vector<std::int32_t> one(trace().token_ids.size(), 0);
@@ -200,10 +199,9 @@ Figure Analysis::shares_by_axis(const Axis& axis) {
   figure.definition =
       "For each " + axis.title +
       ": the share of its tokens' choices that go to each expert, over first choices and over "
-      "both, "
-      "before drops and after those of " +
+      "all, before drops and after those of " +
       options_.rules.front().name() +
-      ". The picture shows both choices before drops; rows that look alike are groups that the "
+      ". The picture shows all choices before drops; rows that look alike are groups that the "
       "router does not tell apart.";
   figure.table.columns = {"layer", axis.id, "expert",     "tokens",
                           "first", "all",   "first_kept", "all_kept"};

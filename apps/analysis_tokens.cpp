@@ -178,7 +178,6 @@ Figure Analysis::top_tokens() {
       }
     }
   }
-  figure.shows_table = true;
   return figure;
 }
 

@@ -36,10 +36,7 @@ std::vector<DropRule> drop_rules(const AnalyzeOptions& options, const Subjects& 
   if (!rules.empty()) return rules;
   // A log says nothing about capacity: as many slots as choices and a quarter more.
   if (subjects.rules.empty()) return {parse_drop_rule("assignments:1.25", T)};
-  for (const std::string& text : subjects.rules) {
-    rules.push_back(parse_drop_rule(text, G));
-    rules.back().min_capacity = subjects.min_capacity;
-  }
+  rules = subjects.rules;
   rules.push_back(parse_drop_rule("port:2", T));
   return rules;
 }

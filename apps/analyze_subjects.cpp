@@ -43,11 +43,7 @@ std::vector<Checkpoint> find_checkpoints(const SubjectOptions& options) {
   std::map<std::string, fs::path> folder_of;
   for (const std::string& text : options.checkpoints) {
     const Named named = split_name(text);
-    const std::string newest = find_checkpoint(named.path);
-    if (newest.empty())
-      throw UserError(named.path +
-                      ": holds no checkpoint; allowed: a run folder of openmoe train "
-                      "or convert, or one of its checkpoints");
+    const std::string newest = require_checkpoint(named.path);
     const fs::path run = fs::absolute(newest).lexically_normal().parent_path().parent_path();
     const std::string name = named.name.empty() ? run.filename().string() : named.name;
     const auto [other, is_new] = folder_of.emplace(name, run);
@@ -145,10 +141,7 @@ void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
     const std::string& first = checkpoints.front().path;
     const Recipe recipe =
         parse_recipe(read_checkpoint_meta(first).recipe_json, first + ": its recipe");
-    DecodeModelOptions decode;
-    decode.tokenizer = options.tokenizer;
-    decode.num_sentinels = options.num_sentinels;
-    const auto tokenizer = open_tokenizer(decode, first, recipe);
+    const auto tokenizer = open_tokenizer(options.tokenizer, first, recipe);
     const std::vector<StudySource> sources = read_sources(options, *tokenizer);
     for (const Checkpoint& checkpoint : checkpoints)
       check_vocabulary(sources, parse_recipe(read_checkpoint_meta(checkpoint.path).recipe_json,
@@ -162,13 +155,16 @@ void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
   observe.dropless = options.capacity == "dropless";
   for (const Checkpoint& checkpoint : checkpoints) {
     ObservedRouting observed = observe_routing(checkpoint.path, *text, observe, context);
-    if (subjects.group_tokens == 0) {
-      subjects.group_tokens = observed.group_tokens;
-      subjects.min_capacity = observed.min_capacity;
-      for (const double factor : {observed.capacity_factor, observed.eval_capacity_factor}) {
-        const std::string rule = concat(observed.capacity_counts, ":", factor);
-        if (subjects.rules.empty() || subjects.rules.back() != rule) subjects.rules.push_back(rule);
-      }
+    if (subjects.rules.empty()) {
+      const RoutingConfig& routing = observed.routing;
+      subjects.group_tokens = routing.group_tokens;
+      const auto add_rule = [&](double factor) {
+        subjects.rules.push_back(
+            {routing.capacity_counts, factor, routing.group_tokens, routing.min_capacity});
+      };
+      add_rule(routing.capacity_factor);
+      if (routing.eval_capacity_factor != routing.capacity_factor)
+        add_rule(routing.eval_capacity_factor);
     }
     AnalysedModel model;
     model.run = checkpoint.run;
@@ -224,12 +220,7 @@ void add_subject_options(CLI::App& command, SubjectOptions& options) {
                      "most positions of every source, or SOURCE=N of one; default 65536");
   command.add_option("--length", options.length, "positions of a row; default: as in training")
       ->check(CLI::PositiveNumber);
-  command.add_option("--tokenizer", options.tokenizer,
-                     "SentencePiece model file; default: the one kept with the run");
-  command
-      .add_option("--sentinels", options.num_sentinels,
-                  "how many sentinels follow the pieces of the tokenizer; default: as the run says")
-      ->check(CLI::NonNegativeNumber);
+  add_tokenizer_options(command, options.tokenizer);
   command
       .add_option("--capacity", options.capacity,
                   "of the experts while the text is read: that of evaluation in the recipe, or "

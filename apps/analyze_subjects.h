@@ -7,6 +7,7 @@
 
 #include "apps/analysis.h"
 #include "apps/command.h"
+#include "apps/decode_model.h"
 #include "apps/observe_routing.h"
 
 namespace openmoe {
@@ -21,8 +22,7 @@ struct SubjectOptions {
   std::vector<std::string> inputs;     // [NAME=]FILE of text
   std::vector<std::string> positions;  // N or SOURCE=N
   std::int64_t length = 0;             // T; 0: that of the first checkpoint's recipe
-  std::string tokenizer;
-  std::int64_t num_sentinels = -1;
+  TokenizerOptions tokenizer;
   std::string capacity = "recipe";
   std::string log_folder;  // where the routing of checkpoints is kept as logs
   ObserveOptions observe;
@@ -31,9 +31,9 @@ struct SubjectOptions {
 struct Subjects {
   std::vector<AnalysedModel> models;  // on rank 0 with their traces
   std::vector<std::string> pieces;
-  std::int64_t min_capacity = 0;   // of these rules
-  std::vector<std::string> rules;  // capacity in training and evaluation, as --drop spells it
-  std::int64_t group_tokens = 0;   // of the first checkpoint; 0: unknown
+  // Of the first checkpoint's recipe; logs have neither.
+  std::vector<DropRule> rules;    // capacity in training and evaluation
+  std::int64_t group_tokens = 0;  // 0: unknown
 };
 
 void add_subject_options(CLI::App& command, SubjectOptions& options);

@@ -12,6 +12,7 @@
 
 #include "apps/command.h"
 #include "apps/network.h"
+#include "apps/step_agreement.h"
 #include "apps/trainer.h"
 #include "apps/training_step.h"
 #include "core/base/error.h"
@@ -97,7 +98,7 @@ int run_bench(const BenchOptions& options, CommandContext& context) {
   network.params().initialize(*ops, static_cast<std::uint64_t>(recipe.run.seed));
   TrainingStep training(network, grid, recipe);
   const Batch batch = random_batch(recipe, rows, grid.data_rank());
-  const BatchCounts counts = count_global(batch, recipe, grid);
+  const BatchCounts counts = agree_on_step(batch, recipe, grid, 0).counts;
   const auto measure_peak = [&] {
     grid.world().barrier();
     double peak[] = {cpu::measure_peak_flops(kPeakSeconds)};

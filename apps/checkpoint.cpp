@@ -242,6 +242,15 @@ std::string find_checkpoint(const std::string& place) {
              : latest_checkpoint(place);
 }
 
+std::string require_checkpoint(const std::string& place) {
+  std::string found = find_checkpoint(place);
+  if (found.empty())
+    throw UserError(place +
+                    ": holds no checkpoint; allowed: a run folder of openmoe train, or one made by "
+                    "openmoe convert from a Hugging Face folder, or one of its checkpoints");
+  return found;
+}
+
 void prune_checkpoints(const std::string& run_folder, std::int64_t keep, std::int64_t keep_every) {
   OPENMOE_CHECK(keep >= 1 && keep_every >= 0, "keep ", keep, ", every ", keep_every);
   auto found = complete_checkpoints(run_folder);

@@ -56,6 +56,8 @@ std::string latest_checkpoint(const std::string& run_folder);
 
 // `place` itself where it is a checkpoint, else latest_checkpoint(place): what a user may name.
 std::string find_checkpoint(const std::string& place);
+// The same; throws UserError when there is none.
+std::string require_checkpoint(const std::string& place);
 
 // Removes all but the `keep` complete checkpoints of the highest steps (keep >= 1) and, where
 // keep_every > 0, those of its multiples above 0; on one rank.

@@ -136,8 +136,7 @@ bool is_checkpoint_or_run(const std::string& folder) {
 }
 
 void export_hf(const ExportOptions& options) {
-  const std::string checkpoint = find_checkpoint(options.from);
-  if (checkpoint.empty()) throw UserError(options.from + ": holds no checkpoint");
+  const std::string checkpoint = require_checkpoint(options.from);
   const CheckpointManifest manifest = read_manifest(checkpoint);
   const Recipe recipe = parse_recipe(manifest.meta.recipe_json, checkpoint + ": its recipe");
   if (const std::string problem = not_in_hf_config(recipe); !problem.empty())

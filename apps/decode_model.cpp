@@ -26,15 +26,6 @@ constexpr std::int64_t kSlabBytes = 64 << 20;
 // OpenMoE appended 300 sentinels to umT5's 256,000 pieces, where T5 has 100.
 constexpr std::int64_t kReleasedVocabulary = 256384, kReleasedSentinels = 300;
 
-std::string checkpoint_of(const std::string& folder) {
-  std::string found = find_checkpoint(folder);
-  if (found.empty())
-    throw UserError(folder +
-                    ": holds no checkpoint; allowed: a run folder of openmoe train, or one made by "
-                    "openmoe convert from a Hugging Face folder, or one of its checkpoints");
-  return found;
-}
-
 // The only *.model file that a run or an import keeps; "" when there is none.
 fs::path kept_tokenizer(const std::string& checkpoint) {
   const fs::path run = fs::absolute(checkpoint).lexically_normal().parent_path().parent_path();
@@ -61,10 +52,9 @@ std::int64_t kept_sentinels(const fs::path& tokenizer, const Recipe& recipe) {
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> open_tokenizer(const DecodeModelOptions& options,
+std::unique_ptr<Tokenizer> open_tokenizer(const TokenizerOptions& options,
                                           const std::string& checkpoint, const Recipe& recipe) {
-  const fs::path path =
-      options.tokenizer.empty() ? kept_tokenizer(checkpoint) : fs::path(options.tokenizer);
+  const fs::path path = options.file.empty() ? kept_tokenizer(checkpoint) : fs::path(options.file);
   if (path.empty())
     throw UserError(checkpoint +
                     ": no tokenizer was kept with it; name the SentencePiece model file with "
@@ -85,6 +75,15 @@ std::unique_ptr<Tokenizer> open_tokenizer(const DecodeModelOptions& options,
   return tokenizer;
 }
 
+void add_tokenizer_options(CLI::App& command, TokenizerOptions& options) {
+  command.add_option("--tokenizer", options.file,
+                     "SentencePiece model file; default: the one kept with the run");
+  command
+      .add_option("--sentinels", options.num_sentinels,
+                  "how many sentinels follow the pieces of the tokenizer; default: as the run says")
+      ->check(CLI::NonNegativeNumber);
+}
+
 void add_decode_options(CLI::App& command, DecodeModelOptions& options) {
   command
       .add_option("RUN", options.folder, "run folder (its latest checkpoint) or checkpoint folder")
@@ -93,12 +92,7 @@ void add_decode_options(CLI::App& command, DecodeModelOptions& options) {
       .add_option("--dtype", options.dtype, "of the weights in memory; sums are f32 in either case")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
-  command.add_option("--tokenizer", options.tokenizer,
-                     "SentencePiece model file; default: the one kept with the run");
-  command
-      .add_option("--sentinels", options.num_sentinels,
-                  "how many sentinels follow the pieces of the tokenizer; default: as the run says")
-      ->check(CLI::NonNegativeNumber);
+  add_tokenizer_options(command, options.tokenizer);
   command
       .add_option("--capacity", options.capacity,
                   "slots of an expert in a call: dropless (no token loses an expert, so a batch "
@@ -137,10 +131,10 @@ infer::DecodeOptions decode_options(const DecodeModelOptions& options, const Rec
 
 DecodeModel::DecodeModel(const DecodeModelOptions& options, ProcessGrid& grid) {
   on_every_rank(grid.world(), [&] {
-    checkpoint_ = checkpoint_of(options.folder);
+    checkpoint_ = require_checkpoint(options.folder);
     recipe_ =
         parse_recipe(read_checkpoint_meta(checkpoint_).recipe_json, checkpoint_ + ": its recipe");
-    tokenizer_ = open_tokenizer(options, checkpoint_, recipe_);
+    tokenizer_ = open_tokenizer(options.tokenizer, checkpoint_, recipe_);
     weights_ = std::make_unique<infer::DecodeWeights>(
         recipe_.model, options.dtype == "bf16" ? DType::bf16 : DType::f32, grid.ep(),
         grid.ep_rank(), grid.tp(), grid.tp_rank());
@@ -224,7 +218,7 @@ std::unique_ptr<ProcessGrid> make_decode_grid(Communicator& world,
                                               const DecodeModelOptions& options) {
   std::int64_t sizes[] = {0, 0};
   on_root(world, [&] {
-    const std::string checkpoint = checkpoint_of(options.folder);
+    const std::string checkpoint = require_checkpoint(options.folder);
     const Recipe recipe =
         parse_recipe(read_checkpoint_meta(checkpoint).recipe_json, checkpoint + ": its recipe");
     const DecodeGrid grid = decode_grid(options, recipe.model, world.size(), checkpoint);

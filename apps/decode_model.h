@@ -15,11 +15,22 @@
 
 namespace openmoe {
 
-struct DecodeModelOptions {
-  std::string folder;               // run or checkpoint
-  std::string dtype = "f32";        // of the weights in memory: f32 or bf16
-  std::string tokenizer;            // model file; "": that of the run
+struct TokenizerOptions {
+  std::string file;                 // SentencePiece model; "": the one kept with the run
   std::int64_t num_sentinels = -1;  // -1: as the run says
+};
+// --tokenizer and --sentinels, spelled alike in every subcommand that opens a run.
+void add_tokenizer_options(CLI::App& command, TokenizerOptions& options);
+
+// The tokenizer that the options name, or the one kept with the run. Throws UserError when there is
+// none or it does not fit the model.
+std::unique_ptr<Tokenizer> open_tokenizer(const TokenizerOptions& options,
+                                          const std::string& checkpoint, const Recipe& recipe);
+
+struct DecodeModelOptions {
+  std::string folder;         // run or checkpoint
+  std::string dtype = "f32";  // of the weights in memory: f32 or bf16
+  TokenizerOptions tokenizer;
   std::string capacity = "dropless";
   std::int64_t max_length = 0;  // positions; 0: data.sequence_length of the recipe
   std::int64_t batch = 8;       // sequences at once
@@ -28,11 +39,6 @@ struct DecodeModelOptions {
 
 // The options above, spelled alike in every subcommand that decodes.
 void add_decode_options(CLI::App& command, DecodeModelOptions& options);
-
-// The tokenizer that the options name, or the one kept with the run. Throws UserError when there is
-// none or it does not fit the model.
-std::unique_ptr<Tokenizer> open_tokenizer(const DecodeModelOptions& options,
-                                          const std::string& checkpoint, const Recipe& recipe);
 
 class DecodeModel {
  public:

@@ -73,8 +73,7 @@ nlohmann::ordered_json evaluate_loss(const LossOptions& options, CommandContext&
   Recipe recipe;
   std::vector<std::string> sources = options.sources;
   on_every_rank(grid.world(), [&] {
-    checkpoint = find_checkpoint(options.folder);
-    if (checkpoint.empty()) throw UserError(options.folder + ": holds no checkpoint");
+    checkpoint = require_checkpoint(options.folder);
     recipe = evaluation_recipe(options, checkpoint, grid.num_data_ranks());
     if (sources.empty()) sources = all_sources(options.data_folder);
     if (sources.empty()) throw UserError("--data " + options.data_folder + ": holds no sources");

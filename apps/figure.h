@@ -70,7 +70,6 @@ struct Figure {
   std::string finding;     // its numbers in a sentence
   Table table;
   std::vector<Plot> plots;
-  bool shows_table = false;  // the table itself is the figure
 };
 
 }  // namespace openmoe

@@ -104,11 +104,7 @@ ObservedRouting observe_routing(const std::string& checkpoint, const StudyText& 
     recipe = observation_recipe(checkpoint, options, text.length(), grid.num_data_ranks());
   });
   ObservedRouting observed;
-  observed.group_tokens = recipe.routing.group_tokens;
-  observed.capacity_factor = recipe.routing.capacity_factor;
-  observed.eval_capacity_factor = recipe.routing.eval_capacity_factor;
-  observed.capacity_counts = enum_name(recipe.routing.capacity_counts);
-  observed.min_capacity = recipe.routing.min_capacity;
+  observed.routing = recipe.routing;
   if (options.dropless) make_dropless(recipe);
   grid.check(recipe);
 

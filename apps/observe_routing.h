@@ -5,6 +5,7 @@
 
 #include "apps/command.h"
 #include "apps/device.h"
+#include "core/config/recipe.h"
 #include "core/routing/trace.h"
 #include "data/study_text.h"
 #include "data/tokenizer.h"
@@ -28,11 +29,7 @@ struct SourceLoss {
 struct ObservedRouting {
   RoutingTrace trace;  // on rank 0; elsewhere without layers
   std::vector<SourceLoss> losses;
-  std::int64_t group_tokens = 0;  // of the checkpoint's recipe
-  double capacity_factor = 0.0;   // of training
-  double eval_capacity_factor = 0.0;
-  std::string capacity_counts;
-  std::int64_t min_capacity = 0;
+  RoutingConfig routing;  // of the checkpoint's recipe
 };
 
 // One pass over the text. The same numbers on every grid: whole numbers are gathered, in the order

@@ -14,6 +14,7 @@
 #include "apps/command.h"
 #include "apps/device.h"
 #include "apps/network.h"
+#include "apps/step_agreement.h"
 #include "apps/training_step.h"
 #include "core/base/error.h"
 #include "core/train/adafactor.h"
@@ -244,7 +245,7 @@ class GoldenCase {
     const std::string group = group_of(step);
     const ModelConfig& config = recipe_.model;
     const Batch batch = read_batch(group);
-    const BatchCounts counts = count_global(batch, recipe_, grid_);
+    const BatchCounts counts = agree_on_step(batch, recipe_, grid_, 0).counts;
 
     std::vector<float> logits(
         static_cast<std::size_t>(rows_per_rank_ * length_ * config.vocab_size));

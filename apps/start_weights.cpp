@@ -18,12 +18,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string checkpoint_of(const std::string& folder) {
-  std::string found = find_checkpoint(folder);
-  if (found.empty()) throw UserError("--from " + folder + ": holds no checkpoint");
-  return found;
-}
-
 // Keys of "model" that say what is computed: without those of initial values, and without those of
 // experts when a dense model is to become one with experts.
 nlohmann::json comparable_model(const std::string& recipe_json, bool upcycle) {
@@ -139,7 +133,7 @@ CheckpointMeta start_from(const std::string& folder, ParamTable& table, const Re
   std::string checkpoint;
   CheckpointManifest manifest;
   on_every_rank(grid.world(), [&] {
-    checkpoint = checkpoint_of(folder);
+    checkpoint = require_checkpoint(folder);
     manifest = read_manifest(checkpoint);
     check_fits(manifest, checkpoint, recipe);
   });

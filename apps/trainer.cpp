@@ -153,7 +153,7 @@ void Trainer::check_finite(std::int64_t step, const StepResult& result) {
       skips ? concat(" run.max_skips = ", recipe_.run.max_skips, " steps before were skipped.")
             : "",
       " Rows of the step: ", rows, ", as text: openmoe data show ", run_folder_,
-      "/recipe.json --data DIR --step ", step, ". Checkpoints in ", run_folder_,
+      "/recipe.json --data DIR --step ", step, ". Earlier checkpoints in ", run_folder_,
       " are intact: resume with a lower optimizer.peak_learning_rate or higher loss.*_z_weight",
       skips ? "" : ", or with run.on_nonfinite=skip if only few steps are like this"));
 }
@@ -230,6 +230,7 @@ void Trainer::save_start(std::int64_t step, std::int64_t positions) {
 }
 
 void Trainer::save(std::int64_t next_step) {
+  if (next_step == saved_step_) return;
   CheckpointMeta meta;
   meta.step = next_step;
   meta.positions = positions_;
@@ -252,7 +253,7 @@ void Trainer::save(std::int64_t next_step) {
 void Trainer::save_and_stop(std::int64_t next_step, int signal) {
   const char* const name = StopSignals::name_of(signal);
   if (progress_ != nullptr) progress_->say(concat(name, ": stopping after ", next_step, " steps"));
-  if (saved_step_ != next_step) save(next_step);
+  save(next_step);
   if (progress_ == nullptr) return;
   progress_->say(concat("stopped by ", name, ", exit code ", StopSignals::exit_code_of(signal),
                         "; train --resume goes on from step ", next_step));

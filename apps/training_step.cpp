@@ -26,12 +26,6 @@ void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t 
   copy(out.row_sources, batch.row_sources, 1);
 }
 
-BatchCounts count_global(const Batch& batch, const Recipe& recipe, ProcessGrid& grid) {
-  BatchCounts counts = count_batch(batch, recipe.routing, recipe.model.num_moe_layers() > 0);
-  grid.data().all_reduce_sum(counts.values());
-  return counts;
-}
-
 void sum_over_ranks(StepSums& sums, ProcessGrid& grid) {
   std::vector<double> flat = sums.flatten();
   grid.data().all_reduce_sum(flat);

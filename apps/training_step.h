@@ -19,9 +19,6 @@ namespace openmoe {
 // Rows [begin, begin + rows) of `batch`; rows past its end become padding.
 void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t rows);
 
-// Counts of the global batch of which `batch` is this rank's part. Collective.
-BatchCounts count_global(const Batch& batch, const Recipe& recipe, ProcessGrid& grid);
-
 // Adds up the sums of all data ranks. Collective.
 void sum_over_ranks(StepSums& sums, ProcessGrid& grid);
 

@@ -95,6 +95,8 @@ struct H5File::Impl {
   }
   std::string read_string_attribute(const Handle& object, const std::string& object_name,
                                     const std::string& name) const;
+  template <typename Number>  // double or std::int64_t
+  Number read_number_attribute(const std::string& object, const std::string& name) const;
   Shape shape_of(const Handle& dataset, const std::string& name) const;
   Handle text_type() const {
     Handle type{check(H5Tcopy(H5T_C_S1), "H5Tcopy"), H5Tclose};
@@ -128,6 +130,25 @@ bool H5File::Impl::link_exists(const std::string& name) const {
     if (H5Lexists(file.get(), part.c_str(), H5P_DEFAULT) <= 0) return false;
   }
   return true;
+}
+
+// One number: an attribute of another shape would be read beyond `value`.
+template <typename Number>
+Number H5File::Impl::read_number_attribute(const std::string& object,
+                                           const std::string& name) const {
+  constexpr bool kWhole = std::is_integral_v<Number>;
+  const Handle attribute = open_attribute(open_object(object), object, name);
+  const Handle space{check(H5Aget_space(attribute.get()), "H5Aget_space", name), H5Sclose};
+  const Handle type{check(H5Aget_type(attribute.get()), "H5Aget_type", name), H5Tclose};
+  const H5T_class_t kind = H5Tget_class(type.get());
+  const bool fits = kind == H5T_INTEGER || (!kWhole && kind == H5T_FLOAT);
+  if (H5Sget_simple_extent_npoints(space.get()) != 1 || !fits)
+    throw UserError(concat(path, ": attribute ", object, "@", name, " must be one ",
+                           kWhole ? "whole number" : "number"));
+  Number value{};
+  check(H5Aread(attribute.get(), kWhole ? H5T_NATIVE_INT64 : H5T_NATIVE_DOUBLE, &value), "H5Aread",
+        object + "@" + name);
+  return value;
 }
 
 std::string H5File::Impl::read_string_attribute(const Handle& object,
@@ -549,33 +570,14 @@ std::string H5File::string_attribute(const std::string& object, const std::strin
   return impl_->read_string_attribute(impl_->open_object(object), object, name);
 }
 
-// One number: an attribute of another shape would be read beyond `value`.
-void H5File::read_number(const std::string& object, const std::string& name, bool whole,
-                         void* value) const {
-  const Handle attribute = impl_->open_attribute(impl_->open_object(object), object, name);
-  const Handle space{impl_->check(H5Aget_space(attribute.get()), "H5Aget_space", name), H5Sclose};
-  const Handle type{impl_->check(H5Aget_type(attribute.get()), "H5Aget_type", name), H5Tclose};
-  const H5T_class_t kind = H5Tget_class(type.get());
-  const bool fits = kind == H5T_INTEGER || (!whole && kind == H5T_FLOAT);
-  if (H5Sget_simple_extent_npoints(space.get()) != 1 || !fits)
-    throw UserError(concat(path(), ": attribute ", object, "@", name, " must be one ",
-                           whole ? "whole number" : "number"));
-  impl_->check(H5Aread(attribute.get(), whole ? H5T_NATIVE_INT64 : H5T_NATIVE_DOUBLE, value),
-               "H5Aread", object + "@" + name);
-}
-
 double H5File::double_attribute(const std::string& object, const std::string& name) const {
   const LibraryLock lock;
-  double value = 0.0;
-  read_number(object, name, false, &value);
-  return value;
+  return impl_->read_number_attribute<double>(object, name);
 }
 
 std::int64_t H5File::int_attribute(const std::string& object, const std::string& name) const {
   const LibraryLock lock;
-  std::int64_t value = 0;
-  read_number(object, name, true, &value);
-  return value;
+  return impl_->read_number_attribute<std::int64_t>(object, name);
 }
 
 void H5File::set_attribute(const std::string& object, const std::string& name,

@@ -85,8 +85,6 @@ class H5File {
   struct Impl;
   struct Part;
   void read_part(const std::string& name, const Part& part, Tensor dst) const;
-  void read_number(const std::string& object, const std::string& name, bool whole,
-                   void* value) const;
   std::unique_ptr<Impl> impl_;
 };
 
