@@ -63,7 +63,7 @@ Figure Analysis::by_position() {
       "apart (a) and next to each other (b).";
   figure.table.columns = {"layer", "position", "expert",     "tokens",
                           "first", "all",      "first_kept", "all_kept"};
-  const std::int64_t T = trace().sequence_length;
+  const std::int64_t T = trace().longest_sequence();
   for (std::size_t l = 0; l < trace().layers.size(); ++l) {
     const LayerTrace& layer = trace().layers[l];
     const auto tables = count_ways(l, trace().positions(), T);
@@ -192,7 +192,7 @@ Figure Analysis::position_deviation() {
       "routing that ignores the position gives: the deviation of the overall shares and that of "
       "chance in as many choices.";
   figure.table.columns = {"layer", "position", "choices", "deviation", "without_position"};
-  const std::int64_t T = trace().sequence_length;
+  const std::int64_t T = trace().longest_sequence();
   for (const LayerTrace& layer : trace().layers) {
     const auto table = count_experts(trace(), layer, trace().positions(), T, Counted::all);
     const std::vector<double> overall = overall_shares(table);

@@ -362,7 +362,9 @@ H5File::Info H5File::info(const std::string& name) const {
   const LibraryLock lock;
   const Handle dataset = impl_->open_dataset(name);
   const Handle type{impl_->check(H5Dget_type(dataset.get()), "H5Dget_type", name), H5Tclose};
-  Info info{impl_->shape_of(dataset, name), type_name_of(type.get())};
+  Info info{impl_->shape_of(dataset, name), type_name_of(type.get()),
+            static_cast<std::int64_t>(H5Tget_size(type.get())),
+            static_cast<std::int64_t>(H5Dget_storage_size(dataset.get()))};
   if (info.type == "u16" && impl_->is_bf16(dataset)) info.type = "bf16";
   return info;
 }

@@ -43,6 +43,8 @@ class H5File {
     // "f32", "f64", "i32", "i64", "u8", "u16", "u32", "u64", "bf16" (u16 with attribute
     // dtype=bf16), "string", "other"
     std::string type;
+    std::int64_t element_bytes = 0;  // as stored; of a string of variable length its reference
+    std::int64_t stored_bytes = 0;   // what the file holds of it, perhaps compressed; 0: nothing
   };
   Info info(const std::string& name) const;
   void read(const std::string& name, Tensor dst) const;  // whole

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <filesystem>
 #include <limits>
+#include <new>
+#include <stdexcept>
 #include <type_traits>
 
 #include "core/base/check.h"
@@ -18,6 +20,10 @@ constexpr const char* kFormat = "openmoe-routing-log";
 constexpr std::int64_t kVersion = 1;
 constexpr std::int64_t kChunkRows = 16384;
 constexpr int kDeflate = 4;
+// Deflate, the strongest filter in use, makes at most 1032 bytes of one.
+constexpr std::int64_t kMostUnpacked = 1100;
+constexpr std::int64_t kMaxLayer = 1000000;
+constexpr std::int64_t kMaxLength = std::int64_t{1} << 30;
 
 [[noreturn]] void fail(const std::string& path, const std::string& problem) {
   throw UserError(path + ": " + problem + "; the format is described in data/routing_log.h");
@@ -26,6 +32,21 @@ constexpr int kDeflate = 4;
 bool is_integer(const std::string& type) {
   return type == "i32" || type == "i64" || type == "u8" || type == "u16" || type == "u32" ||
          type == "u64";
+}
+
+// That a dataset's declared size is that of bytes which the file holds, before memory is taken for
+// it.
+void check_stored(const H5File& file, const std::string& name, const H5File::Info& info) {
+  const auto file_bytes = static_cast<std::int64_t>(std::filesystem::file_size(file.path()));
+  const std::int64_t bytes = std::min(info.stored_bytes, file_bytes);
+  std::int64_t room = bytes * kMostUnpacked / std::max<std::int64_t>(1, info.element_bytes);
+  for (int axis = 0; axis < info.shape.rank; ++axis) {
+    const std::int64_t size = info.shape[axis];
+    if (size < 0 || size > room)
+      fail(file.path(), concat("dataset ", name, " declares the shape ", info.shape.to_string(),
+                               ", but only ", bytes, " bytes of it are stored; write all of it"));
+    room /= std::max<std::int64_t>(1, size);
+  }
 }
 
 // A dataset of integers with `rows` rows (-1: any) and `width` columns (0: one axis), as i64.
@@ -40,6 +61,7 @@ std::vector<std::int64_t> read_integers(const H5File& file, const std::string& n
          concat("dataset ", name, " is ", info.type, " ", info.shape.to_string(),
                 ", allowed: integers (", rows < 0 ? std::string("any") : std::to_string(rows),
                 width > 0 ? concat(", ", width) : std::string(), ")"));
+  check_stored(file, name, info);
   std::vector<std::int64_t> values(static_cast<std::size_t>(info.shape.num_elements()));
   if (!values.empty()) file.read_raw(name, "i64", 0, info.shape[0], values.data());
   return values;
@@ -59,8 +81,11 @@ std::vector<T> narrowed(const std::vector<std::int64_t>& values) {
 
 std::vector<std::string> read_texts(const H5File& file, const std::string& name) {
   if (!file.exists(name)) fail(file.path(), "has no dataset " + name);
-  if (file.info(name).type != "string")
-    fail(file.path(), "dataset " + name + " is " + file.info(name).type + ", allowed: strings");
+  const H5File::Info info = file.info(name);
+  if (info.type != "string" || info.shape.rank != 1)
+    fail(file.path(), concat("dataset ", name, " is ", info.type, " ", info.shape.to_string(),
+                             ", allowed: strings (any)"));
+  check_stored(file, name, info);
   return file.read_strings(name);
 }
 
@@ -70,13 +95,6 @@ std::int64_t read_count(const H5File& file, const std::string& name, std::int64_
     return otherwise;
   }
   return file.int_attribute("", name);
-}
-
-std::int64_t longest(const std::vector<std::int64_t>& offsets) {
-  std::int64_t most = 1;
-  for (std::size_t s = 0; s + 1 < offsets.size(); ++s)
-    most = std::max(most, offsets[s + 1] - offsets[s]);
-  return most;
 }
 
 void read_documents(const H5File& file, RoutingTrace& trace) {
@@ -102,6 +120,8 @@ void read_layers(const H5File& file, RoutingTrace& trace) {
       fail(file.path(), "group layers/" + name + ", allowed: names that are numbers of layers");
     LayerTrace layer;
     layer.layer = std::stoll(name);
+    if (layer.layer > kMaxLayer)
+      fail(file.path(), concat("group layers/", name, ", allowed: 0 to ", kMaxLayer));
     const std::string group = "layers/" + name;
     layer.choice = narrowed<std::uint16_t>(
         read_integers(file, group + "/choices", trace.num_tokens(), trace.top_k));
@@ -111,6 +131,7 @@ void read_layers(const H5File& file, RoutingTrace& trace) {
         fail(file.path(),
              concat("dataset ", group, "/gates is ", info.type, " ", info.shape.to_string(),
                     ", allowed: floats (", trace.num_tokens(), ", ", trace.top_k, ")"));
+      check_stored(file, group + "/gates", info);
       layer.gate.resize(layer.choice.size());
       file.read(group + "/gates", host_view(layer.gate.data(), info.shape));
     }
@@ -136,18 +157,21 @@ RoutingLog read_hdf5(const std::string& path) {
   RoutingTrace& trace = log.trace;
   trace.num_experts = read_count(file, "num_experts", -1);
   trace.top_k = read_count(file, "top_k", -1);
+  trace.check_num_experts(path);
   trace.token_ids = narrowed<std::int32_t>(read_integers(file, "token_ids", -1, 0));
   trace.sequence_offsets = read_integers(file, "sequence_offsets", -1, 0);
   trace.sequence_sources = narrowed<std::int32_t>(read_integers(file, "sequence_sources", -1, 0));
   trace.sources = read_texts(file, "sources");
-  trace.sequence_length = read_count(file, "sequence_length", longest(trace.sequence_offsets));
+  trace.sequence_length = read_count(file, "sequence_length", trace.longest_sequence());
   check_routing_log(log, path, false);
   read_documents(file, trace);
   read_layers(file, trace);
   if (file.exists("pieces")) log.pieces = read_texts(file, "pieces");
   if (file.has_attribute("", "name")) log.name = file.string_attribute("", "name");
-  log.step = read_count(file, "step", std::int64_t{1} << 62);
-  if (log.step == std::int64_t{1} << 62) log.step = -1;
+  if (file.has_attribute("", "step")) {
+    log.step = read_count(file, "step", 0);
+    if (log.step < 0) fail(path, concat("step ", log.step, ", allowed: 0 or more"));
+  }
   return log;
 }
 
@@ -165,6 +189,10 @@ void documents_of_sequences(RoutingTrace& trace) {
 void check_routing_log(const RoutingLog& log, const std::string& path, bool whole) {
   const RoutingTrace& trace = log.trace;
   if (whole) {
+    if (trace.sequence_length > kMaxLength)
+      fail(path,
+           concat("sequence_length ", trace.sequence_length, ", allowed: the longest sequence, ",
+                  trace.longest_sequence(), ", to ", kMaxLength));
     trace.check(path);
     return;
   }
@@ -184,9 +212,16 @@ void check_routing_log(const RoutingLog& log, const std::string& path, bool whol
 RoutingLog read_routing_log(const std::string& path) {
   if (!std::filesystem::is_regular_file(path)) throw UserError(path + ": is not a file");
   const std::string ending = std::filesystem::path(path).extension();
-  RoutingLog log = ending == ".h5" || ending == ".hdf5" ? read_hdf5(path) : read_routing_json(path);
-  check_routing_log(log, path, true);
-  return log;
+  try {
+    RoutingLog log =
+        ending == ".h5" || ending == ".hdf5" ? read_hdf5(path) : read_routing_json(path);
+    check_routing_log(log, path, true);
+    return log;
+  } catch (const std::bad_alloc&) {
+    throw UserError(path + ": does not fit into memory; write fewer sequences or layers to a log");
+  } catch (const std::length_error&) {
+    throw UserError(path + ": does not fit into memory; write fewer sequences or layers to a log");
+  }
 }
 
 void write_routing_log(const std::string& path, const RoutingLog& log) {

@@ -3,8 +3,9 @@
 // Readable and writable by h5py. HDF5 (.h5, .hdf5), root attributes:
 //
 //   format "openmoe-routing-log", format_version 1
-//   num_experts, top_k        E, K: integers
-//   sequence_length           optional; T, at least the longest sequence, which is the default
+//   num_experts, top_k        E, K: integers; E at most 8192
+//   sequence_length           optional; T, at least the longest sequence, which is the default, and
+//                             at most 2^30
 //   name, step                optional; what is shown of the model, and its training step
 //
 // and datasets, N tokens in S sequences:
@@ -27,8 +28,8 @@
 // "choices": [[[3, 1], [0, 2], ...], ...]} with choices[layer][token] a list of K experts. "source"
 // and "tag" may be missing.
 //
-// Sequences of one source are best written one after the other: groups of a capacity rule are cut
-// from consecutive sequences of a source.
+// Groups of a capacity rule are cut from the sequences of one source, in their order; sequences of
+// other sources may stand between them.
 #pragma once
 
 #include <cstdint>

@@ -74,8 +74,11 @@ void read_header(const LogLines& lines, const Json& header, RoutingLog& log) {
   };
   if (const std::int64_t version = count("format_version", 1000000); version != 1)
     lines.fail(concat("format_version is ", version, ", allowed: 1"));
-  log.trace.num_experts = count("num_experts", 65535);
+  log.trace.num_experts = count("num_experts", RoutingTrace::kMaxExperts);
   log.trace.top_k = count("top_k", 256);
+  if (log.trace.num_experts < 2)
+    lines.fail(concat("num_experts is ", log.trace.num_experts, ", allowed: 2 to ",
+                      RoutingTrace::kMaxExperts));
   log.trace.sequence_length =
       header.contains("sequence_length") ? count("sequence_length", kMostIds) : 0;
   log.name = lines.text(header, "name", "");
@@ -131,11 +134,7 @@ RoutingLog read_routing_json(const std::string& path) {
   read_header(lines, object, log);
   while (lines.next(object)) read_sequence(lines, object, log.trace);
   RoutingTrace& trace = log.trace;
-  if (trace.sequence_length == 0)
-    for (std::int64_t s = 0; s < trace.num_sequences(); ++s)
-      trace.sequence_length =
-          std::max(trace.sequence_length, trace.sequence_offsets[static_cast<std::size_t>(s + 1)] -
-                                              trace.sequence_offsets[static_cast<std::size_t>(s)]);
+  if (trace.sequence_length == 0) trace.sequence_length = trace.longest_sequence();
   return log;
 }
 

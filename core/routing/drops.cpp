@@ -3,12 +3,29 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <numeric>
 
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/enum_names.h"
 
 namespace openmoe {
+namespace {
+
+constexpr std::int64_t kMaxGroupTokens = std::int64_t{1} << 30;
+constexpr double kMaxCapacityFactor = 1e6;
+
+// Sequences by their source, those of one source in the order of the trace.
+std::vector<std::size_t> by_source(const RoutingTrace& trace) {
+  std::vector<std::size_t> order(trace.sequence_sources.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return trace.sequence_sources[a] < trace.sequence_sources[b];
+  });
+  return order;
+}
+
+}  // namespace
 
 std::int64_t DropRule::capacity(std::int64_t num_experts, std::int64_t top_k) const {
   RoutingConfig config;
@@ -27,10 +44,11 @@ std::string DropRule::name() const {
 
 DropRule parse_drop_rule(const std::string& text, std::int64_t group_tokens) {
   const auto fail = [&] {
-    throw UserError("drop rule " + text +
-                    ": found something else than RULE:FACTOR[:GROUP], allowed: tokens, assignments "
-                    "or port, a capacity factor above 0 and the tokens of a group, such as "
-                    "tokens:1.25:4096");
+    throw UserError(
+        "drop rule " + text +
+        ": found something else than RULE:FACTOR[:GROUP], allowed: tokens, assignments "
+        "or port, a capacity factor above 0 and at most 1e6, and 1 to 2^30 tokens of a group, "
+        "such as tokens:1.25:4096");
   };
   DropRule rule;
   rule.group_tokens = group_tokens;
@@ -44,7 +62,9 @@ DropRule parse_drop_rule(const std::string& text, std::int64_t group_tokens) {
   };
   parse(first + 1, second, rule.capacity_factor);
   if (second < text.size()) parse(second + 1, text.size(), rule.group_tokens);
-  if (!(rule.capacity_factor > 0) || rule.capacity_factor > 1e6 || rule.group_tokens < 1) fail();
+  if (!(rule.capacity_factor > 0) || rule.capacity_factor > kMaxCapacityFactor ||
+      rule.group_tokens < 1 || rule.group_tokens > kMaxGroupTokens)
+    fail();
   return rule;
 }
 
@@ -66,9 +86,10 @@ std::vector<std::uint8_t> simulate_drops(const RoutingTrace& trace, const LayerT
   };
   std::int64_t row = 0;  // of its source
   std::int64_t current = -1;
-  for (std::int64_t s = 0; s < trace.num_sequences(); ++s) {
-    const auto at = static_cast<std::size_t>(s);
-    row = s > 0 && trace.sequence_sources[at] == trace.sequence_sources[at - 1] ? row + 1 : 0;
+  std::int32_t source = -1;
+  for (const std::size_t at : by_source(trace)) {
+    row = trace.sequence_sources[at] == source ? row + 1 : 0;
+    source = trace.sequence_sources[at];
     if (row == 0) serve();
     for (std::int64_t n = trace.sequence_offsets[at]; n < trace.sequence_offsets[at + 1]; ++n) {
       const std::int64_t index = (row * T + n - trace.sequence_offsets[at]) / G;

@@ -18,7 +18,7 @@ struct DropRule {
   CapacityCounts counts = CapacityCounts::tokens;
   double capacity_factor = 1.25;
   // G. Groups are blocks of G consecutive places in the grid of a source's sequences, each of which
-  // takes T places.
+  // takes T places; sequences of other sources between them do not count.
   std::int64_t group_tokens = 0;
   std::int64_t min_capacity = 4;
 
@@ -26,10 +26,11 @@ struct DropRule {
   std::string name() const;  // "tokens:1.25:4096"
 };
 
-// "tokens:1.25:4096", the group's size may be missing: then `group_tokens`. Throws UserError.
+// "tokens:1.25:4096", the group's size, 1 to 2^30, may be missing: then `group_tokens`. Throws
+// UserError.
 DropRule parse_drop_rule(const std::string& text, std::int64_t group_tokens);
 
-// (N, K): 1 where the choice is served. Sequences of a source must follow each other in the trace.
+// (N, K): 1 where the choice is served.
 std::vector<std::uint8_t> simulate_drops(const RoutingTrace& trace, const LayerTrace& layer,
                                          const DropRule& rule);
 

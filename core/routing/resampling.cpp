@@ -45,13 +45,29 @@ struct Hits {
   std::int64_t asked = 0;
 };
 
-// Of the tokens of documents with this parity, by document, where the other documents predict.
+// Which half each document is in, 0 or 1: those of one source take turns, so that both halves hold
+// as much of every source as they can. Sources of a single document take turns too.
+std::vector<std::int32_t> halves(const RoutingTrace& trace) {
+  std::vector<std::size_t> order(trace.documents.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return trace.documents[a].source < trace.documents[b].source;
+  });
+  std::vector<std::int32_t> half(order.size());
+  for (std::size_t i = 0; i < order.size(); ++i) half[order[i]] = static_cast<std::int32_t>(i % 2);
+  return half;
+}
+
+// Of the tokens of documents of one half, by document, where the other documents predict.
 void predict_half(std::vector<Hits>& hits, const RoutingTrace& trace, const LayerTrace& layer,
                   const std::vector<std::int32_t>& keys, std::int64_t num_keys, bool first,
-                  std::int32_t parity) {
+                  const std::vector<std::int32_t>& half_of, std::int32_t half) {
+  const auto is_asked = [&](std::size_t n) {
+    return half_of[static_cast<std::size_t>(trace.document[n])] == half;
+  };
   std::vector<std::int32_t> fit = keys, everything(keys.size(), 0);
   for (std::size_t n = 0; n < keys.size(); ++n) {
-    if (trace.document[n] % 2 == parity) fit[n] = -1;
+    if (is_asked(n)) fit[n] = -1;
     if (fit[n] < 0) everything[n] = -1;
   }
   const Counted counted = first ? Counted::first : Counted::all;
@@ -65,7 +81,7 @@ void predict_half(std::vector<Hits>& hits, const RoutingTrace& trace, const Laye
     predicted[static_cast<std::size_t>(key)] =
         by_key.total(key) > 0 ? most_frequent(by_key.row(key), wanted) : fallback;
   for (std::size_t n = 0; n < keys.size(); ++n) {
-    if (keys[n] < 0 || trace.document[n] % 2 != parity) continue;
+    if (keys[n] < 0 || !is_asked(n)) continue;
     const auto& experts = predicted[static_cast<std::size_t>(keys[n])];
     Hits& document = hits[static_cast<std::size_t>(trace.document[n])];
     for (std::int64_t k = 0; k < wanted; ++k) {
@@ -115,8 +131,9 @@ Prediction predict_experts(const RoutingTrace& trace, const LayerTrace& layer,
                            const std::vector<std::int32_t>& keys, std::int64_t num_keys, bool first,
                            std::int64_t resamples, std::uint64_t seed) {
   std::vector<Hits> hits(trace.documents.size());
-  for (const std::int32_t parity : {0, 1})
-    predict_half(hits, trace, layer, keys, num_keys, first, parity);
+  const std::vector<std::int32_t> half_of = halves(trace);
+  for (const std::int32_t half : {0, 1})
+    predict_half(hits, trace, layer, keys, num_keys, first, half_of, half);
   std::erase_if(hits, [](const Hits& document) { return document.asked == 0; });
   Hits all;
   for (const Hits& document : hits) {

@@ -25,10 +25,10 @@ GroupDifference permutation_test(const CountTable& by_document,
                                  std::int64_t permutations, std::uint64_t seed);
 
 // How well a key alone predicts the expert of a token: the experts that tokens of the same key had
-// in the other half of the documents (even against odd) are the prediction; keys that do not occur
-// there get the experts that are most frequent there. `first`: share of tokens whose first choice
-// is the most frequent first choice. Otherwise: share of the K choices that are among the K most
-// frequent.
+// in the other half of the documents (those of each source taking turns) are the prediction; keys
+// that do not occur there get the experts that are most frequent there. `first`: share of tokens
+// whose first choice is the most frequent first choice. Otherwise: share of the K choices that are
+// among the K most frequent.
 struct Prediction {
   double accuracy = 0.0;
   double low = 0.0, high = 0.0;  // 95 % interval, bootstrap over documents

@@ -1,14 +1,13 @@
 #include "core/routing/trace.h"
 
 #include <algorithm>
+#include <set>
 
 #include "core/base/check.h"
 #include "core/base/error.h"
 
 namespace openmoe {
 namespace {
-
-constexpr std::int64_t kMaxExperts = 65535;
 
 [[noreturn]] void fail(const std::string& place, const std::string& problem) {
   throw UserError(place + ": " + problem);
@@ -73,9 +72,20 @@ std::vector<std::int32_t> RoutingTrace::previous_tokens() const {
   return result;
 }
 
-void RoutingTrace::check(const std::string& place) const {
+std::int64_t RoutingTrace::longest_sequence() const {
+  std::int64_t most = 1;
+  for (std::size_t s = 0; s + 1 < sequence_offsets.size(); ++s)
+    most = std::max(most, sequence_offsets[s + 1] - sequence_offsets[s]);
+  return most;
+}
+
+void RoutingTrace::check_num_experts(const std::string& place) const {
   if (num_experts < 2 || num_experts > kMaxExperts)
-    fail(place, concat(num_experts, " experts, allowed: 2 to ", kMaxExperts));
+    fail(place, concat("num_experts is ", num_experts, ", allowed: 2 to ", kMaxExperts));
+}
+
+void RoutingTrace::check(const std::string& place) const {
+  check_num_experts(place);
   if (top_k < 1 || top_k > num_experts)
     fail(place,
          concat(top_k, " choices per token, allowed: 1 to the number of experts, ", num_experts));
@@ -96,7 +106,12 @@ void RoutingTrace::check(const std::string& place) const {
     if (documents[d].source < 0 || static_cast<std::size_t>(documents[d].source) >= sources.size())
       fail(place, concat("document ", d, ": source ", documents[d].source, ", allowed: 0 to ",
                          static_cast<std::int64_t>(sources.size()) - 1));
-  for (const LayerTrace& layer : layers) check_layer(*this, layer, place);
+  std::set<std::int64_t> numbers;
+  for (const LayerTrace& layer : layers) {
+    if (!numbers.insert(layer.layer).second)
+      fail(place, concat("layer ", layer.layer, " stands there twice, allowed: once"));
+    check_layer(*this, layer, place);
+  }
 }
 
 }  // namespace openmoe

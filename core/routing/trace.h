@@ -29,6 +29,8 @@ struct DocumentOrigin {
 
 struct RoutingTrace {
   static constexpr std::int32_t kNoToken = -1;
+  // Tables have a cell for every expert of every position and token id.
+  static constexpr std::int64_t kMaxExperts = 8192;
 
   std::int64_t num_experts = 0;      // E
   std::int64_t top_k = 2;            // K
@@ -45,13 +47,15 @@ struct RoutingTrace {
 
   std::int64_t num_tokens() const { return static_cast<std::int64_t>(token_ids.size()); }
   std::int64_t num_sequences() const { return static_cast<std::int64_t>(sequence_sources.size()); }
+  std::int64_t longest_sequence() const;  // tokens, at least 1; up to T
   // Of each token: its place in its sequence.
   std::vector<std::int32_t> positions() const;
   // Of each token: the id before it in its sequence; kNoToken for the first.
   std::vector<std::int32_t> previous_tokens() const;
-  // Throws UserError, naming `place`, when the parts contradict each other or a value is out of
+  // Throw UserError, naming `place`, when the parts contradict each other or a value is out of
   // range.
   void check(const std::string& place) const;
+  void check_num_experts(const std::string& place) const;
 };
 
 }  // namespace openmoe

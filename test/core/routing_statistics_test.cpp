@@ -253,6 +253,52 @@ TEST_CASE("groups of drops begin anew with each source", "[routing]") {
   CHECK(std::count(kept.begin(), kept.end(), 1) == 8);
 }
 
+// What another system writes as it comes: sequences of two sources in turns.
+TEST_CASE("groups of drops are those of a source wherever its sequences stand", "[routing]") {
+  const auto experts = [](std::int64_t s, std::int64_t t) { return (s / 2 + t) % 3 == 0 ? 0 : 1; };
+  RoutingTrace turns = make_trace(
+      8, 2, 2, 1, [](std::int64_t, std::int64_t t) { return t; },
+      [&](std::int64_t s, std::int64_t t, std::int64_t) {
+        return Experts(experts(s, t), 1 - experts(s, t));
+      });
+  turns.sources = {"a", "b"};
+  RoutingTrace sorted = turns;
+  for (std::size_t s = 0; s < 8; ++s) {
+    turns.sequence_sources[s] = turns.documents[s].source = static_cast<std::int32_t>(s % 2);
+    sorted.sequence_sources[s] = sorted.documents[s].source = static_cast<std::int32_t>(s / 4);
+  }
+  // Sequence s of `sorted` is that of the same place in its source of `turns`.
+  const auto in_turns = [](std::size_t s) { return s % 4 * 2 + s / 4; };
+  for (std::size_t s = 0; s < 8; ++s)
+    for (std::size_t i = 0; i < 4; ++i)
+      sorted.layers[0].choice[4 * s + i] = turns.layers[0].choice[4 * in_turns(s) + i];
+  DropRule rule;
+  rule.group_tokens = 8;  // four sequences
+  rule.min_capacity = 1;
+  rule.capacity_factor = 0.75;
+  const auto kept = simulate_drops(turns, turns.layers[0], rule);
+  const auto expected = simulate_drops(sorted, sorted.layers[0], rule);
+  CHECK(std::count(kept.begin(), kept.end(), 0) > 0);
+  for (std::size_t s = 0; s < 8; ++s)
+    for (std::size_t i = 0; i < 4; ++i) CHECK(kept[4 * in_turns(s) + i] == expected[4 * s + i]);
+}
+
+// Documents of two sources in turns, whose experts differ: a half of one source alone would predict
+// the other, and be wrong everywhere.
+TEST_CASE("both halves of a prediction hold documents of every source", "[routing]") {
+  RoutingTrace trace = make_trace(
+      8, 16, 2, 1, [](std::int64_t, std::int64_t) { return 3; },
+      [](std::int64_t s, std::int64_t, std::int64_t) { return Experts(s % 2, 1 - s % 2); });
+  trace.sources = {"a", "b"};
+  std::vector<std::int32_t> ids;
+  for (std::size_t n = 0; n < trace.token_ids.size(); ++n) {
+    const auto document = static_cast<std::size_t>(trace.document[n]);
+    trace.documents[document].source = static_cast<std::int32_t>(document % 2);
+    ids.push_back(static_cast<std::int32_t>(document % 2));  // ids of a source are its own
+  }
+  CHECK(prediction(trace, ids).accuracy == 1.0);
+}
+
 TEST_CASE("drop rules on the command line", "[routing]") {
   const DropRule rule = parse_drop_rule("assignments:1.5:2048", 64);
   CHECK(rule.counts == CapacityCounts::assignments);
@@ -261,8 +307,9 @@ TEST_CASE("drop rules on the command line", "[routing]") {
   CHECK(parse_drop_rule("port:2", 64).group_tokens == 64);
   CHECK(rule.name() == "assignments:1.5:2048");
   CHECK(parse_drop_rule(rule.name(), 1).name() == rule.name());
-  for (const char* bad : {"", "tokens", "slots:1", "tokens:x", "tokens:0", "tokens:1:0",
-                          "tokens:1:2:3", "tokens:-1", "tokens:nan"}) {
+  for (const char* bad :
+       {"", "tokens", "slots:1", "tokens:x", "tokens:0", "tokens:1:0", "tokens:1:2:3", "tokens:-1",
+        "tokens:nan", "tokens:1:1073741825", "tokens:1:9223372036854775807"}) {
     INFO(bad);
     CHECK(message_of<UserError>([&] { parse_drop_rule(bad, 64); }).find("allowed: tokens") !=
           std::string::npos);
@@ -282,6 +329,8 @@ TEST_CASE("a trace that contradicts itself is refused", "[routing]") {
   refused([](RoutingTrace& t) { t.layers[0].choice[1] = t.layers[0].choice[0]; }, "chosen twice");
   refused([](RoutingTrace& t) { t.layers[0].choice.pop_back(); }, "choices, allowed");
   refused([](RoutingTrace& t) { t.layers.clear(); }, "no layer");
+  refused([](RoutingTrace& t) { t.layers.push_back(t.layers[0]); }, "stands there twice");
+  refused([](RoutingTrace& t) { t.num_experts = 8193; }, "num_experts is 8193, allowed: 2 to 8192");
   refused([](RoutingTrace& t) { t.sequence_offsets.back() += 1; }, "offsets go from 0");
   refused([](RoutingTrace& t) { t.sequence_offsets[1] = t.sequence_offsets[2] + 1; }, "sequence 0");
   refused([](RoutingTrace& t) { t.sequence_sources[3] = 9; }, "source 9");

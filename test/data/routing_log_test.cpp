@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "data/h5_file.h"
 #include "test/support/catch.h"
@@ -106,6 +107,16 @@ TEST_CASE("malformed routing logs in JSON Lines are refused with one message", "
   refused(R"({"format": "openmoe-routing-log", "format_version": 2})", "allowed: 1");
   refused(R"({"format": "openmoe-routing-log", "format_version": 1})", "no \"num_experts\"");
   refused(kHeader, "no token");
+  const auto numbers = [](const char* experts, const char* length, const char* layers) {
+    return concat(
+        R"({"format": "openmoe-routing-log", "format_version": 1, "top_k": 2, "layers": )", layers,
+        R"(, "num_experts": )", experts, R"(, "sequence_length": )", length, "}\n",
+        R"({"tokens": [1], "choices": [[[0, 1]], [[0, 1]]]})");
+  };
+  refused(numbers("1", "4", "[1, 3]"), "line 1: num_experts is 1, allowed: 2 to 8192");
+  refused(numbers("9000000000", "4", "[1, 3]"), "num_experts is 9000000000, allowed: 0 to 8192");
+  refused(numbers("4", "2147483647", "[1, 3]"), "sequence_length 2147483647");
+  refused(numbers("4", "4", "[3, 3]"), "layer 3 stands there twice");
   const std::string header = kHeader;
   refused(header + R"({"tokens": [1]})", "line 2: has no list \"choices\"");
   refused(header + R"({"tokens": [1], "choices": [[[0, 1]]]})", "\"choices\" has 1 entries");
@@ -143,10 +154,61 @@ TEST_CASE("malformed routing logs in HDF5 are refused with one message", "[routi
   refused([](RoutingLog& l) { l.trace.top_k = 0; }, "top_k 0");
   refused([](RoutingLog& l) { l.trace.sequence_length = 2; }, "sequence length, 2");
 
+  refused([](RoutingLog& l) { l.trace.num_experts = 1 << 20; }, "num_experts is 1048576");
+  refused([](RoutingLog& l) { l.trace.sequence_length = std::int64_t{1} << 40; },
+          "sequence_length 1099511627776");
+
   { H5File(path, H5File::Mode::create).set_attribute("", "format", std::string("other")); }
   CHECK(contains(refusal(path), "its attribute format"));
   std::ofstream(path) << "no HDF5";
   CHECK(contains(refusal(path), "cannot be read as HDF5"));
+}
+
+// Sizes are eight bytes of a file; memory is taken only for what is stored too.
+TEST_CASE("routing logs that declare more than they hold are refused", "[routing]") {
+  const Scratch folder;
+  const std::string path = folder.path("log.h5");
+  // Every dataset has a length of its own, by which it is found in the file.
+  constexpr std::size_t kTokens = 7001, kSequences = 302, kDocuments = 211, kSources = 101,
+                        kPieces = 503;
+  RoutingLog log = small_log();
+  log.pieces.assign(kPieces, "piece");
+  RoutingTrace& trace = log.trace;
+  trace.sources.assign(kSources, "source");
+  trace.documents.assign(kDocuments, {0, "tag"});
+  trace.token_ids.assign(kTokens, 1);
+  trace.document.assign(kTokens, 0);
+  trace.sequence_length = kTokens;
+  trace.sequence_offsets.assign(kSequences + 1, 0);
+  trace.sequence_offsets.back() = kTokens;
+  trace.sequence_sources.assign(kSequences, 0);
+  for (LayerTrace& layer : trace.layers) {
+    layer.choice.clear();
+    for (std::size_t n = 0; n < kTokens; ++n) layer.choice.insert(layer.choice.end(), {0, 1});
+    layer.gate.clear();
+  }
+  write_routing_log(path, log);
+  read_routing_log(path);
+  const std::string whole = Scratch::read(path);
+  const auto bytes_of = [](std::uint64_t value) {
+    return std::string(reinterpret_cast<const char*>(&value), sizeof value);
+  };
+  for (const auto& [length, field] : {std::pair{kTokens, "token_ids"},
+                                      {kSequences + 1, "sequence_offsets"},
+                                      {kSequences, "sequence_sources"},
+                                      {kSources, "sources"},
+                                      {kPieces, "pieces"},
+                                      {kDocuments, "document_sources"}}) {
+    std::string damaged = whole;
+    for (std::size_t at = 0; (at = damaged.find(bytes_of(length), at)) != std::string::npos; ++at)
+      damaged.replace(at, sizeof length, bytes_of(std::uint64_t{1} << 44));
+    std::ofstream(path, std::ios::binary) << damaged;
+    const std::string message = refusal(path);
+    INFO(message);
+    CHECK(contains(message, path));
+    CHECK(
+        contains(message, std::string("dataset ") + field + " declares the shape (17592186044416"));
+  }
 }
 
 }  // namespace openmoe::test
