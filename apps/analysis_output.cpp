@@ -1,7 +1,10 @@
 #include "apps/analysis_output.h"
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <fstream>
+#include <set>
 
 #include "apps/durable_files.h"
 #include "apps/svg_plot.h"
@@ -12,8 +15,67 @@
 namespace openmoe {
 namespace {
 
+namespace fs = std::filesystem;
+
 // Tables longer than this are in CSV and HDF5 only.
 constexpr std::size_t kMaxJsonRows = 4000;
+
+constexpr const char* kFormat = "openmoe-routing-analysis";
+constexpr const char* kFiles = "/files.json";
+constexpr const char* kTables = "results.h5";
+constexpr const char* kTablesPart = "results.h5.tmp";
+
+void write_file_list(const std::string& folder, const std::set<std::string>& names) {
+  const nlohmann::ordered_json list = {{"format", kFormat}, {"files", names}};
+  replace_file(folder + kFiles, list.dump(1) + "\n");
+}
+
+std::set<std::string> read_file_list(const std::string& folder) {
+  std::ifstream file(folder + kFiles);
+  const auto list = nlohmann::json::parse(file, nullptr, false);
+  const auto damaged = [&] {
+    return UserError(concat("--out ", folder,
+                            ": its files.json is not the list of an analysis' "
+                            "files; remove the folder or name another"));
+  };
+  if (!list.is_object() || list.value("format", "") != kFormat || !list.contains("files") ||
+      !list["files"].is_array())
+    throw damaged();
+  std::set<std::string> names;
+  for (const auto& name : list["files"]) {
+    // A name of this folder, not a path to elsewhere.
+    if (!name.is_string() ||
+        fs::path(name.get<std::string>()).filename() != name.get<std::string>())
+      throw damaged();
+    names.insert(name.get<std::string>());
+  }
+  return names;
+}
+
+std::set<std::string> files_of(const std::vector<Figure>& figures) {
+  std::set<std::string> names = {kTables, kTablesPart, "results.json", "report.html"};
+  for (const Figure& figure : figures) {
+    names.insert(figure.id + ".csv");
+    for (std::size_t p = 0; p < figure.plots.size(); ++p)
+      names.insert(concat(figure.id, "-", p + 1, ".svg"));
+  }
+  return names;
+}
+
+// The list names all that may be there, whenever this is stopped.
+void remove_earlier(const std::string& folder, const std::set<std::string>& wanted) {
+  const std::set<std::string> earlier = read_file_list(folder);
+  std::set<std::string> all = wanted;
+  all.insert(earlier.begin(), earlier.end());
+  write_file_list(folder, all);
+  for (const std::string& name : earlier) {
+    std::error_code error;
+    if (wanted.count(name) == 0) fs::remove(fs::path(folder) / name, error);
+    if (error)
+      throw RuntimeFault(concat(folder, "/", name,
+                                ": of an earlier analysis, cannot be removed: ", error.message()));
+  }
+}
 
 // The shortest text that reads back as the same number.
 std::string exact(double value) {
@@ -113,17 +175,38 @@ nlohmann::ordered_json json_of(const Figure& figure, std::size_t max_rows) {
   return json;
 }
 
+void open_output(const std::string& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw UserError("--out " + folder + ": cannot create the folder: " + error.message());
+  std::set<std::string> names;
+  if (fs::exists(folder + kFiles, error)) {
+    names = read_file_list(folder);
+  } else {
+    const fs::directory_iterator found(folder, error);
+    if (!error && found != fs::directory_iterator())
+      throw UserError(concat("--out ", folder, ": holds files that no analysis wrote, such as ",
+                             found->path().filename().string(), "; name another folder"));
+  }
+  try {
+    write_file_list(folder, names);
+  } catch (const RuntimeFault& fault) {
+    throw UserError(
+        concat("--out ", folder, ": cannot be written: ", fault.what(), "; name another folder"));
+  }
+}
+
 void write_analysis(const std::string& folder, const std::vector<Figure>& figures,
                     const AnalysisSubject& subject) {
+  const std::set<std::string> names = files_of(figures);
+  remove_earlier(folder, names);
   std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) throw UserError("--out " + folder + ": cannot create the folder: " + error.message());
   nlohmann::ordered_json results;
   results["command"] = subject.command;
   for (const auto& [name, value] : subject.facts) results["facts"][name] = value;
-  const std::string part = folder + "/results.h5.tmp";
+  const std::string part = concat(folder, "/", kTablesPart);
   H5File file(part, H5File::Mode::create);
-  file.set_attribute("", "format", std::string("openmoe-routing-analysis"));
+  file.set_attribute("", "format", std::string(kFormat));
   file.set_attribute("", "command", subject.command);
   for (const Figure& figure : figures) {
     replace_file(folder + "/" + figure.id + ".csv", csv_of(figure.table));
@@ -133,11 +216,12 @@ void write_analysis(const std::string& folder, const std::vector<Figure>& figure
     results["figures"].push_back(json_of(figure, kMaxJsonRows));
   }
   file.close();
-  std::filesystem::rename(part, folder + "/results.h5", error);
-  if (error) throw RuntimeFault(folder + "/results.h5: " + error.message());
+  fs::rename(part, concat(folder, "/", kTables), error);
+  if (error) throw RuntimeFault(concat(folder, "/", kTables, ": ", error.message()));
   replace_file(folder + "/results.json",
                results.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   replace_file(folder + "/report.html", html_report(figures, subject));
+  write_file_list(folder, names);
 }
 
 }  // namespace openmoe

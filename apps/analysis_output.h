@@ -1,6 +1,7 @@
 // Files of `openmoe analyze`: for each figure FIGURE.csv and FIGURE-N.svg, all tables in results.h5
 // (one group a figure, one dataset a column), all of it but long tables in results.json, and
-// report.html, which needs no network and no scripts.
+// report.html, which needs no network and no scripts. files.json lists them, so that the next
+// analysis in the same folder removes those that it does not write itself.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -20,8 +21,11 @@ struct AnalysisSubject {
 std::string csv_of(const Table& table);  // RFC 4180, texts quoted where needed
 nlohmann::ordered_json json_of(const Figure& figure, std::size_t max_rows);
 std::string html_report(const std::vector<Figure>& figures, const AnalysisSubject& subject);
+// Creates the folder with a files.json. Throws UserError when it cannot be written, or holds files
+// that no analysis wrote.
+void open_output(const std::string& folder);
 
-// Creates the folder and writes everything. Throws UserError or RuntimeFault.
+// Writes everything to a folder of open_output. Throws UserError or RuntimeFault.
 void write_analysis(const std::string& folder, const std::vector<Figure>& figures,
                     const AnalysisSubject& subject);
 

@@ -112,8 +112,30 @@ AnalysisSubject describe(const Subjects& subjects, const AnalysisOptions& option
   return subject;
 }
 
+// What does not depend on the subjects; on one rank.
+void check_options(const AnalyzeOptions& options) {
+  for (const std::string& text : options.rules) parse_drop_rule(text, 1);
+  if (!options.other_tokenizer.empty()) try {
+      const Tokenizer other(options.other_tokenizer);
+    } catch (const UserError& error) {
+      throw UserError(std::string("--compare-tokenizer: ") + error.what());
+    }
+  open_output(options.out_folder);
+}
+
+void check_facts(const AnalyzeOptions& options, const SubjectFacts& facts) {
+  token_ids(options.tokens, facts.pieces);
+  const std::int64_t layer = options.analysis.layer;
+  if (layer < 0 || std::count(facts.layers.begin(), facts.layers.end(), layer) > 0) return;
+  std::string layers;
+  for (const std::int64_t known : facts.layers) layers += concat(layers.empty() ? "" : ", ", known);
+  throw UserError(concat("--layer ", layer, ": allowed: ", layers));
+}
+
 int run_analyze(const AnalyzeOptions& options, CommandContext& context) {
-  const Subjects subjects = read_subjects(options.subjects, context);
+  on_root(context.mpi.world(), [&] { check_options(options); });
+  const Subjects subjects = read_subjects(
+      options.subjects, [&](const SubjectFacts& facts) { check_facts(options, facts); }, context);
   on_root(context.mpi.world(), [&] {
     AnalysisOptions analysis = options.analysis;
     analysis.rules = drop_rules(options, subjects);

@@ -1,7 +1,11 @@
 #include "apps/analyze_subjects.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
+#include <cstdio>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -26,6 +30,12 @@ struct Named {
   std::string name, path;
 };
 
+// Options that say how checkpoints are read.
+constexpr const char* kCheckpointOptions[] = {
+    "--every-checkpoint", "--data",       "--sources",   "--split",     "--input",
+    "--positions",        "--length",     "--tokenizer", "--sentinels", "--capacity",
+    "--compute-type",     "--write-logs", "--ep",        "--device",    "--collectives"};
+
 // NAME=PATH; a path that exists is taken as it is, whatever it contains.
 Named split_name(const std::string& text) {
   const std::size_t at = text.find('=');
@@ -36,6 +46,8 @@ Named split_name(const std::string& text) {
 struct Checkpoint {
   std::string run, path;
   std::int64_t step = -1;
+  Recipe recipe;
+  std::string tokenizer_sha256;  // "": not recorded
 };
 
 std::vector<Checkpoint> find_checkpoints(const SubjectOptions& options) {
@@ -46,24 +58,63 @@ std::vector<Checkpoint> find_checkpoints(const SubjectOptions& options) {
     const std::string newest = require_checkpoint(named.path);
     const fs::path run = fs::absolute(newest).lexically_normal().parent_path().parent_path();
     const std::string name = named.name.empty() ? run.filename().string() : named.name;
+    if (!options.log_folder.empty() && name.find('/') != std::string::npos)
+      throw UserError(
+          text + ": the name " + name +
+          " holds a \"/\", but --write-logs makes it the name of a file; choose another");
     const auto [other, is_new] = folder_of.emplace(name, run);
     if (!is_new && other->second != run)
       throw UserError(concat(other->second.string(), " and ", run.string(),
                              " would both be called ", name, "; name them: NAME=FOLDER"));
     std::vector<std::string> paths = {newest};
-    const bool is_run = fs::exists(fs::path(named.path) / "checkpoints");
-    if (options.every_checkpoint && is_run) {
+    if (options.every_checkpoint) {
+      std::error_code error;
       paths.clear();
-      for (const auto& entry : fs::directory_iterator(fs::path(named.path) / "checkpoints"))
+      for (const auto& entry : fs::directory_iterator(fs::path(named.path) / "checkpoints", error))
         if (fs::exists(entry.path() / "manifest.json") &&
             entry.path().filename().string().starts_with("step-"))
           paths.push_back(entry.path());
+      if (error)
+        throw UserError(named.path +
+                        ": is no run folder, but a single checkpoint; --every-checkpoint means all "
+                        "those of a run: name its folder, or leave the option out");
       std::sort(paths.begin(), paths.end());
     }
-    for (const std::string& path : paths)
-      found.push_back({name, path, read_checkpoint_meta(path).step});
+    for (const std::string& path : paths) {
+      CheckpointMeta meta = read_checkpoint_meta(path);
+      Recipe recipe = parse_recipe(meta.recipe_json, path + ": its recipe");
+      found.push_back({name, path, meta.step, std::move(recipe), meta.tokenizer_sha256});
+    }
   }
   return found;
+}
+
+// Checkpoints or logs of one name are the course of one run.
+template <typename Subject>
+void check_steps(const std::vector<Subject>& subjects) {
+  std::set<std::pair<std::string, std::int64_t>> seen;
+  for (const Subject& subject : subjects)
+    if (!seen.insert({subject.run, subject.step}).second)
+      throw UserError(concat(subject.run, subject.step < 0 ? "" : concat(", step ", subject.step),
+                             ": stands there twice; leave one out, or name them: NAME=PATH"));
+}
+
+// The text's ids mean something to the model only when both come of one tokenizer.
+std::string check_tokenizer(const std::vector<Checkpoint>& checkpoints, const Tokenizer& tokenizer,
+                            const TokenizerOptions& options) {
+  std::string recorded;
+  for (const Checkpoint& checkpoint : checkpoints) {
+    if (checkpoint.tokenizer_sha256.empty()) continue;
+    recorded = checkpoint.tokenizer_sha256;
+    if (recorded == tokenizer.hash()) continue;
+    throw UserError(
+        concat(options.file.empty() ? tokenizer.path() : "--tokenizer " + options.file, " with ",
+               tokenizer.num_sentinels(), " sentinels is not the tokenizer of ", checkpoint.path,
+               " (its hash is ", tokenizer.hash(), ", of training ", recorded,
+               "); leave --tokenizer and --sentinels out where the run keeps its own, and analyse "
+               "checkpoints of different tokenizers one by one"));
+  }
+  return recorded;
 }
 
 // The most positions of each source: N for all, SOURCE=N for one.
@@ -92,11 +143,13 @@ void set_positions(std::vector<StudySource>& sources, const std::vector<std::str
     source.positions = special.count(source.name) > 0 ? special[source.name] : general;
 }
 
-std::vector<StudySource> read_sources(const SubjectOptions& options, const Tokenizer& tokenizer) {
+std::vector<StudySource> read_sources(const SubjectOptions& options, const Tokenizer& tokenizer,
+                                      const std::string& tokenizer_sha256) {
   std::vector<StudySource> sources;
   if (!options.data_folder.empty())
     sources = read_study_shards(options.data_folder, options.sources,
-                                options.split == "train" ? Split::train : Split::validation);
+                                options.split == "train" ? Split::train : Split::validation,
+                                tokenizer_sha256);
   for (const std::string& text : options.inputs) {
     const Named named = split_name(text);
     const auto inputs = list_inputs(named.path);
@@ -113,6 +166,27 @@ std::vector<StudySource> read_sources(const SubjectOptions& options, const Token
                              " is named twice; leave one out, or name another: NAME=FILE"));
   set_positions(sources, options.positions);
   return sources;
+}
+
+// Traces of different models cannot be laid over each other.
+struct RouterShape {
+  std::int64_t num_experts, top_k, num_layers;
+  bool operator==(const RouterShape&) const = default;
+  std::string text() const {
+    return concat(num_experts, " experts, ", top_k, " choices and ", num_layers, " MoE layers");
+  }
+};
+RouterShape shape_of(const Recipe& recipe) {
+  return {recipe.model.num_experts, 2, recipe.model.num_moe_layers()};
+}
+RouterShape shape_of(const RoutingTrace& trace) {
+  return {trace.num_experts, trace.top_k, static_cast<std::int64_t>(trace.layers.size())};
+}
+void check_comparable(const std::string& name, const RouterShape& shape, const std::string& first,
+                      const RouterShape& first_shape) {
+  if (!(shape == first_shape))
+    throw UserError(concat(name, ": has ", shape.text(), ", ", first, " has ", first_shape.text(),
+                           "; analyse them one by one"));
 }
 
 void check_vocabulary(const std::vector<StudySource>& sources, std::int64_t vocab_size) {
@@ -132,24 +206,57 @@ std::vector<std::string> pieces_of(const Tokenizer& tokenizer) {
   return pieces;
 }
 
+// The folder for logs of checkpoints; on one rank.
+void make_log_folder(const std::string& folder) {
+  if (folder.empty()) return;
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (!error && ::access(folder.c_str(), W_OK) != 0)
+    error = std::error_code(errno, std::generic_category());
+  if (error)
+    throw UserError(concat("--write-logs ", folder, ": cannot be a folder to write to: ",
+                           error.message(), "; name another"));
+}
+
+// Everything that can be wrong is found before the first weights are read.
+std::unique_ptr<StudyText> prepare_text(const std::vector<Checkpoint>& checkpoints,
+                                        const SubjectOptions& options, SubjectFacts& facts,
+                                        bool is_root) {
+  const Checkpoint& first = checkpoints.front();
+  const auto tokenizer = open_tokenizer(options.tokenizer, first.path, first.recipe);
+  const std::string recorded = check_tokenizer(checkpoints, *tokenizer, options.tokenizer);
+  const std::vector<StudySource> sources = read_sources(options, *tokenizer, recorded);
+  for (const Checkpoint& checkpoint : checkpoints) {
+    check_comparable(checkpoint.path, shape_of(checkpoint.recipe), first.path,
+                     shape_of(first.recipe));
+    check_vocabulary(sources, checkpoint.recipe.model.vocab_size);
+    if (checkpoint.tokenizer_sha256.empty() && is_root)
+      std::fprintf(
+          stderr,
+          "warning: %s does not record its tokenizer (imported, or older than the record): "
+          "that the text was made with it is taken on trust\n",
+          checkpoint.path.c_str());
+  }
+  facts.pieces = pieces_of(*tokenizer);
+  for (std::int64_t layer = 0; layer < first.recipe.model.num_layers; ++layer)
+    if (first.recipe.model.is_moe_layer(layer)) facts.layers.push_back(layer);
+  return std::make_unique<StudyText>(
+      sources, options.length > 0 ? options.length : first.recipe.data.sequence_length);
+}
+
 void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
+                         const std::function<void(const SubjectFacts&)>& check,
                          CommandContext& context) {
   std::vector<Checkpoint> checkpoints;
   std::unique_ptr<StudyText> text;
+  on_root(context.mpi.world(), [&] { make_log_folder(options.log_folder); });
   on_every_rank(context.mpi.world(), [&] {
     checkpoints = find_checkpoints(options);
-    const std::string& first = checkpoints.front().path;
-    const Recipe recipe =
-        parse_recipe(read_checkpoint_meta(first).recipe_json, first + ": its recipe");
-    const auto tokenizer = open_tokenizer(options.tokenizer, first, recipe);
-    const std::vector<StudySource> sources = read_sources(options, *tokenizer);
-    for (const Checkpoint& checkpoint : checkpoints)
-      check_vocabulary(sources, parse_recipe(read_checkpoint_meta(checkpoint.path).recipe_json,
-                                             checkpoint.path + ": its recipe")
-                                    .model.vocab_size);
-    subjects.pieces = pieces_of(*tokenizer);
-    text = std::make_unique<StudyText>(
-        sources, options.length > 0 ? options.length : recipe.data.sequence_length);
+    check_steps(checkpoints);
+    SubjectFacts facts;
+    text = prepare_text(checkpoints, options, facts, context.mpi.world().rank_in_group() == 0);
+    check(facts);
+    subjects.pieces = std::move(facts.pieces);
   });
   ObserveOptions observe = options.observe;
   observe.dropless = options.capacity == "dropless";
@@ -173,11 +280,9 @@ void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
       model.losses.emplace_back(loss.source, loss.loss);
     model.trace = std::move(observed.trace);
     on_root(context.mpi.world(), [&] {
-      if (!options.log_folder.empty()) {
-        fs::create_directories(options.log_folder);
+      if (!options.log_folder.empty())
         write_routing_log(concat(options.log_folder, "/", model.run, "-", model.step, ".h5"),
-                          {model.trace, model.run, model.step, subjects.pieces});
-      }
+                          {model.trace, model.run, model.step, subjects.pieces, {}});
       for (LayerTrace& layer : model.trace.layers) layer.gate = {};  // no figure reads them
       std::printf("read the routing of %s\n", model.label().c_str());
       std::fflush(stdout);
@@ -186,22 +291,35 @@ void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
   }
 }
 
-// Traces of different models cannot be laid over each other.
-void check_comparable(const std::vector<AnalysedModel>& models) {
-  const RoutingTrace& first = models.front().trace;
-  for (const AnalysedModel& model : models)
-    if (model.trace.num_experts != first.num_experts || model.trace.top_k != first.top_k ||
-        model.trace.layers.size() != first.layers.size())
-      throw UserError(concat(model.label(), ": has ", model.trace.num_experts, " experts, ",
-                             model.trace.top_k, " choices and ", model.trace.layers.size(),
-                             " MoE layers, ", models.front().label(), " has ", first.num_experts,
-                             ", ", first.top_k, " and ", first.layers.size(),
-                             "; analyse them one by one"));
+void read_logs(Subjects& subjects, const std::vector<std::string>& logs) {
+  std::map<std::string, fs::path> folder_of;
+  for (const std::string& text : logs) {
+    const Named named = split_name(text);
+    RoutingLog log = read_routing_log(named.path);
+    AnalysedModel model;
+    model.run = !named.name.empty() ? named.name
+                : log.name.empty()  ? fs::path(named.path).stem().string()
+                                    : log.name;
+    model.step = log.step;
+    model.trace = std::move(log.trace);
+    // Two trainings of one recipe call themselves alike; each writes to a folder of its own.
+    const fs::path folder = fs::absolute(named.path).lexically_normal().parent_path();
+    const auto [other, is_new] = folder_of.emplace(model.run, folder);
+    if (!is_new && named.name.empty() && other->second != folder)
+      throw UserError(concat(named.path, " and a log in ", other->second.string(),
+                             " both call themselves ", model.run, "; name them: NAME=FILE"));
+    if (subjects.pieces.empty()) subjects.pieces = std::move(log.pieces);
+    subjects.models.push_back(std::move(model));
+    check_comparable(subjects.models.back().label(), shape_of(subjects.models.back().trace),
+                     subjects.models.front().label(), shape_of(subjects.models.front().trace));
+  }
+  check_steps(subjects.models);
 }
 
 }  // namespace
 
 void add_subject_options(CLI::App& command, SubjectOptions& options) {
+  options.command = &command;
   command.add_option("CHECKPOINT", options.checkpoints,
                      "run folder (its latest checkpoint) or checkpoint folder; NAME=PATH names it");
   command.add_flag("--every-checkpoint", options.every_checkpoint,
@@ -239,7 +357,9 @@ void add_subject_options(CLI::App& command, SubjectOptions& options) {
   add_device_options(command, options.observe.device);
 }
 
-Subjects read_subjects(const SubjectOptions& options, CommandContext& context) {
+Subjects read_subjects(const SubjectOptions& options,
+                       const std::function<void(const SubjectFacts&)>& check,
+                       CommandContext& context) {
   Subjects subjects;
   if (options.checkpoints.empty() == options.logs.empty())
     throw UserError(
@@ -247,24 +367,25 @@ Subjects read_subjects(const SubjectOptions& options, CommandContext& context) {
   if (!options.checkpoints.empty()) {
     if (options.data_folder.empty() && options.inputs.empty())
       throw UserError("analyze: say on which text: --data with shards, --input with JSON Lines");
-    observe_checkpoints(subjects, options, context);
-  } else {
-    on_root(context.mpi.world(), [&] {
-      for (const std::string& text : options.logs) {
-        const Named named = split_name(text);
-        RoutingLog log = read_routing_log(named.path);
-        AnalysedModel model;
-        model.run = !named.name.empty() ? named.name
-                    : log.name.empty()  ? fs::path(named.path).stem().string()
-                                        : log.name;
-        model.step = log.step;
-        model.trace = std::move(log.trace);
-        if (subjects.pieces.empty()) subjects.pieces = std::move(log.pieces);
-        subjects.models.push_back(std::move(model));
-      }
-    });
+    for (const char* name : {"--sources", "--split"})
+      if (options.data_folder.empty() && options.command->get_option(name)->count() > 0)
+        throw UserError(concat(name, ": says what of --data is read, which is not given"));
+    observe_checkpoints(subjects, options, check, context);
+    return subjects;
   }
-  on_root(context.mpi.world(), [&] { check_comparable(subjects.models); });
+  for (const char* name : kCheckpointOptions)
+    if (options.command->get_option(name)->count() > 0)
+      throw UserError(concat(name,
+                             ": says how checkpoints are read, but --log is of routing that is "
+                             "recorded already; leave one of the two out"));
+  on_root(context.mpi.world(), [&] {
+    read_logs(subjects, options.logs);
+    SubjectFacts facts;
+    facts.pieces = subjects.pieces;
+    for (const LayerTrace& layer : subjects.models.front().trace.layers)
+      facts.layers.push_back(layer.layer);
+    check(facts);
+  });
   return subjects;
 }
 

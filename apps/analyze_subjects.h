@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 namespace openmoe {
 
 struct SubjectOptions {
+  const CLI::App* command = nullptr;     // which options were given
   std::vector<std::string> checkpoints;  // [NAME=]PATH of a run or checkpoint folder
   bool every_checkpoint = false;         // of each run folder
   std::vector<std::string> logs;         // [NAME=]FILE
@@ -38,7 +40,16 @@ struct Subjects {
 
 void add_subject_options(CLI::App& command, SubjectOptions& options);
 
+// What is known of the subjects before any of their weights are read.
+struct SubjectFacts {
+  std::vector<std::string> pieces;
+  std::vector<std::int64_t> layers;  // numbers of the MoE layers
+};
+
+// `check` is called with the facts before the long part and may throw UserError, on any rank.
 // Collective; throws UserError on every rank.
-Subjects read_subjects(const SubjectOptions& options, CommandContext& context);
+Subjects read_subjects(const SubjectOptions& options,
+                       const std::function<void(const SubjectFacts&)>& check,
+                       CommandContext& context);
 
 }  // namespace openmoe

@@ -24,6 +24,7 @@ struct CheckpointMeta {
   std::int64_t positions = 0;    // positions trained on so far
   std::string recipe_json;       // the resolved recipe
   std::string data_fingerprint;  // BatchStream::fingerprint(), or kImportedWeights
+  std::string tokenizer_sha256 = "";  // Tokenizer::hash() of the data; "": not known, as of imports
 };
 
 // The fingerprint of a checkpoint that no data made: values only, without optimizer statistics.

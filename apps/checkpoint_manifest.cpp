@@ -70,7 +70,8 @@ CheckpointManifest manifest_from(const Json& json) {
   manifest.meta = {.step = json.at("step").get<std::int64_t>(),
                    .positions = json.at("positions").get<std::int64_t>(),
                    .recipe_json = json.at("recipe").dump(2),
-                   .data_fingerprint = json.at("data_fingerprint").get<std::string>()};
+                   .data_fingerprint = json.at("data_fingerprint").get<std::string>(),
+                   .tokenizer_sha256 = json.value("tokenizer_sha256", "")};
   const Json& grid = json.at("grid");
   manifest.dp = grid.at("dp").get<std::int64_t>();
   manifest.ep = grid.at("ep").get<std::int64_t>();
@@ -120,6 +121,7 @@ std::string to_text(const CheckpointManifest& manifest) {
                {"step", meta.step},
                {"positions", meta.positions},
                {"data_fingerprint", meta.data_fingerprint},
+               {"tokenizer_sha256", meta.tokenizer_sha256},
                {"grid", {{"dp", manifest.dp}, {"ep", manifest.ep}, {"tp", manifest.tp}}},
                {"files", list_of(manifest.files)},
                {"tensors", list_of(manifest.tensors)},

@@ -14,6 +14,7 @@
 namespace openmoe {
 namespace {
 
+namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 constexpr std::size_t kTrackedIds = 512;
@@ -24,33 +25,25 @@ double share(double part, double whole) {
   return whole > 0.0 ? part / whole : 0.0;
 }
 
+std::string log_name(std::int64_t step) {
+  char name[64];
+  std::snprintf(name, sizeof name, "step-%08lld.h5", static_cast<long long>(step));
+  return name;
+}
+
+// -1: the name is not one of log_name.
+std::int64_t step_of_log(const std::string& name) {
+  long long step = -1;
+  if (std::sscanf(name.c_str(), "step-%lld.h5", &step) != 1 || step < 0) return -1;
+  return name == log_name(step) ? step : -1;
+}
+
 Json loss_rates(const LiveCounts::Losses& losses) {
   const auto tokens = static_cast<double>(losses.tokens);
   return {{"tokens", losses.tokens},
           {"lost_first", share(static_cast<double>(losses.first), tokens)},
           {"lost_second", share(static_cast<double>(losses.second), tokens)},
           {"lost_both", share(static_cast<double>(losses.both), tokens)}};
-}
-
-// The numbers of a layer's row that are single, and those of its sources.
-void add_scalars(std::vector<std::pair<std::string, double>>& scalars, const std::string& prefix,
-                 const Json& row) {
-  for (const auto& item : row.items()) {
-    if (item.value().is_number_float())
-      scalars.emplace_back(prefix + item.key(), item.value().get<double>());
-    if (item.key() == "expert_share")
-      for (std::size_t e = 0; e < item.value().size(); ++e)
-        scalars.emplace_back(concat(prefix, "expert_share/", e), item.value()[e].get<double>());
-    if (item.key() == "by_source")
-      for (const auto& source : item.value().items())
-        scalars.emplace_back(prefix + "lost_first_by_source/" + source.key(),
-                             source.value()["lost_first"].get<double>());
-  }
-  const Json& buckets = row["by_position"];
-  scalars.emplace_back(prefix + "lost_first_by_position/first",
-                       buckets.front()["lost_first"].get<double>());
-  scalars.emplace_back(prefix + "lost_first_by_position/last",
-                       buckets.back()["lost_first"].get<double>());
 }
 
 }  // namespace
@@ -73,10 +66,54 @@ RoutingMonitor::RoutingMonitor(Network& network, ProcessGrid& grid, const BatchS
   slot_.resize(2 * N);
   prob_.resize(N * static_cast<std::size_t>(model.num_experts));
   if (recipe_.run.routing_every == 0 || layers_.empty()) return;
-  on_root(grid.world(), [&] {
-    std::filesystem::create_directories(run_folder + "/routing");
-    events_.emplace(run_folder + "/tensorboard", first_step);
-  });
+  on_root(grid.world(), [&] { open_folder(first_step); });
+  share_favourites();
+}
+
+// On rank 0. Takes up the favourites of the newest log before `first_step`.
+void RoutingMonitor::open_folder(std::int64_t first_step) {
+  const fs::path folder = fs::path(run_folder_) / "routing";
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error)
+    throw UserError(concat(folder.string(), ": cannot create the folder for routing logs: ",
+                           error.message(), "; remove what is there, or set run.routing_every=0"));
+  std::int64_t newest = -1;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::int64_t step = step_of_log(entry.path().filename().string());
+    if (step >= first_step) fs::remove(entry.path(), error);
+    if (step < first_step) newest = std::max(newest, step);
+    if (error) break;
+  }
+  if (error)
+    throw UserError(concat(folder.string(), ": cannot be gone through: ", error.message(),
+                           "; make it readable and writable, or set run.routing_every=0"));
+  if (newest < 0) return;
+  RoutingLog log = read_routing_log((folder / log_name(newest)).string());
+  if (log.trace.num_experts == recipe_.model.num_experts &&
+      log.favourites.experts.size() == layers_.size())
+    tracked_ = std::move(log.favourites);
+}
+
+// From rank 0 to all.
+void RoutingMonitor::share_favourites() {
+  std::vector<std::int32_t> values = tracked_.ids;
+  for (const auto& layer : tracked_.experts)
+    values.insert(values.end(), layer.begin(), layer.end());
+  std::string bytes(reinterpret_cast<const char*>(values.data()),
+                    values.size() * sizeof(values[0]));
+  grid_.world().broadcast(bytes, 0);
+  values.resize(bytes.size() / sizeof(values[0]));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  const std::size_t count = values.size() / (1 + layers_.size());
+  const auto part = [&](std::size_t index) {
+    const auto begin = values.begin() + static_cast<std::ptrdiff_t>(index * count);
+    return std::vector<std::int32_t>(begin, begin + static_cast<std::ptrdiff_t>(count));
+  };
+  tracked_.ids = part(0);
+  tracked_.experts.clear();
+  for (std::size_t l = 0; l < layers_.size() && count > 0; ++l)
+    tracked_.experts.push_back(part(1 + l));
 }
 
 bool RoutingMonitor::wants(std::int64_t step) const {
@@ -86,17 +123,17 @@ bool RoutingMonitor::wants(std::int64_t step) const {
 }
 
 void RoutingMonitor::begin(const Batch& batch) {
-  if (tracked_.empty()) {
+  if (tracked_.ids.empty()) {
     std::vector<std::int64_t> seen(static_cast<std::size_t>(recipe_.model.vocab_size), 0);
     for (std::size_t n = 0; n < batch.inputs.size(); ++n)
       if (batch.segment_ids[n] > 0) ++seen[static_cast<std::size_t>(batch.inputs[n])];
     grid_.data().all_reduce_sum(std::span<std::int64_t>(seen));
-    tracked_ = most_frequent_ids(seen, kTrackedIds);
-    favourites_.assign(layers_.size(), std::vector<std::int32_t>(tracked_.size(), -1));
+    tracked_.ids = most_frequent_ids(seen, kTrackedIds);
+    tracked_.experts.assign(layers_.size(), std::vector<std::int32_t>(tracked_.ids.size(), -1));
   }
   counts_.emplace(static_cast<std::int64_t>(layers_.size()), recipe_.model.num_experts,
                   static_cast<std::int64_t>(stream_.source_names().size()),
-                  recipe_.data.sequence_length, tracked_);
+                  recipe_.data.sequence_length, tracked_.ids);
   received_.assign(layers_.size(), 0);
   logged_.clear();
 }
@@ -138,16 +175,10 @@ Json RoutingMonitor::finish(std::int64_t step, const StepSums& sums, const Batch
   grid_.data().all_reduce_sum(std::span<double>(reals));
   counts_->assign(integers, reals);
   const std::vector<double> imbalance = rank_imbalance();
-  write_log(step);
   Json rows = Json::array();
   for (std::size_t l = 0; l < layers_.size(); ++l)
     rows.push_back(layer_row(l, sums, counts, imbalance[l]));
-  if (events_) {
-    std::vector<std::pair<std::string, double>> scalars;
-    for (const Json& row : rows)
-      add_scalars(scalars, concat("routing/layer_", row["layer"].get<std::int64_t>(), "/"), row);
-    events_->write(step, scalars);
-  }
+  write_log(step);
   return rows;
 }
 
@@ -187,13 +218,13 @@ double RoutingMonitor::unchanged_favourites(std::size_t l) {
   const auto E = static_cast<std::size_t>(recipe_.model.num_experts);
   const std::vector<std::int64_t>& counts = counts_->layers()[l].token_first;
   std::int64_t same = 0, compared = 0;
-  for (std::size_t i = 0; i < tracked_.size(); ++i) {
+  for (std::size_t i = 0; i < tracked_.ids.size(); ++i) {
     const std::span<const std::int64_t> row(counts.data() + i * E, E);
     std::int64_t seen = 0;
     for (const std::int64_t count : row) seen += count;
     if (seen < kMinSeen) continue;
     const auto now = static_cast<std::int32_t>(favourite(row));
-    std::int32_t& before = favourites_[l][i];
+    std::int32_t& before = tracked_.experts[l][i];
     compared += before >= 0 ? 1 : 0;
     same += before == now ? 1 : 0;
     before = now;
@@ -255,9 +286,8 @@ void RoutingMonitor::write_log(std::int64_t step) {
       log.trace.sequence_offsets.push_back(log.trace.num_tokens());
     }
     if (log.trace.num_tokens() == 0) return;
-    char name[64];
-    std::snprintf(name, sizeof name, "/routing/step-%08lld.h5", static_cast<long long>(step));
-    write_routing_log(run_folder_ + name, log);
+    log.favourites = tracked_;
+    write_routing_log(run_folder_ + "/routing/" + log_name(step), log);
   });
 }
 

@@ -1,7 +1,8 @@
-// RoutingMonitor: what the routers do while they are trained, every run.routing_every steps: into
-// the row of metrics.jsonl, TensorBoard event files (RUN/tensorboard) and routing logs
+// RoutingMonitor: what the routers do while they are trained, every run.routing_every steps: for
+// the row of metrics.jsonl and the event files (run_log.h), and into routing logs
 // (RUN/routing/step-00000100.h5, data/routing_log.h) of the first rows of the batch, which `openmoe
-// analyze --log` reads.
+// analyze --log` reads. The logs also keep the favourite experts of frequent ids, from which a
+// resumed run goes on.
 #pragma once
 
 #include <cstdint>
@@ -16,15 +17,16 @@
 #include "core/model/step_stats.h"
 #include "core/routing/live_counts.h"
 #include "data/batch_stream.h"
-#include "data/event_file.h"
+#include "data/routing_log.h"
 #include "parallel/process_grid.h"
 
 namespace openmoe {
 
 class RoutingMonitor {
  public:
-  // All references must outlive this. `first_step`: of this start of the run. Throws UserError when
-  // the folder cannot be written. Collective.
+  // All references must outlive this. `first_step`: of this start of the run; logs of it and of
+  // later steps, which a stopped run left behind, are removed. Throws UserError when the folder
+  // cannot be written or its newest log is damaged. Collective.
   RoutingMonitor(Network& network, ProcessGrid& grid, const BatchStream& stream,
                  const std::string& run_folder, std::int64_t first_step);
 
@@ -33,7 +35,7 @@ class RoutingMonitor {
   void begin(const Batch& batch);
   // After each forward and backward, with the micro-batch and its first row in the global batch.
   void observe(const Batch& micro_batch, std::int64_t first_row);
-  // After the last one: writes the log and the events, and returns one object for each MoE layer,
+  // After the last one: writes the log, and returns one object for each MoE layer,
   // on rank 0. `sums` and `counts` over all ranks. Collective.
   nlohmann::ordered_json finish(std::int64_t step, const StepSums& sums, const BatchCounts& counts);
 
@@ -43,6 +45,8 @@ class RoutingMonitor {
   double unchanged_favourites(std::size_t layer);
   std::vector<double> rank_imbalance();
   void write_log(std::int64_t step);
+  void open_folder(std::int64_t first_step);
+  void share_favourites();
 
   Network& network_;
   ProcessGrid& grid_;
@@ -52,12 +56,9 @@ class RoutingMonitor {
   std::vector<std::int64_t> layers_;  // of the network
   std::int64_t logged_rows_;          // of the global batch, from its first
   std::optional<LiveCounts> counts_;
-  std::vector<std::int32_t> tracked_;
-  // Favourite expert of each tracked id when last seen often enough, by layer; -1: not yet.
-  std::vector<std::vector<std::int32_t>> favourites_;
+  FavouriteExperts tracked_;            // the same on all ranks
   std::vector<std::int64_t> received_;  // rows for this rank's experts, by layer
   std::string logged_;                  // this rank's part of the log
-  std::optional<EventFile> events_;     // rank 0
   std::vector<std::int32_t> choice_, slot_;
   std::vector<float> prob_;
 };

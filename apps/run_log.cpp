@@ -47,12 +47,48 @@ void write_row(std::ofstream& out, const std::string& path, const nlohmann::orde
   if (!out) throw RuntimeFault(concat("cannot write ", path, ": ", reason()));
 }
 
+using Scalars = std::vector<std::pair<std::string, double>>;
+using Json = nlohmann::ordered_json;
+
+// The numbers of a layer's row that are single, and those of its sources.
+void add_routing(Scalars& scalars, const Json& row) {
+  const std::string prefix = concat("routing/layer_", row["layer"].get<std::int64_t>(), "/");
+  for (const auto& item : row.items()) {
+    if (item.value().is_number_float())
+      scalars.emplace_back(prefix + item.key(), item.value().get<double>());
+    if (item.key() == "expert_share")
+      for (std::size_t e = 0; e < item.value().size(); ++e)
+        scalars.emplace_back(concat(prefix, "expert_share/", e), item.value()[e].get<double>());
+    if (item.key() == "by_source")
+      for (const auto& source : item.value().items())
+        scalars.emplace_back(prefix + "lost_first_by_source/" + source.key(),
+                             source.value()["lost_first"].get<double>());
+  }
+  const Json& buckets = row["by_position"];
+  scalars.emplace_back(prefix + "lost_first_by_position/first",
+                       buckets.front()["lost_first"].get<double>());
+  scalars.emplace_back(prefix + "lost_first_by_position/last",
+                       buckets.back()["lost_first"].get<double>());
+}
+
+// Losses, accuracy, gradient norm, learning rate, speed; routing where the step was watched.
+Scalars scalars_of_step(const Json& row) {
+  Scalars scalars;
+  for (const auto& item : row.items())
+    if (item.value().is_number_float())
+      scalars.emplace_back("train/" + item.key(), item.value().get<double>());
+  if (row.contains("routing"))
+    for (const Json& layer : row["routing"]) add_routing(scalars, layer);
+  return scalars;
+}
+
 }  // namespace
 
 RunLog::RunLog(const std::string& folder, std::int64_t first_step)
     : folder_(folder),
       metrics_(open_for_append(folder + "/metrics.jsonl", first_step)),
-      validation_(open_for_append(folder + "/validation.jsonl", first_step)) {}
+      validation_(open_for_append(folder + "/validation.jsonl", first_step)),
+      events_(folder + "/tensorboard", first_step) {}
 
 void RunLog::write_recipe(const std::string& recipe_json) {
   replace_file(folder_ + "/recipe.json", recipe_json + "\n");
@@ -60,10 +96,15 @@ void RunLog::write_recipe(const std::string& recipe_json) {
 
 void RunLog::write_step(const nlohmann::ordered_json& row) {
   write_row(metrics_, folder_ + "/metrics.jsonl", row);
+  events_.write(row["step"].get<std::int64_t>(), scalars_of_step(row));
 }
 
 void RunLog::write_validation(const nlohmann::ordered_json& row) {
   write_row(validation_, folder_ + "/validation.jsonl", row);
+  const std::string prefix = "validation/" + row["source"].get<std::string>() + "/";
+  events_.write(row["step"].get<std::int64_t>(),
+                {{prefix + "cross_entropy", row["cross_entropy"].get<double>()},
+                 {prefix + "accuracy", row["accuracy"].get<double>()}});
 }
 
 }  // namespace openmoe

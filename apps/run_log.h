@@ -1,11 +1,14 @@
 // RunLog: the run folder's records, written by rank 0: recipe.json, metrics.jsonl (one object per
-// step) and validation.jsonl (one object per validation and source).
+// step), validation.jsonl (one object per validation and source), and the numbers of both as
+// TensorBoard event files in tensorboard/.
 #pragma once
 
 #include <cstdint>
 #include <fstream>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+
+#include "data/event_file.h"
 
 namespace openmoe {
 
@@ -25,6 +28,7 @@ class RunLog {
   std::string folder_;
   std::ofstream metrics_;
   std::ofstream validation_;
+  EventFile events_;
 };
 
 }  // namespace openmoe

@@ -17,6 +17,7 @@
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
 #include "core/train/adafactor.h"
+#include "data/tokenizer.h"
 
 namespace openmoe {
 namespace {
@@ -236,6 +237,7 @@ void Trainer::save(std::int64_t next_step) {
   meta.positions = positions_;
   meta.recipe_json = to_json(recipe_);
   meta.data_fingerprint = stream_.fingerprint();
+  meta.tokenizer_sha256 = stream_.tokenizer().hash();
   const std::string folder = checkpoint_folder(run_folder_, next_step);
   HostParams host(network_.params(), network_.ops());
   host.download();

@@ -53,7 +53,7 @@ class DocumentEvents : public nlohmann::json_sax<Json> {
         document_.tag = std::move(value);
       }
     } else if (depth_ == 2 && key_ == "meta") {
-      if (inner_key_ == "language" || inner_key_ == "redpajama_set_name")
+      if (inner_key_ == "language" || inner_key_ == "redpajama_set_name" || inner_key_ == "task")
         document_.tag = std::move(value);
     } else if (depth_ == 3 && key_ == "conversation" && inner_key_ == "content") {
       if (!conversation_.empty()) conversation_ += "\n\n";

@@ -50,8 +50,9 @@ std::unique_ptr<RecordReader> open_input(const InputInfo& input, std::int64_t ma
 // A document taken from a record.
 struct Document {
   std::string text;
-  std::string tag;  // finer origin within the source: programming or natural language, RedPajama
-                    // subset; may be empty
+  // Finer origin within the source: "lang" or in "meta" "language" (programming or natural),
+  // "redpajama_set_name" or "task"; may be empty.
+  std::string tag;
 };
 
 // Fills `document` from a record. Returns an empty string, or the reason why the record is

@@ -141,6 +141,25 @@ void read_layers(const H5File& file, RoutingTrace& trace) {
             [](const LayerTrace& a, const LayerTrace& b) { return a.layer < b.layer; });
 }
 
+void read_favourites(const H5File& file, RoutingLog& log) {
+  if (!file.exists("favourites")) return;
+  log.favourites.ids = narrowed<std::int32_t>(read_integers(file, "favourites/ids", -1, 0));
+  const auto count = static_cast<std::int64_t>(log.favourites.ids.size());
+  const auto layers = static_cast<std::int64_t>(log.trace.layers.size());
+  if (count == 0) return;
+  const auto experts = read_integers(file, "favourites/experts", layers, count);
+  for (std::int64_t l = 0; l < layers; ++l) {
+    log.favourites.experts.emplace_back();
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t expert = experts[static_cast<std::size_t>(l * count + i)];
+      if (expert < -1 || expert >= log.trace.num_experts)
+        fail(file.path(), concat("favourites/experts: found ", expert, ", allowed: -1 to ",
+                                 log.trace.num_experts - 1));
+      log.favourites.experts.back().push_back(static_cast<std::int32_t>(expert));
+    }
+  }
+}
+
 RoutingLog read_hdf5(const std::string& path) {
   H5File file = [&] {
     try {
@@ -166,6 +185,7 @@ RoutingLog read_hdf5(const std::string& path) {
   check_routing_log(log, path, false);
   read_documents(file, trace);
   read_layers(file, trace);
+  read_favourites(file, log);
   if (file.exists("pieces")) log.pieces = read_texts(file, "pieces");
   if (file.has_attribute("", "name")) log.name = file.string_attribute("", "name");
   if (file.has_attribute("", "step")) {
@@ -264,6 +284,15 @@ void write_routing_log(const std::string& path, const RoutingLog& log) {
       file.create_group(group);
       write(group + "/choices", "u16", layer.choice, trace.top_k);
       if (!layer.gate.empty()) write(group + "/gates", "f32", layer.gate, trace.top_k);
+    }
+    if (!log.favourites.ids.empty()) {
+      std::vector<std::int32_t> experts;
+      for (const auto& layer : log.favourites.experts)
+        experts.insert(experts.end(), layer.begin(), layer.end());
+      file.create_group("favourites");
+      write("favourites/ids", "i32", log.favourites.ids, 0);
+      write("favourites/experts", "i32", experts,
+            static_cast<std::int64_t>(log.favourites.ids.size()));
     }
     file.close();
   }

@@ -21,6 +21,9 @@
 //   layers/<i>/choices  (N, K) integers: experts of MoE layer i of the network, by falling
 //                       probability
 //   layers/<i>/gates    (N, K) floats, optional: their combine weights
+//   favourites/ids      (I) integers and favourites/experts (layers, I) integers, optional: of some
+//                       token ids the favourite expert when last seen often enough, -1: not yet;
+//                       training writes them and goes on from them
 //
 // Or JSON Lines (any other ending; .gz and .zst are read too). The first line is an object with the
 // attributes above and "layers", a list of numbers of layers, and optionally "pieces". Each further
@@ -40,11 +43,18 @@
 
 namespace openmoe {
 
+// Favourite experts of some token ids, by layer: what a run under way remembers of its past.
+struct FavouriteExperts {
+  std::vector<std::int32_t> ids;                   // (I), rising
+  std::vector<std::vector<std::int32_t>> experts;  // (layers, I); -1: none yet
+};
+
 struct RoutingLog {
   RoutingTrace trace;
   std::string name;                 // "": none given
   std::int64_t step = -1;           // -1: none given
   std::vector<std::string> pieces;  // empty: none given
+  FavouriteExperts favourites;      // of HDF5; empty: none given
 };
 
 // Throws UserError, naming file and place, for anything that is not such a log.

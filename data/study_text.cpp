@@ -43,9 +43,10 @@ void read_shard(StudySource& source, ShardReader& reader) {
 }  // namespace
 
 std::vector<StudySource> read_study_shards(const std::string& folder,
-                                           const std::vector<std::string>& names, Split split) {
+                                           const std::vector<std::string>& names, Split split,
+                                           const std::string& tokenizer_sha256) {
   std::vector<StudySource> sources;
-  std::string tokenizer;
+  std::string tokenizer = tokenizer_sha256;
   for (const std::string& name : names.empty() ? folders_below(folder) : names) {
     const std::vector<std::string> shards = list_shards(concat(folder, "/", name));
     if (shards.empty()) throw UserError(concat(folder, "/", name, ": holds no shards"));
@@ -54,8 +55,13 @@ std::vector<StudySource> read_study_shards(const std::string& folder,
     for (const std::string& path : shards) {
       ShardReader reader(path, split);
       if (tokenizer.empty()) tokenizer = reader.header().tokenizer_sha256;
-      if (reader.header().tokenizer_sha256 != tokenizer)
-        throw UserError(path + ": was made with another tokenizer than the shards before it");
+      if (const std::string& found = reader.header().tokenizer_sha256; found != tokenizer)
+        throw UserError(
+            tokenizer == tokenizer_sha256
+                ? concat(path, ": was made with another tokenizer (", found,
+                         ") than the data that the checkpoint was trained on (", tokenizer,
+                         "); prepare the text with the tokenizer kept with the run")
+                : path + ": was made with another tokenizer than the shards before it");
       read_shard(source, reader);
     }
     if (!source.documents.empty()) sources.push_back(std::move(source));

@@ -30,10 +30,12 @@ struct StudySource {
 };
 
 // Documents of `split` of the sources below a folder of shards, all of them when `names` is empty;
-// sources without such documents are left out. Throws UserError: nothing there, shards of different
-// tokenizers, a name without a folder.
+// sources without such documents are left out. `tokenizer_sha256`: of the model that is to read
+// them, "": any. Throws UserError: nothing there, shards of another tokenizer or of different ones,
+// a name without a folder.
 std::vector<StudySource> read_study_shards(const std::string& folder,
-                                           const std::vector<std::string>& names, Split split);
+                                           const std::vector<std::string>& names, Split split,
+                                           const std::string& tokenizer_sha256);
 // One input of JSON Lines or text (record_reader.h), tokenised. Throws UserError for an unusable
 // record.
 StudySource read_study_file(const std::string& name, const std::string& path,

@@ -141,6 +141,7 @@ def record_of(domain, document):
                 "max_stars_repo_path": document["path"], "max_stars_repo_name": "debian/" + document["package"],
                 "max_stars_repo_licenses": [document["licence"]]}
     if domain == "conversations":
+        meta["task"] = document["task"]
         return {"conversation": document["turns"], "turn": len(document["turns"]) // 2, "meta": meta}
     if domain == "github":
         meta["language"] = [{"name": document["language"], "bytes": str(size_of(document))}]

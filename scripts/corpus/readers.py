@@ -157,15 +157,20 @@ def questions(files):
     return sections_as_answers(files, pattern.search)
 
 
+PROGRAMS = {"sbasic": "macros", "scalc": "spreadsheet", "sdraw": "drawing", "simpress": "slides", "smath": "formula",
+            "swriter": "text document", "shared": "any document"}
+
+
 def howto(files):
-    """Help pages as conversations: a heading asks, what stands below answers."""
+    """Help pages as conversations: a heading asks, what stands below answers. The folder says what the task is about."""
     for path, page in pages(files):
         turns = []
         for heading, blocks in sections(page.blocks):
             if blocks:
                 turns += [{"role": "user", "content": heading}, {"role": "assistant", "content": lay_out(blocks)}]
         if turns:
-            yield {"text": "\n".join(turn["content"] for turn in turns), "path": path, "turns": turns}
+            yield {"text": "\n".join(turn["content"] for turn in turns), "path": path, "turns": turns,
+                   "task": PROGRAMS.get(path.split("/")[-3], "other")}
 
 
 def parallel(files):

@@ -4,13 +4,36 @@
 # where it stopped.
 #   scripts/study/run.sh [FOLDER]     FOLDER: everything that is made on the way; default runs/study
 #   OPENMOE: the program, default build/release/openmoe. CORPUS: default FOLDER/corpus, built when absent.
+#   LANGUAGES: of CORPUS/parallel-*.jsonl, the texts of Figure 7.
+#   STUDY_STEPS: of each training, a multiple of 8; default 512, as the recipes say. Every stretch of them shrinks alike,
+#   the analysis reads less, and the results go to FOLDER/results. All of it in two minutes:
+#   STUDY_STEPS=8 CORPUS=data/sample LANGUAGES="en de ru ja" scripts/study/run.sh runs/study-small
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-runs/study}
 openmoe=${OPENMOE:-build/release/openmoe}
 corpus=${CORPUS:-$folder/corpus}
+languages=${LANGUAGES:-en de el es fr it nl pt ro ru ja ko zh_CN}
+steps=${STUDY_STEPS:-512}
 trained="c4 wikipedia wikipedia_en stackexchange arxiv book github common_crawl the_stack"
+if ! [[ $steps =~ ^[1-9][0-9]{0,5}$ ]] || ((steps % 8 != 0)); then
+  echo "STUDY_STEPS=$steps: allowed: a multiple of 8" >&2
+  exit 2
+fi
 mkdir -p "$folder"
+# Folders of another number of steps are another study.
+if [ -e "$folder/steps" ] && [ "$(cat "$folder/steps")" != "$steps" ]; then
+  echo "$folder: holds a study of $(cat "$folder/steps") steps, STUDY_STEPS is $steps; name another folder" >&2
+  exit 2
+fi
+echo "$steps" > "$folder/steps"
+warm_up=$((steps / 4))
+results=scripts/study/results
+positions=(4096 32768 24576) final_positions=(16384 65536 49152) # each source, the_stack, conversations
+if [ "$steps" != 512 ]; then
+  results=$folder/results
+  positions=(1024 4096 4096) final_positions=(2048 8192 8192)
+fi
 
 [ -e "$corpus/manifest.json" ] || scripts/corpus/build_corpus.py --out "$corpus"
 
@@ -19,6 +42,7 @@ if [ ! -e "$folder/data/done" ]; then
   mkdir -p "$folder/text"
   awk 'NR % 2 == 1' "$corpus/conversations.jsonl" > "$folder/text/conversations.jsonl"
   awk 'NR % 2 == 0' "$corpus/conversations.jsonl" > "$folder/text/conversations_unseen.jsonl"
+  rm -rf "$folder/data" "$folder/chat-data"
   inputs=("$folder/text/conversations.jsonl")
   for source in $trained; do inputs+=("$corpus/$source.jsonl"); done
   "$openmoe" prepare --tokenizer data/sample/unigram-8000.model --input "${inputs[@]}" \
@@ -28,33 +52,40 @@ if [ ! -e "$folder/data/done" ]; then
   touch "$folder/data/done"
 fi
 
-# train NAME DATA [OPTION...]: recipes/study/NAME.json to its end, in FOLDER/NAME, on one thread: two
+# train NAME DATA STEPS [OPTION...]: recipes/study/NAME.json to its end, in FOLDER/NAME, on one thread: two
 # runs side by side on two cores are faster than one after the other on both.
 train() {
-  local name=$1 data=$2
-  shift 2
+  local name=$1 data=$2 num_steps=$3
+  shift 3
   [ -e "$folder/$name/done" ] && return
   local go_on=("$@")
-  [ -d "$folder/$name" ] && go_on+=(--resume)
-  "$openmoe" train "recipes/study/$name.json" --data "$folder/$data" --out "$folder/$name" \
-    --threads 1 "${go_on[@]}" > "$folder/$name.log" 2>&1
+  if compgen -G "$folder/$name/checkpoints/step-*" > /dev/null; then go_on+=(--resume); else rm -rf "${folder:?}/$name"; fi
+  if ! "$openmoe" train "recipes/study/$name.json" --data "$folder/$data" --out "$folder/$name" \
+    --set run.num_steps="$num_steps" --threads 1 "${go_on[@]}" > "$folder/$name.log" 2>&1; then
+    echo "training $name failed; the end of $folder/$name.log:" >&2
+    tail -n 3 "$folder/$name.log" >&2
+    return 1
+  fi
   touch "$folder/$name/done"
 }
+schedule=(--set optimizer.warmup_steps="$warm_up" --set run.checkpoint_every="$warm_up" --set run.validate_every=$((steps / 2)))
+# Trainings in the background end with the script, however that ends; started again they are resumed.
+trap 'jobs -p | xargs -r kill 2> /dev/null || true' EXIT
 
-train instructions-in-warm-up data &
+train instructions-in-warm-up data "$steps" "${schedule[@]}" --set data.phases.0.extra_steps="$warm_up" &
 instructions=$!
-train baseline data
+train baseline data "$steps" "${schedule[@]}"
 # Until its routers freeze, this variant is the baseline: the same recipe, seed and data.
 if [ ! -d "$folder/frozen-router" ]; then
   rm -rf "$folder/frozen-router.part"
   mkdir -p "$folder/frozen-router.part/checkpoints"
-  cp -r "$folder/baseline/checkpoints/step-00000128" "$folder/frozen-router.part/checkpoints"
+  cp -r "$folder/baseline/checkpoints/$(printf 'step-%08d' "$warm_up")" "$folder/frozen-router.part/checkpoints"
   mv "$folder/frozen-router.part" "$folder/frozen-router"
 fi
-train frozen-router data &
+train frozen-router data "$steps" "${schedule[@]}" --set optimizer.router_frozen_from="$warm_up" &
 frozen=$!
 wait $instructions
-train chat chat-data --from "$folder/baseline"
+train chat chat-data $((steps >= 64 ? steps * 3 / 32 : 4)) --from "$folder/baseline"
 wait $frozen
 
 # The text: documents that no variant was trained on. Held-out documents of the training sources, the
@@ -62,12 +93,15 @@ wait $frozen
 # the course of training, then the last of each run on more.
 export OMP_WAIT_POLICY=passive
 inputs=("$folder/text/conversations_unseen.jsonl")
-for language in en de es fr it nl pt ro ru ja ko zh_CN; do inputs+=("$corpus/parallel-$language.jsonl"); done
+for language in $languages; do inputs+=("$corpus/parallel-$language.jsonl"); done
 subjects=(baseline="$folder/baseline" instructions="$folder/instructions-in-warm-up" frozen="$folder/frozen-router"
   chat="$folder/chat" --data "$folder/data" --sources $trained --input "${inputs[@]}")
-"$openmoe" analyze "${subjects[@]}" --every-checkpoint --positions 4096 --positions the_stack=32768 \
-  --positions conversations_unseen=24576 --out "$folder/course"
-"$openmoe" analyze "${subjects[@]}" --positions 16384 --positions the_stack=65536 \
-  --positions conversations_unseen=49152 --drop tokens:1.25 --drop tokens:2 --drop assignments:1 --drop port:2:512 \
-  --drop tokens:1.25:512 --drop tokens:1.25:4096 --compare-tokenizer test/data/unigram-400.model --out "$folder/final"
-scripts/study/summarise.py "$folder/course" "$folder/final" scripts/study/results
+[ -e "$folder/course/done" ] || "$openmoe" analyze "${subjects[@]}" --every-checkpoint --positions "${positions[0]}" \
+  --positions the_stack="${positions[1]}" --positions conversations_unseen="${positions[2]}" --out "$folder/course"
+touch "$folder/course/done"
+"$openmoe" analyze "${subjects[@]}" --positions "${final_positions[0]}" --positions the_stack="${final_positions[1]}" \
+  --positions conversations_unseen="${final_positions[2]}" --drop tokens:1.25 --drop tokens:2 --drop assignments:1 \
+  --drop port:2:512 --drop tokens:1.25:512 --drop tokens:1.25:4096 --compare-tokenizer test/data/unigram-400.model \
+  --out "$folder/final"
+scripts/study/summarise.py "$folder/course" "$folder/final" "$results"
+echo "the numbers and pictures are in $results, the reports are $folder/course/report.html and $folder/final/report.html"
