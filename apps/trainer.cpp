@@ -117,13 +117,19 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   if (result.stop_signal != 0) return result;
   result.counts = agreed.counts;
   const bool watched = routing_->wants(step);
-  if (watched) routing_->begin(batch_);
+  const auto timed = [&](auto&& watch) {
+    const auto start = Clock::now();
+    watch();
+    result.routing_seconds += std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  if (watched) timed([&] { routing_->begin(batch_); });
   const auto observe = [&](const Batch& micro_batch, std::int64_t row) {
-    routing_->observe(micro_batch, first_row() + row);
+    timed([&] { routing_->observe(micro_batch, first_row() + row); });
   };
   result.outcome = training_.run(batch_, result.counts, step,
                                  watched ? TrainingStep::Observer(observe) : nullptr);
-  if (watched) result.routing = routing_->finish(step, result.outcome.sums, result.counts);
+  if (watched)
+    timed([&] { result.routing = routing_->finish(step, result.outcome.sums, result.counts); });
   result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   return result;
 }
@@ -190,7 +196,10 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
                                   {"dropped_second", std::llround(dropped_second)},
                                   {"phase", phase_at(recipe_, step)},
                                   {"moe", moe_rows(result.outcome.sums, recipe_.model)}};
-    if (!result.routing.is_null()) row["routing"] = result.routing;
+    if (!result.routing.is_null()) {
+      row["routing_seconds"] = result.routing_seconds;
+      row["routing"] = result.routing;
+    }
     if (skipped) row["skipped"] = true;
     log_->write_step(row);
   }

@@ -51,6 +51,7 @@ class Trainer {
     StepOutcome outcome;
     double seconds = 0.0;
     nlohmann::ordered_json routing;  // of RoutingMonitor; null at most steps
+    double routing_seconds = 0.0;    // that this rank watched its routers
   };
 
   StepResult train_step(std::int64_t step);

@@ -19,7 +19,7 @@ namespace {
 constexpr const char* kFormat = "openmoe-routing-log";
 constexpr std::int64_t kVersion = 1;
 constexpr std::int64_t kChunkRows = 16384;
-constexpr int kDeflate = 4;
+constexpr int kDeflate = 1;  // a training step waits for it; 4 is hardly smaller
 // Deflate, the strongest filter in use, makes at most 1032 bytes of one.
 constexpr std::int64_t kMostUnpacked = 1100;
 constexpr std::int64_t kMaxLayer = 1000000;

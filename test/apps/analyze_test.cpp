@@ -166,7 +166,9 @@ TEST_CASE("an imported checkpoint is analysed", "[analyze]") {
     REQUIRE(result.exit_code == 0);
   }
   analyze(1, "run=" + folder / "run" + on_sample() + " --drop tokens:2 --out " + folder / "before");
-  analyze(1, "run=" + folder / "back" + on_sample() + " --drop tokens:2 --out " + folder / "after");
+  const CommandResult imported = analyze(
+      1, "run=" + folder / "back" + on_sample() + " --drop tokens:2 --out " + folder / "after");
+  CHECK(imported.output.find("does not record its tokenizer") != std::string::npos);
   for (const char* name : {"domains.csv", "top_tokens.csv", "positions.csv"})
     CHECK(read_text(folder / "before/" + name) == read_text(folder / "after/" + name));
 }
@@ -204,6 +206,11 @@ TEST_CASE("analyze refuses what it cannot analyse with one message", "[analyze]"
   };
   write_file(folder / "log.jsonl", "{\"format\": \"other\"}\n");
   refused("", "say what");
+  for (const char* option :
+       {"--every-checkpoint", "--data x", "--sources x", "--split train", "--input x",
+        "--positions 5", "--length 64", "--tokenizer x", "--sentinels 3", "--capacity dropless",
+        "--compute-type f32", "--write-logs x", "--ep 1", "--device cpu", "--collectives staged"})
+    refused("--log " + folder / "log.jsonl" + " " + option, "leave one of the two out");
   refused("--log " + folder / "log.jsonl", "line 1: \"format\"");
   refused("--log " + folder / "none.h5", "is not a file");
   refused(folder / "none" + on_sample(), "holds no checkpoint");
@@ -216,9 +223,133 @@ TEST_CASE("analyze refuses what it cannot analyse with one message", "[analyze]"
   const std::string data =
       std::string(" --positions 128 --permutations 9 --resamples 9 --data ") + OPENMOE_TEST_SHARDS;
   refused(folder / "a/run" + " " + folder / "b/run" + data + " --sources c4", "name them");
+  refused(folder / "a/run" + " " + folder / "a/run" + data + " --sources c4", "stands there twice");
+  const std::string checkpoint = folder / "a/run/checkpoints/step-00000006";
+  refused(checkpoint + data + " --sources c4 --every-checkpoint", "a single checkpoint");
+  refused(folder / "a/run" + " --split train --input " + source_path("data/sample/c4.jsonl"),
+          "--split: says what of --data");
+  write_file(folder / "file", "");
+  refused(folder / "a/run" + data + " --write-logs " + folder / "file", "--write-logs ");
+  refused("a/b=" + folder / "a/run" + data + " --write-logs " + folder / "logs", "choose another");
+
+  // None of these needs weights, so they are found where there are none.
+  std::filesystem::remove(checkpoint + "/rank-00000.h5");
+  refused(folder / "a/run" + data + " --sources c4", "rank-00000.h5");
+  refused(folder / "a/run" + data + " --sources c4 --drop tokens:1:99999999999", "drop rule");
+  refused(folder / "a/run" + data + " --sources c4 --compare-tokenizer " + folder / "none",
+          "--compare-tokenizer: ");
+  std::filesystem::create_directories(folder / "foreign");
+  write_file(folder / "foreign/notes.txt", "");
+  const CommandResult result =
+      run_openmoe(1, "analyze " + folder / "a/run" + data + " --out " + folder / "foreign");
+  CHECK(result.exit_code == 2);
+  CHECK(result.output.find("holds files that no analysis wrote, such as notes.txt") !=
+        std::string::npos);
+  CHECK(std::filesystem::exists(folder / "foreign/notes.txt"));
   refused(folder / "a/run" + data + " --sources c4 c4", "named twice");
   refused(folder / "a/run" + data + " --sources c4 --layer 7", "--layer 7: allowed: ");
   refused(folder / "a/run" + data + " --sources c4 --tokens '#-5'", "no piece");
+}
+
+// Ids that fit into the vocabulary, of another tokenizer.
+TEST_CASE("text of another tokenizer than the checkpoint's is refused", "[analyze]") {
+  const TemporaryFolder folder;
+  train(folder / "run");
+  const std::string other = source_path("test/data/unigram-400.model");
+  const std::string input = source_path("data/sample/c4.jsonl");
+  const CommandResult prepared =
+      run_openmoe(1, "prepare --tokenizer " + other + " --input " + input +
+                         " --validation-fraction 0.5 --out " + folder / "data");
+  REQUIRE(prepared.exit_code == 0);
+  const auto refused = [&](const std::string& arguments, const std::string& expected) {
+    const CommandResult result =
+        run_openmoe(1, "analyze " + folder / "run" + arguments + " --out " + folder / "out");
+    INFO(result.output);
+    CHECK(result.exit_code == 2);
+    CHECK(result.output.find(expected) != std::string::npos);
+  };
+  refused(" --data " + folder / "data", "was made with another tokenizer");
+  refused(" --input " + input + " --tokenizer " + other, "is not the tokenizer of");
+  const std::string own = source_path("data/sample/unigram-8000.model");
+  refused(" --input " + input + " --tokenizer " + own + " --sentinels 7", "with 7 sentinels");
+  analyze(1, folder / "run" + " --input " + input + " --tokenizer " + own + " --sentinels 100" +
+                 " --positions 128 --permutations 9 --resamples 9 --out " + folder / "out");
+}
+
+TEST_CASE("logs of two trainings are told apart", "[analyze]") {
+  const TemporaryFolder folder;
+  const auto log_of = [&](const std::string& place, int step) {
+    std::filesystem::create_directories(folder / place);
+    std::ofstream(folder / (place + "/" + std::to_string(step) + ".jsonl"))
+        << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 3, "top_k": 2, )"
+        << R"("layers": [0], "name": "tiny", "step": )" << step << "}\n"
+        << R"({"tokens": [3, 4], "choices": [[[0, 1], [1, 2]]]})"
+        << "\n"
+        << R"({"tokens": [3, 4], "choices": [[[0, 1], [1, 2]]]})"
+        << "\n";
+    return folder / (place + "/" + std::to_string(step) + ".jsonl");
+  };
+  const std::string a1 = log_of("a", 1), a2 = log_of("a", 2), b1 = log_of("b", 1),
+                    b2 = log_of("b", 2);
+  const std::string rest = " --permutations 9 --resamples 9 --min-count 1 --out " + folder / "out";
+  const auto refused = [&](const std::string& logs, const std::string& expected) {
+    const CommandResult result = run_openmoe(1, "analyze --log " + logs + rest);
+    INFO(result.output);
+    CHECK(result.exit_code == 2);
+    CHECK(result.output.find(expected) != std::string::npos);
+  };
+  refused(a1 + " " + b2, "both call themselves tiny; name them");
+  refused(a1 + " " + a1, "tiny, step 1: stands there twice");
+  refused("x=" + a1 + " x=" + b1, "x, step 1: stands there twice");
+  analyze(1, "--log " + a1 + " " + a2 + rest);
+  CHECK(std::filesystem::exists(folder / "out/tokens_over_checkpoints.csv"));
+
+  // One run has no course: what the analysis before wrote of it is gone, other files are not.
+  write_file(folder / "out/notes.txt", "");
+  analyze(1, "--log " + a1 + " other=" + b2 + rest);
+  CHECK_FALSE(std::filesystem::exists(folder / "out/tokens_over_checkpoints.csv"));
+  CHECK_FALSE(std::filesystem::exists(folder / "out/tokens_over_checkpoints-1.svg"));
+  CHECK(std::filesystem::exists(folder / "out/drops_of_runs.csv"));
+  CHECK(std::filesystem::exists(folder / "out/notes.txt"));
+  const auto listed = json::parse(read_text(folder / "out/files.json")).at("files");
+  CHECK(listed.size() == files_of(folder / "out").size() - 1);  // not itself, not the notes; the
+                                                                // tables' temporary name
+}
+
+// The comparison with earlier steps goes on where a stopped run left it.
+TEST_CASE("favourite experts are remembered over a resume", "[analyze]") {
+  const TemporaryFolder folder;
+  const std::string command = "train " + source_path("test/recipes/tiny-released.json") +
+                              " --data " + OPENMOE_TEST_SHARDS +
+                              " --set run.num_steps=6 --set run.validate_every=0"
+                              " --set run.routing_every=1 --set run.checkpoint_every=3"
+                              " --set run.keep_checkpoints=9 --out ";
+  REQUIRE(run_openmoe(1, command + folder / "whole").exit_code == 0);
+  std::filesystem::copy(folder / "whole", folder / "resumed",
+                        std::filesystem::copy_options::recursive);
+  std::filesystem::remove_all(folder / "resumed/checkpoints/step-00000006");
+  write_file(folder / "resumed/routing/step-00000009.h5", "of a later step, not a log");
+  const CommandResult result = run_openmoe(2, command + folder / "resumed" + " --resume");
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+  CHECK_FALSE(std::filesystem::exists(folder / "resumed/routing/step-00000009.h5"));
+  const auto shares = [&](const std::string& run, std::size_t step) {
+    return read_json_lines(folder / (run + "/metrics.jsonl")).at(step).at("routing").at(0);
+  };
+  CHECK_FALSE(shares("whole", 0).contains("unchanged_favourites"));
+  for (const std::size_t step : {3, 4, 5}) {
+    REQUIRE(shares("resumed", step).contains("unchanged_favourites"));
+    CHECK(shares("resumed", step)["unchanged_favourites"] ==
+          shares("whole", step)["unchanged_favourites"]);
+  }
+
+  // A file where the folder belongs.
+  std::filesystem::create_directories(folder / "blocked");
+  write_file(folder / "blocked/routing", "");
+  const CommandResult blocked = run_openmoe(1, command + folder / "blocked");
+  INFO(blocked.output);
+  CHECK(blocked.exit_code == 2);
+  CHECK(blocked.output.find("cannot create the folder for routing logs") != std::string::npos);
 }
 
 // The drop rule of the recipe has its least capacity too: 64 slots for each expert of every group.

@@ -20,7 +20,8 @@ std::string train_arguments(const std::string& run, const std::string& more) {
 std::string metrics_without_times(const std::string& run) {
   std::string text;
   for (json& row : read_json_lines(run + "/metrics.jsonl")) {
-    for (const char* key : {"tokens_per_s", "step_seconds", "slowest_rank", "slowest_rank_share"})
+    for (const char* key :
+         {"tokens_per_s", "step_seconds", "routing_seconds", "slowest_rank", "slowest_rank_share"})
       row.erase(key);
     text += row.dump() + "\n";
   }

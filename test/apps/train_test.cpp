@@ -67,6 +67,7 @@ std::vector<json> without_times(std::vector<json> rows) {
   for (json& row : rows) {
     row.erase("tokens_per_s");
     row.erase("step_seconds");
+    row.erase("routing_seconds");
   }
   return rows;
 }

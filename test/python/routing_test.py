@@ -49,6 +49,16 @@ def tensorboard(openmoe, shards, source):
             tag = f"routing/layer_1/{name}"
             assert tag in tags, (tag, tags)
         assert any(tag.startswith("routing/layer_1/lost_first_by_source/") for tag in tags), tags
+        with open(folder + "/run/metrics.jsonl", encoding="utf-8") as file:
+            steps = {row["step"]: row for row in map(json.loads, file)}
+        assert sorted(steps) == list(range(7)), sorted(steps)
+        for key in ("loss", "cross_entropy", "load_balance_loss", "router_z_loss", "accuracy", "grad_norm", "learning_rate",
+                    "tokens_per_s"):
+            scalars = events.Scalars(f"train/{key}")
+            assert [s.step for s in scalars] == sorted(steps), (key, scalars)
+            for scalar in scalars:
+                expected = steps[scalar.step][key]
+                assert abs(scalar.value - expected) <= 1e-6 * abs(expected), (key, scalar, expected)
         for key in ("lost_second", "entropy_bits"):
             scalars = events.Scalars(f"routing/layer_1/{key}")
             assert [s.step for s in scalars] == [0, 3, 6]
