@@ -32,6 +32,7 @@ code{font-size:.85em;overflow-wrap:anywhere}
 .token{white-space:pre;border:1px solid #d5d9de;border-radius:3px;padding:0 .25em;margin-right:.15em}
 .skip{position:absolute;left:-99rem}.skip:focus{left:1rem;top:.5rem;background:#fff;padding:.5rem}
 :focus-visible{outline:3px solid #b3440b;outline-offset:2px}
+main:focus-visible,nav:focus-visible{outline:none}
 @media(prefers-color-scheme:dark){
 body{color:#e8eaed;background:#16181b}a{color:#6cb2ff}
 h2,th,td,.token{border-color:#3c4249}.paper{color:#a7adb5}
@@ -105,7 +106,7 @@ void write_figure(std::ostream& out, const Figure& figure) {
     out << svg_of(figure.plots[p], concat(figure.id, "-plot-", p + 1)) << "\n";
   out << "</div>\n<p>Data: <a href=\"" << figure.id << ".csv\">" << figure.id
       << ".csv</a>, group <code>/" << figure.id
-      << "</code> of <a href=\"results.h5\">results.h5</a>"
+      << "</code> of <a href=\"results.h5\">results.h5</a>. <a href=\"#figures\">To the list</a>"
       << "</p>\n";
   write_table(out, figure);
   out << "</section>\n";
@@ -124,7 +125,8 @@ std::string html_report(const std::vector<Figure>& figures, const AnalysisSubjec
   for (const auto& [name, value] : subject.facts)
     out << "<tr><th scope=\"row\">" << escaped(name) << "</th><td>" << escaped(value)
         << "</td></tr>";
-  out << "</tbody></table></header>\n<nav aria-label=\"figures\"><ol>";
+  out << "</tbody></table></header>\n<nav id=\"figures\" tabindex=\"-1\" "
+         "aria-label=\"figures\"><ol>";
   for (const Figure& figure : figures)
     out << "<li><a href=\"#" << figure.id << "\">" << escaped(figure.title) << "</a>"
         << (figure.paper.empty() ? ""

@@ -47,6 +47,7 @@ std::string escaped(const std::string& text) {
 
 namespace {
 
+constexpr double kTitleCharacter = 8.8;
 constexpr double kCharacter = 6.6;  // width of one of the labels' characters, generously
 constexpr double kTop = 30;
 constexpr int kColours = 8;
@@ -106,7 +107,10 @@ class Drawing {
   }
   void raw(const std::string& element) { out_ << element; }
 
-  std::string finish(const Plot& plot, const std::string& id, double width, double height) const {
+  // As wide as `content`, or as the title where that is wider.
+  std::string finish(const Plot& plot, const std::string& id, double content, double height) const {
+    const double width =
+        std::max(content, kTitleCharacter * static_cast<double>(plot.title.size()) + 12);
     std::ostringstream svg;
     svg << "<svg class=\"plot\" xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 "
         << number(width) << " " << number(height) << "\" width=\"" << number(width)
@@ -146,9 +150,7 @@ std::string draw(const Plot& plot, const Heatmap& map, const std::string& id) {
   const double bottom = top + static_cast<double>(map.rows.size()) * kHigh;
   out.text(left, bottom + 16, plot.x_label + "; white or black 0, full colour " + percent(largest),
            "start", "soft");
-  const double width = std::max(left + columns * wide + 10,
-                                kCharacter * 1.1 * static_cast<double>(plot.title.size()) + 12);
-  return out.finish(plot, id, std::max(width, left + 330), bottom + 24);
+  return out.finish(plot, id, std::max(left + columns * wide + 10, left + 330), bottom + 24);
 }
 
 // 1, 2 or 5 times a power of ten, about a fifth of the range.
