@@ -6,7 +6,7 @@
 #   OPENMOE: the program, default build/release/openmoe. CORPUS: default FOLDER/corpus, built when absent.
 #   LANGUAGES: of CORPUS/parallel-*.jsonl, the texts of Figure 7.
 #   STUDY_STEPS: of each training, a multiple of 8; default 512, as the recipes say. Every stretch of them shrinks alike,
-#   the analysis reads less, and the results go to FOLDER/results. All of it in two minutes:
+#   the analysis reads less, and the results go to FOLDER/results. All of it in a few minutes:
 #   STUDY_STEPS=8 CORPUS=data/sample LANGUAGES="en de ru ja" scripts/study/run.sh runs/study-small
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -35,6 +35,15 @@ if [ "$steps" != 512 ]; then
   positions=(1024 4096 4096) final_positions=(2048 8192 8192)
 fi
 
+# Commands run in the background, so that a signal to the script reaches them too; trainings then save before they end.
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'jobs -p | xargs -r kill 2> /dev/null; wait' EXIT
+run() {
+  "$@" &
+  wait $!
+}
+
 [ -e "$corpus/manifest.json" ] || scripts/corpus/build_corpus.py --out "$corpus"
 
 # Every second conversation is training text of two of the variants, the others are read by none.
@@ -45,9 +54,9 @@ if [ ! -e "$folder/data/done" ]; then
   rm -rf "$folder/data" "$folder/chat-data"
   inputs=("$folder/text/conversations.jsonl")
   for source in $trained; do inputs+=("$corpus/$source.jsonl"); done
-  "$openmoe" prepare --tokenizer data/sample/unigram-8000.model --input "${inputs[@]}" \
+  run "$openmoe" prepare --tokenizer data/sample/unigram-8000.model --input "${inputs[@]}" \
     --validation-fraction 0.05 --out "$folder/data"
-  "$openmoe" prepare --chat --tokenizer data/sample/unigram-8000.model \
+  run "$openmoe" prepare --chat --tokenizer data/sample/unigram-8000.model \
     --input "$folder/text/conversations.jsonl" --validation-fraction 0.05 --out "$folder/chat-data"
   touch "$folder/data/done"
 fi
@@ -60,21 +69,26 @@ train() {
   [ -e "$folder/$name/done" ] && return
   local go_on=("$@")
   if compgen -G "$folder/$name/checkpoints/step-*" > /dev/null; then go_on+=(--resume); else rm -rf "${folder:?}/$name"; fi
-  if ! "$openmoe" train "recipes/study/$name.json" --data "$folder/$data" --out "$folder/$name" \
-    --set run.num_steps="$num_steps" --threads 1 "${go_on[@]}" > "$folder/$name.log" 2>&1; then
-    echo "training $name failed; the end of $folder/$name.log:" >&2
+  local status=0
+  "$openmoe" train "recipes/study/$name.json" --data "$folder/$data" --out "$folder/$name" \
+    --set run.num_steps="$num_steps" --threads 1 "${go_on[@]}" > "$folder/$name.log" 2>&1 &
+  local training=$!
+  trap 'kill $training' TERM
+  wait $training || status=$?
+  trap - TERM
+  wait $training || status=$? # a signal ended the first wait, not the training
+  if ((status != 0)); then
+    echo "training $name ended with exit code $status; the end of $folder/$name.log:" >&2
     tail -n 3 "$folder/$name.log" >&2
-    return 1
+    return "$status"
   fi
   touch "$folder/$name/done"
 }
 schedule=(--set optimizer.warmup_steps="$warm_up" --set run.checkpoint_every="$warm_up" --set run.validate_every=$((steps / 2)))
-# Trainings in the background end with the script, however that ends; started again they are resumed.
-trap 'jobs -p | xargs -r kill 2> /dev/null || true' EXIT
 
 train instructions-in-warm-up data "$steps" "${schedule[@]}" --set data.phases.0.extra_steps="$warm_up" &
 instructions=$!
-train baseline data "$steps" "${schedule[@]}"
+run train baseline data "$steps" "${schedule[@]}"
 # Until its routers freeze, this variant is the baseline: the same recipe, seed and data.
 if [ ! -d "$folder/frozen-router" ]; then
   rm -rf "$folder/frozen-router.part"
@@ -85,7 +99,7 @@ fi
 train frozen-router data "$steps" "${schedule[@]}" --set optimizer.router_frozen_from="$warm_up" &
 frozen=$!
 wait $instructions
-train chat chat-data $((steps >= 64 ? steps * 3 / 32 : 4)) --from "$folder/baseline"
+run train chat chat-data $((steps >= 64 ? steps * 3 / 32 : 4)) --from "$folder/baseline"
 wait $frozen
 
 # The text: documents that no variant was trained on. Held-out documents of the training sources, the
@@ -96,10 +110,10 @@ inputs=("$folder/text/conversations_unseen.jsonl")
 for language in $languages; do inputs+=("$corpus/parallel-$language.jsonl"); done
 subjects=(baseline="$folder/baseline" instructions="$folder/instructions-in-warm-up" frozen="$folder/frozen-router"
   chat="$folder/chat" --data "$folder/data" --sources $trained --input "${inputs[@]}")
-[ -e "$folder/course/done" ] || "$openmoe" analyze "${subjects[@]}" --every-checkpoint --positions "${positions[0]}" \
+[ -e "$folder/course/done" ] || run "$openmoe" analyze "${subjects[@]}" --every-checkpoint --positions "${positions[0]}" \
   --positions the_stack="${positions[1]}" --positions conversations_unseen="${positions[2]}" --out "$folder/course"
 touch "$folder/course/done"
-"$openmoe" analyze "${subjects[@]}" --positions "${final_positions[0]}" --positions the_stack="${final_positions[1]}" \
+run "$openmoe" analyze "${subjects[@]}" --positions "${final_positions[0]}" --positions the_stack="${final_positions[1]}" \
   --positions conversations_unseen="${final_positions[2]}" --drop tokens:1.25 --drop tokens:2 --drop assignments:1 \
   --drop port:2:512 --drop tokens:1.25:512 --drop tokens:1.25:4096 --compare-tokenizer test/data/unigram-400.model \
   --out "$folder/final"

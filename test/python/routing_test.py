@@ -62,6 +62,7 @@ def tensorboard(openmoe, shards, source):
         for key in ("lost_second", "entropy_bits"):
             scalars = events.Scalars(f"routing/layer_1/{key}")
             assert [s.step for s in scalars] == [0, 3, 6]
+            assert all(0 < steps[s.step]["routing_seconds"] < steps[s.step]["step_seconds"] for s in scalars)
             for scalar in scalars:
                 expected = rows[scalar.step][0][key]
                 assert abs(scalar.value - expected) <= 1e-6 * abs(expected), (key, scalar, expected)
