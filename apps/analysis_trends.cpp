@@ -124,7 +124,8 @@ Figure Analysis::prediction() {
   figure.title = "How well the token id alone predicts the expert";
   figure.definition =
       "Share of tokens whose expert is the most frequent one of the same key in the other half of "
-      "the documents, those of each source taking turns (for all choices: the share of the K choices that are among the K most "
+      "the documents, those of each source taking turns (for all choices: the share of the K "
+      "choices that are among the K most "
       "frequent). The interval is a bootstrap over documents, 95 %. \"nothing\" always names the "
       "most frequent expert.";
   figure.table.columns = {"model", "layer", "key", "counted", "accuracy", "low", "high", "tokens"};

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <filesystem>
 #include <memory>
+#include <new>
 
 #include "apps/agree.h"
 #include "apps/analysis.h"
@@ -132,6 +133,18 @@ void check_facts(const AnalyzeOptions& options, const SubjectFacts& facts) {
   throw UserError(concat("--layer ", layer, ": allowed: ", layers));
 }
 
+std::vector<Figure> figures_of(const Subjects& subjects, const AnalysisOptions& options) {
+  try {
+    return Analysis(subjects.models, subjects.pieces, options).figures();
+  } catch (const std::bad_alloc&) {
+    const RoutingTrace& trace = subjects.models.front().trace;
+    throw UserError(concat("analyze: the tables of ", trace.num_tokens(), " tokens, ",
+                           trace.num_experts, " experts and ", trace.longest_sequence(),
+                           " positions of a row do not fit into memory; read fewer --positions or "
+                           "checkpoints, raise --min-count, or cut the log"));
+  }
+}
+
 int run_analyze(const AnalyzeOptions& options, CommandContext& context) {
   on_root(context.mpi.world(), [&] { check_options(options); });
   const Subjects subjects = read_subjects(
@@ -140,7 +153,7 @@ int run_analyze(const AnalyzeOptions& options, CommandContext& context) {
     AnalysisOptions analysis = options.analysis;
     analysis.rules = drop_rules(options, subjects);
     analysis.tokens = token_ids(options.tokens, subjects.pieces);
-    std::vector<Figure> figures = Analysis(subjects.models, subjects.pieces, analysis).figures();
+    std::vector<Figure> figures = figures_of(subjects, analysis);
     if (!options.other_tokenizer.empty())
       figures.push_back(tokenizer_figure(options.subjects.data_folder, options.other_tokenizer));
     const AnalysisSubject subject = describe(subjects, analysis, context.command_line);

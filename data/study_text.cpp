@@ -56,12 +56,12 @@ std::vector<StudySource> read_study_shards(const std::string& folder,
       ShardReader reader(path, split);
       if (tokenizer.empty()) tokenizer = reader.header().tokenizer_sha256;
       if (const std::string& found = reader.header().tokenizer_sha256; found != tokenizer)
-        throw UserError(
-            tokenizer == tokenizer_sha256
-                ? concat(path, ": was made with another tokenizer (", found,
-                         ") than the data that the checkpoint was trained on (", tokenizer,
-                         "); prepare the text with the tokenizer kept with the run")
-                : path + ": was made with another tokenizer than the shards before it");
+        throw UserError(tokenizer == tokenizer_sha256
+                            ? concat(path, ": was made with another tokenizer (", found,
+                                     ") than the data that the checkpoint was trained on (",
+                                     tokenizer,
+                                     "); prepare the text with the tokenizer kept with the run")
+                            : path + ": was made with another tokenizer than the shards before it");
       read_shard(source, reader);
     }
     if (!source.documents.empty()) sources.push_back(std::move(source));

@@ -63,6 +63,8 @@ TEST_CASE("records: fields of RedPajama, The Stack and WildChat; text; bad ones 
   CHECK(parse(R"({"content": "int x;", "lang": "C", "size": 6})").empty());
   CHECK(document.text == "int x;");
   CHECK(document.tag == "C");
+  CHECK(parse(R"({"meta": {"task": "slides"}, "text": "yes"})").empty());
+  CHECK(document.tag == "slides");
   CHECK(
       parse(
           R"({"conversation": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})")
