@@ -85,7 +85,7 @@ const std::vector<std::string> kDropColumns = {
 Figure Analysis::drops() {
   Figure figure;
   figure.id = "drops_by_position";
-  figure.paper = "Figures 12a and 14";
+  figure.paper = "Figures 12a, 13 and 14";
   figure.title = "Drop share against position";
   figure.definition =
       "Share of tokens, by their position in the row, whose first choice finds its expert full, "
