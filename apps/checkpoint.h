@@ -20,10 +20,11 @@ namespace openmoe {
 // Everything but tensors that a run needs to go on. The data position is the step: the batch of a
 // step is a pure function of recipe, data and step.
 struct CheckpointMeta {
-  std::int64_t step = 0;         // steps done; the next one to train
-  std::int64_t positions = 0;    // positions trained on so far
-  std::string recipe_json;       // the resolved recipe
-  std::string data_fingerprint;  // BatchStream::fingerprint(), or kImportedWeights
+  std::int64_t step = 0;           // steps done; the next one to train
+  std::int64_t positions = 0;      // positions trained on so far
+  std::string recipe_json;         // the resolved recipe
+  std::string data_fingerprint;    // BatchStream::fingerprint(), or kImportedWeights
+  std::string trainer_state = "";  // JSON of LossSpikes::state(); "": none
 };
 
 // The fingerprint of a checkpoint that no data made: values only, without optimizer statistics.

@@ -70,7 +70,8 @@ CheckpointManifest manifest_from(const Json& json) {
   manifest.meta = {.step = json.at("step").get<std::int64_t>(),
                    .positions = json.at("positions").get<std::int64_t>(),
                    .recipe_json = json.at("recipe").dump(2),
-                   .data_fingerprint = json.at("data_fingerprint").get<std::string>()};
+                   .data_fingerprint = json.at("data_fingerprint").get<std::string>(),
+                   .trainer_state = json.contains("trainer") ? json.at("trainer").dump() : ""};
   const Json& grid = json.at("grid");
   manifest.dp = grid.at("dp").get<std::int64_t>();
   manifest.ep = grid.at("ep").get<std::int64_t>();
@@ -124,6 +125,7 @@ std::string to_text(const CheckpointManifest& manifest) {
                {"files", list_of(manifest.files)},
                {"tensors", list_of(manifest.tensors)},
                {"recipe", Json::parse(meta.recipe_json)}};
+  if (!meta.trainer_state.empty()) json["trainer"] = Json::parse(meta.trainer_state);
   Sha256 hash;
   hash.update(json.dump());
   json["sha256"] = hash.finish();
