@@ -153,6 +153,44 @@ std::unique_ptr<Watchdog> start_watchdog(const Recipe& recipe, ProcessGrid& grid
                                     observers.activity, limits);
 }
 
+// What a run begins with beside its weights.
+struct StartState {
+  std::int64_t step = 0;
+  std::int64_t positions = 0;
+  std::string trainer_state;  // CheckpointMeta::trainer_state
+};
+
+// Fills the network's parameters: from `checkpoint`, from another run, or anew.
+StartState take_weights(const TrainOptions& options, const std::string& checkpoint,
+                        const Recipe& recipe, const BatchStream& stream, ProcessGrid& grid,
+                        Network& network) {
+  StartState start;
+  Ops& ops = network.ops();
+  if (!checkpoint.empty()) {
+    // Imported weights come without optimizer statistics; the first update overwrites them anyway
+    // (its decay is 0).
+    const bool is_import = read_checkpoint_meta(checkpoint).data_fingerprint == kImportedWeights;
+    HostParams host(network.params(), ops);
+    const CheckpointMeta meta = load_checkpoint(checkpoint, host.table(), grid, !is_import);
+    host.upload();
+    check_resumable(recipe, meta, is_import ? kImportedWeights : stream.fingerprint(), checkpoint,
+                    grid.is_root());
+    check_steps_left(checkpoint, meta.step, recipe);
+    return {meta.step, meta.positions, meta.trainer_state};
+  }
+  network.params().initialize(ops, static_cast<std::uint64_t>(recipe.run.seed));
+  if (options.from.empty()) return start;
+  HostParams host(network.params(), ops);
+  host.download();
+  const CheckpointMeta source = start_from(options.from, host.table(), recipe, grid);
+  host.upload();
+  if (recipe.start.optimizer == OptimizerStart::continued) {
+    start = {source.step, source.positions, ""};
+    check_steps_left(options.from, start.step, recipe);
+  }
+  return start;
+}
+
 int run_train(const TrainOptions& options, CommandContext& context) {
   const StopSignals signals;  // from the start: what arrives before the first step counts too
   MpiEnvironment& mpi = context.mpi;
@@ -171,48 +209,20 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   ops->set_profile(&observers.ops);
   attach_device(options.device, grid, *ops);
   Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid), true);
-  std::int64_t first_step = 0, first_positions = 0;
-  std::string trainer_state;
-  if (checkpoint.empty()) {
-    network.params().initialize(*ops, static_cast<std::uint64_t>(recipe.run.seed));
-    if (!options.from.empty()) {
-      HostParams host(network.params(), *ops);
-      host.download();
-      const CheckpointMeta source = start_from(options.from, host.table(), recipe, grid);
-      host.upload();
-      if (recipe.start.optimizer == OptimizerStart::continued) {
-        first_step = source.step;
-        first_positions = source.positions;
-        check_steps_left(options.from, first_step, recipe);
-      }
-    }
-  } else {
-    // Imported weights come without optimizer statistics; the first update overwrites them anyway
-    // (its decay is 0).
-    const bool is_import = read_checkpoint_meta(checkpoint).data_fingerprint == kImportedWeights;
-    HostParams host(network.params(), *ops);
-    const CheckpointMeta meta = load_checkpoint(checkpoint, host.table(), grid, !is_import);
-    host.upload();
-    trainer_state = meta.trainer_state;
-    check_resumable(recipe, meta, is_import ? kImportedWeights : stream.fingerprint(), checkpoint,
-                    grid.is_root());
-    first_step = meta.step;
-    first_positions = meta.positions;
-    check_steps_left(checkpoint, first_step, recipe);
-  }
+  const StartState start = take_weights(options, checkpoint, recipe, stream, grid, network);
 
   std::optional<RunLog> log;
   std::optional<Progress> progress;
   on_root(*world, [&] {
-    log.emplace(options.run_folder, first_step);
+    log.emplace(options.run_folder, start.step);
     log->write_recipe(to_json(recipe));
     keep_mixtures(recipe, options.recipe.path, options.run_folder);
     keep_tokenizer(stream.tokenizer(), options.run_folder);
     print_header(recipe, grid, network, context);
     if (!checkpoint.empty())
       std::printf("resuming from %s at step %lld\n", checkpoint.c_str(),
-                  static_cast<long long>(first_step));
-    progress.emplace(recipe.run.num_steps, first_step);
+                  static_cast<long long>(start.step));
+    progress.emplace(recipe.run.num_steps, start.step);
   });
   Trainer trainer(network, grid, recipe, stream, options.run_folder, signals, observers,
                   log ? &*log : nullptr, progress ? &*progress : nullptr);
@@ -220,18 +230,18 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   double peak_flops[] = {cpu::measure_peak_flops(kPeakSeconds)};
   world->all_reduce_sum(std::span<double>(peak_flops));
   trainer.set_peak_flops(peak_flops[0]);
-  trainer.restore(trainer_state);
+  trainer.restore(start.trainer_state);
   if (!options.trace_folder.empty())
-    trainer.trace_step(traced_step(options, first_step, recipe), options.trace_folder);
+    trainer.trace_step(traced_step(options, start.step, recipe), options.trace_folder);
   OpProfile profile;
   if (recipe.run.profile) observers.ops.add_observer(profile);
-  if (checkpoint.empty() && !options.from.empty()) trainer.save_start(first_step, first_positions);
+  if (checkpoint.empty() && !options.from.empty()) trainer.save_start(start.step, start.positions);
   const auto begin = std::chrono::steady_clock::now();
-  const int stop_signal = trainer.run(first_step, first_positions);
+  const int stop_signal = trainer.run(start.step, start.positions);
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
   ops->set_profile(nullptr);
   if (stop_signal != 0) return StopSignals::exit_code_of(stop_signal);
-  const std::int64_t num_steps = recipe.run.num_steps - first_step;
+  const std::int64_t num_steps = recipe.run.num_steps - start.step;
   if (recipe.run.profile && grid.is_root() && num_steps > 0)
     std::printf("time of rank 0 by op, validation and checkpoints outside ops\n%s",
                 profile

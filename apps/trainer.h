@@ -33,6 +33,10 @@ class Trainer {
           const std::string& run_folder, const StopSignals& signals, RunObservers& observers,
           RunLog* log, Progress* progress);
 
+  ~Trainer() { observers_.collectives.remove(waiting_); }
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
   // Peak arithmetic speed of all ranks, FLOP/s, for the percentage in the progress line; 0: not
   // measured.
   void set_peak_flops(double flops) { peak_flops_ = flops; }
@@ -53,7 +57,6 @@ class Trainer {
   // is saved; or when spikes of the loss do not end, or ranks differ that should not. When any rank
   // is asked to stop, all save before their next step and return the signal; else 0.
   int run(std::int64_t first_step, std::int64_t first_positions);
-  ~Trainer() { observers_.collectives.remove(waiting_); }
 
  private:
   struct StepResult {

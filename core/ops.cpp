@@ -197,6 +197,10 @@ void check_adafactor(OpCall& call, const AdafactorScalars& scalars) {
 
 }  // namespace
 
+void Ops::enter_layer(std::int64_t layer, Pass pass) {
+  if (profile_ != nullptr) profile_->enter_layer(layer, pass);
+}
+
 void Ops::zero(Tensor x) {
   OpCall call("zero", device(), profile_);
   call.tensor("x", x, x.dtype, x.shape, device());

@@ -79,10 +79,7 @@ class Ops {
   void set_profile(OpObserver* profile) { profile_ = profile; }
   // The part of the network that the next ops belong to, for the profile; a literal.
   const char* enter(const char* part) { return profile_ != nullptr ? profile_->enter(part) : part; }
-  // The layer and pass that they belong to; -1: none.
-  void enter_layer(std::int64_t layer, Pass pass) {
-    if (profile_ != nullptr) profile_->enter_layer(layer, pass);
-  }
+  void enter_layer(std::int64_t layer, Pass pass);  // the same of the layer; -1: none
 
   // ---- memory of the device ----
   virtual const char* name() const = 0;
