@@ -21,6 +21,7 @@
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
 #include "core/cpu/peak.h"
+#include "core/op_profile.h"
 #include "parallel/process_grid.h"
 
 namespace openmoe {

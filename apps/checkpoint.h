@@ -25,6 +25,7 @@ struct CheckpointMeta {
   std::string recipe_json;            // the resolved recipe
   std::string data_fingerprint;       // BatchStream::fingerprint(), or kImportedWeights
   std::string tokenizer_sha256 = "";  // Tokenizer::hash() of the data; "": not known, as of imports
+  std::string trainer_state = "";     // JSON of LossSpikes::state(); "": none
 };
 
 // The fingerprint of a checkpoint that no data made: values only, without optimizer statistics.

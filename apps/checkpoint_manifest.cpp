@@ -71,7 +71,8 @@ CheckpointManifest manifest_from(const Json& json) {
                    .positions = json.at("positions").get<std::int64_t>(),
                    .recipe_json = json.at("recipe").dump(2),
                    .data_fingerprint = json.at("data_fingerprint").get<std::string>(),
-                   .tokenizer_sha256 = json.value("tokenizer_sha256", "")};
+                   .tokenizer_sha256 = json.value("tokenizer_sha256", ""),
+                   .trainer_state = json.contains("trainer") ? json.at("trainer").dump() : ""};
   const Json& grid = json.at("grid");
   manifest.dp = grid.at("dp").get<std::int64_t>();
   manifest.ep = grid.at("ep").get<std::int64_t>();
@@ -126,6 +127,7 @@ std::string to_text(const CheckpointManifest& manifest) {
                {"files", list_of(manifest.files)},
                {"tensors", list_of(manifest.tensors)},
                {"recipe", Json::parse(meta.recipe_json)}};
+  if (!meta.trainer_state.empty()) json["trainer"] = Json::parse(meta.trainer_state);
   Sha256 hash;
   hash.update(json.dump());
   json["sha256"] = hash.finish();

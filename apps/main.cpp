@@ -8,6 +8,7 @@
 #include <exception>
 #include <iostream>
 #include <string>
+#include <thread>
 
 #include "apps/command.h"
 #include "apps/threads.h"
@@ -82,6 +83,17 @@ void print_failure(const std::string& who, const std::string& message) {
   std::cerr << "openmoe: " << who << message << "\n" << std::flush;
 }
 
+// For a rank that fails alone: says why, then ends every rank.
+[[noreturn]] void print_and_abort(const MpiEnvironment& mpi, const std::string& message,
+                                  int exit_code) {
+  print_failure("error on rank " + std::to_string(mpi.world_rank()) + ": ", message);
+  // The launcher reads a rank's output through a pipe, and throws away what it has not read when it
+  // learns of the abort, which travels another way.
+  constexpr std::chrono::milliseconds kTimeToBeRead(300);
+  std::this_thread::sleep_for(kTimeToBeRead);
+  MpiEnvironment::abort(exit_code);
+}
+
 // All ranks are here: rank 0 prints each different message once. Returns the job's exit code, the
 // same on every rank.
 int report_together(MpiEnvironment& mpi, const Outcome& outcome) {
@@ -107,8 +119,7 @@ int conclude(MpiEnvironment& mpi, const Outcome& outcome) {
   const std::chrono::milliseconds patience(outcome.message.empty() ? -1
                                                                    : 2000 + 200 * mpi.world_rank());
   if (wait_for_all_ranks(patience)) return report_together(mpi, outcome);
-  print_failure("error on rank " + std::to_string(mpi.world_rank()) + ": ", outcome.message);
-  MpiEnvironment::abort(outcome.exit_code);
+  print_and_abort(mpi, outcome.message, outcome.exit_code);
 }
 
 int run(int argc, char** argv) {
@@ -116,8 +127,7 @@ int run(int argc, char** argv) {
   try {
     return conclude(mpi, run_guarded(argc, argv, mpi));
   } catch (const std::exception& error) {
-    print_failure("error on rank " + std::to_string(mpi.world_rank()) + ": ", error.what());
-    MpiEnvironment::abort(kExitFailure);
+    print_and_abort(mpi, error.what(), kExitFailure);
   }
 }
 

@@ -94,6 +94,11 @@ void RunLog::write_recipe(const std::string& recipe_json) {
   replace_file(folder_ + "/recipe.json", recipe_json + "\n");
 }
 
+void RunLog::go_back(std::int64_t first_step) {
+  metrics_ = open_for_append(folder_ + "/metrics.jsonl", first_step);
+  validation_ = open_for_append(folder_ + "/validation.jsonl", first_step);
+}
+
 void RunLog::write_step(const nlohmann::ordered_json& row) {
   write_row(metrics_, folder_ + "/metrics.jsonl", row);
   events_.write(row["step"].get<std::int64_t>(), scalars_of_step(row));

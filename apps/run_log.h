@@ -23,6 +23,8 @@ class RunLog {
   void write_recipe(const std::string& recipe_json);
   void write_step(const nlohmann::ordered_json& row);
   void write_validation(const nlohmann::ordered_json& row);
+  // Removes the rows of `first_step` and later again: the run has gone back to there.
+  void go_back(std::int64_t first_step);
 
  private:
   std::string folder_;

@@ -1,4 +1,5 @@
 // `openmoe train RECIPE --data DIR --out RUN`: pretrain or continue.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -17,6 +18,7 @@
 #include "apps/host_params.h"
 #include "apps/mixtures.h"
 #include "apps/network.h"
+#include "apps/run_observers.h"
 #include "apps/start_weights.h"
 #include "apps/stop_signals.h"
 #include "apps/trainer.h"
@@ -24,8 +26,11 @@
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/peak.h"
+#include "core/op_profile.h"
 #include "data/batch_stream.h"
+#include "parallel/observed_communicator.h"
 #include "parallel/process_grid.h"
+#include "parallel/watchdog.h"
 
 namespace openmoe {
 namespace {
@@ -40,7 +45,9 @@ struct TrainOptions {
   std::string run_folder;
   std::int64_t ep = 0;  // 0: as the recipe says
   bool resume = false;
-  std::string from;  // run or checkpoint to start from; "": none
+  std::string trace_folder;      // "": no trace
+  std::int64_t trace_step = -1;  // -1: the third of this process
+  std::string from;              // run or checkpoint to start from; "": none
   DeviceOptions device;
 };
 
@@ -122,76 +129,119 @@ void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& networ
   std::fflush(stdout);
 }
 
+// The first steps of a process touch their memory for the first time, so the third is traced.
+std::int64_t traced_step(const TrainOptions& options, std::int64_t first_step,
+                         const Recipe& recipe) {
+  const std::int64_t last = recipe.run.num_steps - 1;
+  const std::int64_t step =
+      options.trace_step >= 0 ? options.trace_step : std::min(last, first_step + 2);
+  if (first_step <= step && step <= last) return step;
+  throw UserError(concat("--trace-step: found ", step, ", allowed: a step of this process, ",
+                         first_step, " to ", last));
+}
+
+// Null where the recipe or a single rank wants none.
+std::unique_ptr<Watchdog> start_watchdog(const Recipe& recipe, ProcessGrid& grid,
+                                         RunObservers& observers) {
+  constexpr double kMaxSilence = 20.0;  // seconds; a job with a killed rank ends within 30
+  observers.activity.enter_phase("starting", /*is_patient=*/true);
+  if (recipe.run.watchdog_seconds == 0 || grid.world().size() == 1) return nullptr;
+  StuckLimits limits;
+  limits.idle = static_cast<double>(recipe.run.watchdog_seconds);
+  limits.silence = std::min(kMaxSilence, limits.idle);
+  return std::make_unique<Watchdog>(grid.world(), grid.coordinates(), observers.collectives,
+                                    observers.activity, limits);
+}
+
+// What a run begins with beside its weights.
+struct StartState {
+  std::int64_t step = 0;
+  std::int64_t positions = 0;
+  std::string trainer_state;  // CheckpointMeta::trainer_state
+};
+
+// Fills the network's parameters: from `checkpoint`, from another run, or anew.
+StartState take_weights(const TrainOptions& options, const std::string& checkpoint,
+                        const Recipe& recipe, const BatchStream& stream, ProcessGrid& grid,
+                        Network& network) {
+  StartState start;
+  Ops& ops = network.ops();
+  if (!checkpoint.empty()) {
+    // Imported weights come without optimizer statistics; the first update overwrites them anyway
+    // (its decay is 0).
+    const bool is_import = read_checkpoint_meta(checkpoint).data_fingerprint == kImportedWeights;
+    HostParams host(network.params(), ops);
+    const CheckpointMeta meta = load_checkpoint(checkpoint, host.table(), grid, !is_import);
+    host.upload();
+    check_resumable(recipe, meta, is_import ? kImportedWeights : stream.fingerprint(), checkpoint,
+                    grid.is_root());
+    check_steps_left(checkpoint, meta.step, recipe);
+    return {meta.step, meta.positions, meta.trainer_state};
+  }
+  network.params().initialize(ops, static_cast<std::uint64_t>(recipe.run.seed));
+  if (options.from.empty()) return start;
+  HostParams host(network.params(), ops);
+  host.download();
+  const CheckpointMeta source = start_from(options.from, host.table(), recipe, grid);
+  host.upload();
+  if (recipe.start.optimizer == OptimizerStart::continued) {
+    start = {source.step, source.positions, ""};
+    check_steps_left(options.from, start.step, recipe);
+  }
+  return start;
+}
+
 int run_train(const TrainOptions& options, CommandContext& context) {
   const StopSignals signals;  // from the start: what arrives before the first step counts too
   MpiEnvironment& mpi = context.mpi;
   const Recipe stated = load_recipe(options.recipe.path, options.recipe.overrides);
   check_trainable(stated);
-  ProcessGrid grid(mpi.world(), options.ep > 0 ? options.ep : stated.parallel.ep, 1);
+  RunObservers observers;
+  const auto world = make_observed_communicator(mpi.world(), observers.collectives);
+  ProcessGrid grid(*world, options.ep > 0 ? options.ep : stated.parallel.ep, 1);
   grid.check(stated);
+  const auto watchdog = start_watchdog(stated, grid, observers);
   BatchStream stream(stated, options.data_folder, load_mixtures(stated, options.recipe.path));
   const Recipe& recipe = stream.recipe();  // with ends of phases in tokens turned into steps
-  const std::string checkpoint = open_run_folder(options, mpi.world());
+  const std::string checkpoint = open_run_folder(options, *world);
 
   const auto ops = make_ops(options.device, mpi);
+  ops->set_profile(&observers.ops);
   attach_device(options.device, grid, *ops);
   Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid), true);
-  std::int64_t first_step = 0, first_positions = 0;
-  if (checkpoint.empty()) {
-    network.params().initialize(*ops, static_cast<std::uint64_t>(recipe.run.seed));
-    if (!options.from.empty()) {
-      HostParams host(network.params(), *ops);
-      host.download();
-      const CheckpointMeta source = start_from(options.from, host.table(), recipe, grid);
-      host.upload();
-      if (recipe.start.optimizer == OptimizerStart::continued) {
-        first_step = source.step;
-        first_positions = source.positions;
-        check_steps_left(options.from, first_step, recipe);
-      }
-    }
-  } else {
-    // Imported weights come without optimizer statistics; the first update overwrites them anyway
-    // (its decay is 0).
-    const bool is_import = read_checkpoint_meta(checkpoint).data_fingerprint == kImportedWeights;
-    HostParams host(network.params(), *ops);
-    const CheckpointMeta meta = load_checkpoint(checkpoint, host.table(), grid, !is_import);
-    host.upload();
-    check_resumable(recipe, meta, is_import ? kImportedWeights : stream.fingerprint(), checkpoint,
-                    grid.is_root());
-    first_step = meta.step;
-    first_positions = meta.positions;
-    check_steps_left(checkpoint, first_step, recipe);
-  }
+  const StartState start = take_weights(options, checkpoint, recipe, stream, grid, network);
 
   std::optional<RunLog> log;
   std::optional<Progress> progress;
-  on_root(mpi.world(), [&] {
-    log.emplace(options.run_folder, first_step);
+  on_root(*world, [&] {
+    log.emplace(options.run_folder, start.step);
     log->write_recipe(to_json(recipe));
     keep_mixtures(recipe, options.recipe.path, options.run_folder);
     keep_tokenizer(stream.tokenizer(), options.run_folder);
     print_header(recipe, grid, network, context);
     if (!checkpoint.empty())
       std::printf("resuming from %s at step %lld\n", checkpoint.c_str(),
-                  static_cast<long long>(first_step));
-    progress.emplace(recipe.run.num_steps, first_step);
+                  static_cast<long long>(start.step));
+    progress.emplace(recipe.run.num_steps, start.step);
   });
-  Trainer trainer(network, grid, recipe, stream, options.run_folder, signals, log ? &*log : nullptr,
-                  progress ? &*progress : nullptr);
-  mpi.world().barrier();  // all ranks measure at the same time
+  Trainer trainer(network, grid, recipe, stream, options.run_folder, signals, observers,
+                  log ? &*log : nullptr, progress ? &*progress : nullptr);
+  world->barrier();  // all ranks measure at the same time
   double peak_flops[] = {cpu::measure_peak_flops(kPeakSeconds)};
-  mpi.world().all_reduce_sum(std::span<double>(peak_flops));
+  world->all_reduce_sum(std::span<double>(peak_flops));
   trainer.set_peak_flops(peak_flops[0]);
+  trainer.restore(start.trainer_state);
+  if (!options.trace_folder.empty())
+    trainer.trace_step(traced_step(options, start.step, recipe), options.trace_folder);
   OpProfile profile;
-  if (recipe.run.profile) ops->set_profile(&profile);
-  if (checkpoint.empty() && !options.from.empty()) trainer.save_start(first_step, first_positions);
+  if (recipe.run.profile) observers.ops.add_observer(profile);
+  if (checkpoint.empty() && !options.from.empty()) trainer.save_start(start.step, start.positions);
   const auto begin = std::chrono::steady_clock::now();
-  const int stop_signal = trainer.run(first_step, first_positions);
+  const int stop_signal = trainer.run(start.step, start.positions);
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
   ops->set_profile(nullptr);
   if (stop_signal != 0) return StopSignals::exit_code_of(stop_signal);
-  const std::int64_t num_steps = recipe.run.num_steps - first_step;
+  const std::int64_t num_steps = recipe.run.num_steps - start.step;
   if (recipe.run.profile && grid.is_root() && num_steps > 0)
     std::printf("time of rank 0 by op, validation and checkpoints outside ops\n%s",
                 profile
@@ -220,6 +270,14 @@ void register_train(CLI::App& app, CommandContext& context) {
   command->add_option("--from", options->from,
                       "run or checkpoint whose weights a new run starts from, as the recipe's "
                       "\"start\" says");
+  command->add_option("--trace", options->trace_folder,
+                      "folder for the trace of one step, a file per rank for Perfetto or "
+                      "chrome://tracing");
+  command
+      ->add_option("--trace-step", options->trace_step,
+                   "the step to trace (default: the third of this process)")
+      ->check(CLI::NonNegativeNumber)
+      ->needs("--trace");
   command->add_flag("--resume", options->resume, "continue from the last checkpoint in --out");
   command->footer(concat(
       "SIGTERM or SIGUSR1 to any rank (or SIGUSR1 to mpirun) stops the whole job before its next "

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <utility>
 #include <vector>
 
 #include "apps/agree.h"
@@ -13,6 +14,7 @@
 #include "apps/dumped_step.h"
 #include "apps/held_out.h"
 #include "apps/host_params.h"
+#include "apps/replica_check.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
@@ -70,49 +72,87 @@ std::int64_t micro_batch_rows(const Recipe& recipe, const ProcessGrid& grid) {
 }
 
 Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, BatchStream& stream,
-                 const std::string& run_folder, const StopSignals& signals, RunLog* log,
-                 Progress* progress)
+                 const std::string& run_folder, const StopSignals& signals, RunObservers& observers,
+                 RunLog* log, Progress* progress)
     : network_(network),
       grid_(grid),
       recipe_(recipe),
       stream_(stream),
       run_folder_(run_folder),
       signals_(signals),
+      observers_(observers),
       log_(log),
       progress_(progress),
       training_(network, grid, recipe),
-      rows_per_rank_(recipe.data.batch_rows / grid.num_data_ranks()) {}
+      rows_per_rank_(recipe.data.batch_rows / grid.num_data_ranks()),
+      spikes_(recipe.run) {
+  observers.collectives.add(waiting_);
+}
+
+void Trainer::trace_step(std::int64_t step, const std::string& folder) {
+  trace_.emplace(step, folder, grid_, observers_);
+}
 
 int Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
   positions_ = first_positions;
   routing_.emplace(network_, grid_, stream_, run_folder_, first_step);
   const RunConfig& run = recipe_.run;
   if (first_step == 0 && run.early_checkpoints) save(0);
-  for (std::int64_t step = first_step; step < run.num_steps; ++step) {
+  if (run.on_spike == OnSpike::rewind && newest_checkpoint().empty()) save(first_step);
+  for (std::int64_t step = first_step; step < run.num_steps;) {
+    if (spikes_.leaves_out(step)) {
+      record_left_out(step);
+      finish_step(++step);
+      continue;
+    }
     const StepResult result = train_step(step);
     if (result.stop_signal != 0) {
       save_and_stop(step, result.stop_signal);
       return result.stop_signal;
     }
     check_finite(step, result);
+    if (!result.outcome.was_accepted && run.on_spike == OnSpike::rewind) {
+      step = rewind(step, result);
+      continue;
+    }
+    skip_spike(step, result);
     positions_ += std::llround(result.counts.positions);
     record(step, result);
-    const std::int64_t next = step + 1;
-    const bool last = next == run.num_steps;
-    if (run.validate_every > 0 && (next % run.validate_every == 0 || last)) validate(step);
-    if (last || saves_after(run, next)) save(next);
+    finish_step(++step);
   }
   if (progress_ != nullptr) progress_->finish();
   return 0;
 }
 
+void Trainer::finish_step(std::int64_t steps_done) {
+  const RunConfig& run = recipe_.run;
+  const bool last = steps_done == run.num_steps;
+  if (run.replica_check_every > 0 && grid_.world().size() > 1 &&
+      (last || steps_done % run.replica_check_every == 0)) {
+    observers_.activity.enter_phase("comparing replicas");
+    HostParams host(network_.params(), network_.ops());
+    host.download();
+    check_replicas(host.table(), grid_, steps_done);
+  }
+  if (run.validate_every > 0 && (steps_done % run.validate_every == 0 || last))
+    validate(steps_done - 1);
+  if (last || saves_after(run, steps_done)) save(steps_done);
+}
+
 Trainer::StepResult Trainer::train_step(std::int64_t step) {
   const auto begin = Clock::now();
+  const double waited = waiting_.seconds();
   StepResult result;
+  spikes_.enter_phase(phase_at(recipe_, step));
+  observers_.activity.enter_step(step);
+  observers_.activity.enter_phase("reading the batch");
+  const bool traced = trace_ && trace_->step() == step;
+  if (traced) trace_->begin();
   stream_.read(step, first_row(), first_row() + rows_per_rank_, batch_);
   if (step + 1 < recipe_.run.num_steps)
     stream_.prefetch(step + 1, first_row(), first_row() + rows_per_rank_);
   const StepAgreement agreed = agree_on_step(batch_, recipe_, grid_, signals_.caught());
+  observers_.activity.enter_phase("training");
   result.stop_signal = agreed.stop_signal;
   if (result.stop_signal != 0) return result;
   result.counts = agreed.counts;
@@ -126,17 +166,44 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   const auto observe = [&](const Batch& micro_batch, std::int64_t row) {
     timed([&] { routing_->observe(micro_batch, first_row() + row); });
   };
+  training_.accept_losses([&](const StepLosses& losses) {
+    if (spikes_.is_spike(losses.total)) result.spike_z = spikes_.z_score(losses.total);
+    return !spikes_.is_spike(losses.total);
+  });
   result.outcome = training_.run(batch_, result.counts, step,
                                  watched ? TrainingStep::Observer(observe) : nullptr);
+  if (traced) trace_->end();
   if (watched)
     timed([&] { result.routing = routing_->finish(step, result.outcome.sums, result.counts); });
   result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  busy_seconds_ += result.seconds - (waiting_.seconds() - waited);
+  report_straggler(step, result);
+  if (traced) {
+    const std::string summary = trace_->write();
+    if (progress_ != nullptr) progress_->say(summary);
+  }
   return result;
+}
+
+void Trainer::report_straggler(std::int64_t step, StepResult& result) {
+  const std::int64_t every = recipe_.run.straggler_every;
+  if (every == 0 || grid_.world().size() == 1 || (step + 1) % every != 0) return;
+  result.straggler = find_straggler(grid_.world(), std::exchange(busy_seconds_, 0.0));
+  if (progress_ == nullptr || !result.straggler->is_notable()) return;
+  char times[80];
+  std::snprintf(times, sizeof times, "%.2f s in the last %lld steps, %.0f%% of the median",
+                result.straggler->seconds, static_cast<long long>(every),
+                100.0 * result.straggler->share());
+  progress_->say(concat("warning: rank ", result.straggler->world_rank,
+                        " computes longest: ", times, "; the others wait for it"));
 }
 
 void Trainer::check_finite(std::int64_t step, const StepResult& result) {
   if (result.outcome.is_finite()) {
-    skips_ = 0;
+    if (result.outcome.was_accepted) {
+      skips_ = 0;
+      spikes_.accept(result.outcome.losses.total);
+    }
     return;
   }
   const std::string where = training_.describe_non_finite();
@@ -165,6 +232,64 @@ void Trainer::check_finite(std::int64_t step, const StepResult& result) {
       skips ? "" : ", or with run.on_nonfinite=skip if only few steps are like this"));
 }
 
+std::string Trainer::describe_spike(std::int64_t step, const StepResult& result) const {
+  char text[120];
+  std::snprintf(text, sizeof text, "step %lld: loss %.4f is %.1f standard deviations above the ",
+                static_cast<long long>(step), result.outcome.losses.total, result.spike_z);
+  return concat(text, "mean of the last ", recipe_.run.spike_window,
+                " steps (its rows: openmoe data show ", run_folder_,
+                "/recipe.json --data DIR --step ", step, ")");
+}
+
+void Trainer::skip_spike(std::int64_t step, const StepResult& result) {
+  if (result.outcome.was_accepted) return;
+  const std::string what = describe_spike(step, result);
+  if (++skips_ > recipe_.run.max_skips)
+    throw RuntimeFault(concat(what, "; run.max_skips = ", recipe_.run.max_skips,
+                              " steps before were skipped. This is no spike: resume with a lower "
+                              "optimizer.peak_learning_rate or a higher run.spike_z"));
+  if (progress_ != nullptr)
+    progress_->say(concat("warning: ", what, ". The update was left out, ", skips_, " of at most ",
+                          recipe_.run.max_skips, " in a row"));
+}
+
+std::string Trainer::newest_checkpoint() {
+  std::string folder;
+  on_root(grid_.world(), [&] { folder = latest_checkpoint(run_folder_); });
+  grid_.world().broadcast(folder, 0);
+  return folder;
+}
+
+std::int64_t Trainer::rewind(std::int64_t step, const StepResult& result) {
+  const std::string what = describe_spike(step, result);
+  if (++rewinds_ > recipe_.run.max_skips)
+    throw RuntimeFault(concat(what, "; after ", recipe_.run.max_skips,
+                              " rewinds to one checkpoint (run.max_skips): resume with a lower "
+                              "optimizer.peak_learning_rate or a higher run.spike_z"));
+  observers_.activity.enter_phase("going back to a checkpoint", /*is_patient=*/true);
+  const std::string folder = newest_checkpoint();
+  const bool is_import = read_checkpoint_meta(folder).data_fingerprint == kImportedWeights;
+  HostParams host(network_.params(), network_.ops());
+  const CheckpointMeta meta = load_checkpoint(folder, host.table(), grid_, !is_import);
+  host.upload();
+  spikes_.leave_out_until(step);
+  spikes_.restore(meta.trainer_state);
+  positions_ = meta.positions;
+  saved_step_ = meta.step;
+  skips_ = 0;
+  if (log_ != nullptr) log_->go_back(meta.step);
+  routing_.emplace(network_, grid_, stream_, run_folder_, meta.step);
+  if (progress_ != nullptr)
+    progress_->say(concat("warning: ", what, ". Back to ", folder, "; ",
+                          std::min(step + 1, recipe_.run.spike_batches),
+                          " batches up to that step are left out"));
+  return meta.step;
+}
+
+void Trainer::record_left_out(std::int64_t step) {
+  if (log_ != nullptr) log_->write_step({{"step", step}, {"skipped", true}, {"left_out", true}});
+}
+
 void Trainer::record(std::int64_t step, const StepResult& result) {
   if (log_ == nullptr) return;
   const StepLosses& losses = result.outcome.losses;
@@ -175,9 +300,9 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
     dropped_first += layer.dropped_first;
     dropped_second += layer.dropped_second;
   }
-  const bool skipped = !result.outcome.is_finite();
-  if (skipped || step % recipe_.run.log_every == 0 || step + 1 == recipe_.run.num_steps ||
-      !result.routing.is_null()) {
+  const bool skipped = !result.outcome.is_finite() || !result.outcome.was_accepted;
+  if (skipped || result.straggler || step % recipe_.run.log_every == 0 ||
+      step + 1 == recipe_.run.num_steps || !result.routing.is_null()) {
     nlohmann::ordered_json row = {{"step", step},
                                   {"loss", losses.total},
                                   {"cross_entropy", losses.cross_entropy},
@@ -201,6 +326,11 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
       row["routing"] = result.routing;
     }
     if (skipped) row["skipped"] = true;
+    if (!result.outcome.was_accepted) row["spike_z"] = result.spike_z;
+    if (result.straggler) {
+      row["slowest_rank"] = result.straggler->world_rank;
+      row["slowest_rank_share"] = result.straggler->share();
+    }
     log_->write_step(row);
   }
   const double flops = flops_per_token(recipe_) * tokens_per_s;
@@ -216,6 +346,7 @@ void Trainer::record(std::int64_t step, const StepResult& result) {
 
 // Held-out loss and token accuracy of each source (the paper's Figure 1).
 void Trainer::validate(std::int64_t step) {
+  observers_.activity.enter_phase("validation");
   std::string summary = concat("validation after step ", step + 1, ":");
   for (const std::string& source : stream_.validation_sources(step)) {
     const HeldOutResult result =
@@ -241,17 +372,20 @@ void Trainer::save_start(std::int64_t step, std::int64_t positions) {
 
 void Trainer::save(std::int64_t next_step) {
   if (next_step == saved_step_) return;
+  observers_.activity.enter_phase("saving a checkpoint", /*is_patient=*/true);
   CheckpointMeta meta;
   meta.step = next_step;
   meta.positions = positions_;
   meta.recipe_json = to_json(recipe_);
   meta.data_fingerprint = stream_.fingerprint();
   meta.tokenizer_sha256 = stream_.tokenizer().hash();
+  if (recipe_.run.on_spike != OnSpike::ignore) meta.trainer_state = spikes_.state();
   const std::string folder = checkpoint_folder(run_folder_, next_step);
   HostParams host(network_.params(), network_.ops());
   host.download();
   save_checkpoint(folder, host.table(), meta, grid_);
   saved_step_ = next_step;
+  rewinds_ = 0;
   if (progress_ == nullptr) return;
   progress_->say("saved " + folder);
   try {

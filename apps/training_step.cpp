@@ -71,11 +71,16 @@ StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& count
   out.sums = StepSums(recipe_.model.num_moe_layers(), recipe_.model.num_experts);
   network_.params().zero_gradients(network_.ops());
   run_micro_batches(batch, counts, out.sums, observe);
+  network_.ops().enter_layer(-1, Pass::backward);
+  network_.ops().enter("gradient reduction");
   reducer_.reduce();
   sum_over_ranks(out.sums, grid_);
   out.losses = losses_from(out.sums, counts, recipe_.loss);
   out.grad_norm = reducer_.grad_norm();
+  network_.ops().enter("optimizer");
   if (out.is_finite()) {
+    out.was_accepted = accepts(out.losses);
+    if (!out.was_accepted) return out;
     adafactor_step(network_.ops(), network_.params(), recipe_.optimizer, step);
     return out;
   }
@@ -84,6 +89,10 @@ StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& count
     bad_gradients_[i] =
         std::isfinite(network_.ops().sum_of_squares(params[i].grad)) ? 0 : grid_.world_rank() + 1;
   return out;
+}
+
+bool TrainingStep::accepts(const StepLosses& losses) const {
+  return !accepts_ || !std::isfinite(losses.total) || accepts_(losses);
 }
 
 // `param` may be a slice of the table's.
@@ -123,12 +132,13 @@ StepOutcome TrainingStep::run_in_backward(const Batch& batch, const BatchCounts&
     if (std::exchange(is_first, false)) {
       sum_over_ranks(out.sums, grid_);
       out.losses = losses_from(out.sums, counts, recipe_.loss);
+      out.was_accepted = accepts(out.losses);
     }
     const char* const part = ops.enter("optimizer");
     reducer_.reduce(param);
     const double squares = reducer_.add_squares(param);
     if (!std::isfinite(squares)) mark_bad_gradient(param);
-    if (std::isfinite(out.losses.total) && std::isfinite(squares))
+    if (out.was_accepted && std::isfinite(out.losses.total) && std::isfinite(squares))
       adafactor_update(ops, param, recipe_.optimizer, step);
     ops.zero(param.grad);
     ops.enter(part);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "apps/network.h"
@@ -27,6 +28,7 @@ struct StepOutcome {
   StepSums sums;
   StepLosses losses;
   double grad_norm = 0.0;
+  bool was_accepted = true;  // false: no parameter was updated, see TrainingStep::accept_losses
 
   // When it is not, no parameter was updated; with parallel.update_in_backward, none when the loss
   // is not finite, else those whose own gradient is.
@@ -49,6 +51,11 @@ class TrainingStep {
   StepOutcome run(const Batch& batch, const BatchCounts& counts, std::int64_t step,
                   const Observer& observe = {});
 
+  // Asked in every step whose loss is finite whether the parameters are to be updated; it must say
+  // the same on every rank. Empty: always.
+  using Acceptance = std::function<bool(const StepLosses&)>;
+  void accept_losses(Acceptance accepts) { accepts_ = std::move(accepts); }
+
   // After a step that was not finite: what is known of where that began, for a message; the same
   // on every rank. Collective.
   std::string describe_non_finite();
@@ -56,6 +63,7 @@ class TrainingStep {
  private:
   void run_micro_batches(const Batch& batch, const BatchCounts& counts, StepSums& sums,
                          const Observer& observe);
+  bool accepts(const StepLosses& losses) const;
   void mark_bad_gradient(const Param& param);
   StepOutcome run_whole(const Batch& batch, const BatchCounts& counts, std::int64_t step,
                         const Observer& observe);
@@ -67,6 +75,7 @@ class TrainingStep {
   const Recipe& recipe_;
   GradientReducer reducer_;
   Batch micro_batch_;
+  Acceptance accepts_;
   // By place in the table: rank + 1 where the gradient of the last step, if that was not finite, is
   // not finite here; else 0.
   std::vector<std::int64_t> bad_gradients_;

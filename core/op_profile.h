@@ -8,9 +8,11 @@
 #include <utility>
 #include <vector>
 
+#include "core/op_observer.h"
+
 namespace openmoe {
 
-class OpProfile {
+class OpProfile : public OpObserver {
  public:
   struct Entry {
     std::string op;  // or the part, in parts()
@@ -22,9 +24,9 @@ class OpProfile {
   };
 
   // `op` must outlive the profile (the names are literals).
-  void add(const char* op, double seconds, double flops);
+  void add(const char* op, double seconds, double flops) override;
   // The part of the network (a literal) that the following ops belong to.
-  const char* enter(const char* part) { return std::exchange(part_, part); }
+  const char* enter(const char* part) override { return std::exchange(part_, part); }
   void reset() { entries_.clear(); }
   double total_seconds() const;
   // By falling time.

@@ -32,7 +32,7 @@ bool matches(const Shape& found, const Shape& expected) {
 // One call of an op: its checks, and its time if a profile is kept.
 class OpCall {
  public:
-  OpCall(const char* op, Device device, OpProfile* profile)
+  OpCall(const char* op, Device device, OpObserver* profile)
       : op_(op), device_(device), profile_(profile) {
     if (profile_ != nullptr) start_ = Clock::now();
   }
@@ -88,7 +88,7 @@ class OpCall {
   using Clock = std::chrono::steady_clock;
   const char* op_;
   Device device_;
-  OpProfile* profile_;
+  OpObserver* profile_;
   double flops_ = 0.0;
   Clock::time_point start_{};
 };
@@ -196,6 +196,10 @@ void check_adafactor(OpCall& call, const AdafactorScalars& scalars) {
 }
 
 }  // namespace
+
+void Ops::enter_layer(std::int64_t layer, Pass pass) {
+  if (profile_ != nullptr) profile_->enter_layer(layer, pass);
+}
 
 void Ops::zero(Tensor x) {
   OpCall call("zero", device(), profile_);

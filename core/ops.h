@@ -20,7 +20,7 @@
 #include <cstdint>
 
 #include "core/config/recipe.h"
-#include "core/op_profile.h"
+#include "core/op_observer.h"
 #include "core/tensor.h"
 
 namespace openmoe {
@@ -75,10 +75,11 @@ class Ops {
  public:
   virtual ~Ops() = default;
 
-  // Every op adds its time to `profile` from now on; null stops. The profile must outlive its use.
-  void set_profile(OpProfile* profile) { profile_ = profile; }
+  // Every op tells `profile` its time from now on; null stops. It must outlive its use.
+  void set_profile(OpObserver* profile) { profile_ = profile; }
   // The part of the network that the next ops belong to, for the profile; a literal.
   const char* enter(const char* part) { return profile_ != nullptr ? profile_->enter(part) : part; }
+  void enter_layer(std::int64_t layer, Pass pass);  // the same of the layer; -1: none
 
   // ---- memory of the device ----
   virtual const char* name() const = 0;
@@ -242,7 +243,7 @@ class Ops {
                                      const AdafactorScalars& scalars) = 0;
   virtual void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars) = 0;
 
-  OpProfile* profile_ = nullptr;
+  OpObserver* profile_ = nullptr;
 };
 
 }  // namespace openmoe

@@ -29,6 +29,8 @@ class Communicator {
   virtual int rank_in_group() const = 0;
   // "rank 1 of 2 (world ranks 1, 3)", for messages.
   virtual std::string description() const = 0;
+  // What the group is called in reports, a literal; for communicators that report.
+  virtual void set_name(const char* name) { static_cast<void>(name); }
 
   // In place; every rank ends with the element-wise sum (or maximum) over ranks, the same bits on
   // every rank.

@@ -128,6 +128,10 @@ ProcessGrid::ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp)
   expert_ = world.split(static_cast<int>(dp_rank_ * tp + tp_rank_), static_cast<int>(ep_rank_));
   replicas_ = world.split(static_cast<int>(ep_rank_ * tp + tp_rank_), static_cast<int>(dp_rank_));
   tensor_ = world.split(static_cast<int>(data_rank()), static_cast<int>(tp_rank_));
+  data_->set_name("data");
+  expert_->set_name("expert");
+  replicas_->set_name("replicas");
+  tensor_->set_name("tensor");
 }
 
 std::string ProcessGrid::coordinates() const {

@@ -57,6 +57,11 @@ struct EnumNames<OnNonFinite> {
   static constexpr std::array<std::string_view, 2> values = {"stop", "skip"};
 };
 
+template <>
+struct EnumNames<OnSpike> {
+  static constexpr std::array<std::string_view, 3> values = {"ignore", "skip", "rewind"};
+};
+
 template <typename Enum>
 constexpr std::string_view enum_name(Enum value) {
   return EnumNames<Enum>::values.at(static_cast<std::size_t>(value));

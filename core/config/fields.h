@@ -206,13 +206,28 @@ void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
         "when a step's loss or gradient norm is not finite; stop: end the run; skip: leave the "
         "update out and log the step as skipped");
   visit("max_skips", &R::max_skips, rules::between(1, 1e6),
-        "steps in a row that on_nonfinite may skip; one more ends the run");
+        "steps in a row that may be skipped, or rewinds to one checkpoint; one more ends the run");
+  visit("on_spike", &R::on_spike, rules::any,
+        "when a loss is spike_z standard deviations above the mean; skip: leave the update out; "
+        "rewind: go back to the newest checkpoint and leave the batch out");
+  visit("spike_z", &R::spike_z, rules::positive, "standard deviations that make a spike");
+  visit("spike_window", &R::spike_window, rules::between(2, 1e6),
+        "steps of the same phase that mean and deviation are of; none is a spike before so many");
+  visit("spike_batches", &R::spike_batches, rules::between(1, 1e6),
+        "batches that a rewind leaves out, the last of them that of the spike");
+  visit("replica_check_every", &R::replica_check_every, rules::count,
+        "steps between comparisons of parameters that several ranks hold; 0: never");
+  visit("straggler_every", &R::straggler_every, rules::count,
+        "steps between reports of the rank that computes longest; 0: never");
   visit("compute_type", &R::compute_type, rules::any,
         "storage of activations and of weights in products; sums, parameters, gradients and "
         "optimizer state are f32 with both");
   visit("routing_every", &R::routing_every, rules::count,
         "steps between statistics of the routers in metrics.jsonl, TensorBoard files and routing "
         "logs; 0: never");
+  visit("watchdog_seconds", &R::watchdog_seconds, rules::between(0, 1e6),
+        "a rank without progress for so long is named and the job ends (checkpoints, start: ten "
+        "times that; a silent process: 20 s at most); 0: never");
   visit("profile", &R::profile, rules::any, "print the time of every op at the end of train");
 }
 

@@ -23,6 +23,7 @@ enum class RateUnit { rows, tokens };
 enum class OptimizerStart { fresh, continued };
 enum class ComputeType { f32, bf16 };
 enum class OnNonFinite { stop, skip };
+enum class OnSpike { ignore, skip, rewind };
 
 struct ModelConfig {
   // V, embedding rows; at least the tokenizer's pieces and sentinels
@@ -168,11 +169,24 @@ struct RunConfig {
   // step as skipped and go on.
   OnNonFinite on_nonfinite = OnNonFinite::stop;
   std::int64_t max_skips = 10;  // in a row; one more stops the run
+  // When a step's loss lies more than spike_z standard deviations above the mean of the last
+  // spike_window steps of the same phase: nothing; leave the update out; or also go back to the
+  // newest checkpoint and leave out the spike_batches batches that end with this one.
+  OnSpike on_spike = OnSpike::ignore;
+  double spike_z = 6.0;
+  std::int64_t spike_window = 100;
+  std::int64_t spike_batches = 1;
+  // Steps between comparisons of the parameters that ranks hold in common; 0: never
+  std::int64_t replica_check_every = 100;
+  std::int64_t straggler_every = 100;  // steps between reports of the slowest rank; 0: never
   // Storage of activations and of the weights that products read; parameters, their gradients and
   // the optimizer's state are f32 in either case, and so are checkpoints.
   ComputeType compute_type = ComputeType::f32;
   // Steps between statistics of the routers (apps/routing_monitor.h); 0: never
   std::int64_t routing_every = 0;
+  // Seconds after which a rank that makes no progress is named and the job ends; 0: never. A
+  // process that is silent is named after 20 s already.
+  std::int64_t watchdog_seconds = 600;
   bool profile = false;  // time every op and print the table at the end
 };
 

@@ -108,6 +108,7 @@ void Model::train(const Batch& batch, const BatchCounts& counts, StepSums& sums)
   // 0, which means evaluation.
   const float scale =
       counts.loss_weight > 0.0 ? static_cast<float>(1.0 / counts.loss_weight) : 1.0f;
+  ops_.enter_layer(-1, Pass::forward);
   head(scale, sums, {});
   backward(counts);
 }
@@ -119,11 +120,13 @@ void Model::evaluate(const Batch& batch, StepSums& sums, Tensor token_loss) {
 }
 
 void Model::forward(bool training, StepSums& sums) {
+  ops_.enter_layer(-1, Pass::forward);
   ops_.enter("embedding");
   ops_.embedding_forward(activations_.empty() ? x_final_ : activations_[0].x_attention,
                          embedding_->value, batch_.inputs);
   std::size_t moe_index = 0;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
+    ops_.enter_layer(static_cast<std::int64_t>(i), Pass::forward);
     const LayerParams& params = layers_[i];
     LayerActivations& act = activations_[i];
     Tensor x_next = i + 1 < layers_.size() ? activations_[i + 1].x_attention : x_final_;
@@ -148,6 +151,7 @@ void Model::forward(bool training, StepSums& sums) {
 void Model::backward(const BatchCounts& counts) {
   // scratch_.dx holds d total / d x of the layer's output and becomes that of its input.
   for (std::size_t i = layers_.size(); i-- > 0;) {
+    ops_.enter_layer(static_cast<std::int64_t>(i), Pass::backward);
     const LayerParams& params = layers_[i];
     LayerActivations& act = activations_[i];
     const bool parallel = params.is_moe && params.ffn.norm == nullptr;
@@ -171,6 +175,7 @@ void Model::backward(const BatchCounts& counts) {
     }
     attention_backward(params.attention, act.attention, act.x_attention);
   }
+  ops_.enter_layer(-1, Pass::backward);
   ops_.enter("embedding");
   ops_.embedding_backward(embedding_->grad, scratch_.dx, batch_.inputs);
   complete(*embedding_);

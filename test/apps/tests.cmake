@@ -91,3 +91,9 @@ if(OPENMOE_PYTHON)
     set_tests_properties(${name} PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "python" SKIP_RETURN_CODE 77 FIXTURES_REQUIRED sample_shards)
   endforeach()
 endif()
+
+# The batch files under a real Slurm on this machine, where its packages are installed; skipped with a reason elsewhere.
+add_test(NAME "slurm: a job leaves, is requeued and ends" COMMAND ${CMAKE_SOURCE_DIR}/test/slurm_test.sh ${CMAKE_BINARY_DIR}/openmoe
+                                                                  ${OPENMOE_TEST_SHARDS})
+set_tests_properties("slurm: a job leaves, is requeued and ends" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "apps" SKIP_RETURN_CODE 77
+                     FIXTURES_REQUIRED sample_shards PROCESSORS 2)

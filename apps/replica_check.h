@@ -1,0 +1,18 @@
+// Whether parameters that several ranks hold are still the same bits on all of them. They are
+// updated from the same sums everywhere, so a difference means that a memory, a link or a processor
+// made a mistake.
+#pragma once
+
+#include <cstdint>
+
+#include "core/param_table.h"
+#include "parallel/process_grid.h"
+
+namespace openmoe {
+
+// `params` in host memory. Collective over the world; two all-reduces of 16 bytes per parameter
+// where all is well. Throws the same RuntimeFault on every rank, naming the first tensor that
+// differs and the ranks that hold other bits than most.
+void check_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t steps_done);
+
+}  // namespace openmoe

@@ -1,0 +1,56 @@
+// OpObserver: told of every op of a backend and of the part of the network it belongs to. Profiles,
+// traces and the watchdog are such observers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace openmoe {
+
+enum class Pass { forward, backward };
+
+class OpObserver {
+ public:
+  virtual ~OpObserver() = default;
+
+  // An op has ended that took so long; names are literals. `flops` is useful arithmetic, 0 for
+  // everything bound by memory.
+  virtual void add(const char* op, double seconds, double flops) = 0;
+  // The part of the network (a literal) that the next ops belong to; returns the part before.
+  virtual const char* enter(const char* part) = 0;
+  // The next ops belong to this layer of this pass; -1: to none.
+  virtual void enter_layer(std::int64_t layer, Pass pass) {
+    static_cast<void>(layer);
+    static_cast<void>(pass);
+  }
+};
+
+// Several observers where one is expected.
+class OpObservers : public OpObserver {
+ public:
+  // `observer` must outlive its use.
+  void add_observer(OpObserver& observer) { observers_.push_back(&observer); }
+  void remove_observer(OpObserver& observer) {
+    observers_.erase(std::remove(observers_.begin(), observers_.end(), &observer),
+                     observers_.end());
+  }
+
+  void add(const char* op, double seconds, double flops) override {
+    for (OpObserver* observer : observers_) observer->add(op, seconds, flops);
+  }
+  const char* enter(const char* part) override {
+    for (OpObserver* observer : observers_) observer->enter(part);
+    return std::exchange(part_, part);
+  }
+  void enter_layer(std::int64_t layer, Pass pass) override {
+    for (OpObserver* observer : observers_) observer->enter_layer(layer, pass);
+  }
+
+ private:
+  std::vector<OpObserver*> observers_;
+  const char* part_ = "other";
+};
+
+}  // namespace openmoe

@@ -1,0 +1,114 @@
+#include "parallel/observed_communicator.h"
+
+#include <chrono>
+#include <numeric>
+#include <utility>
+
+namespace openmoe {
+namespace {
+
+class ObservedCommunicator : public Communicator {
+ public:
+  // `owned` may be null where someone else owns `inner`.
+  ObservedCommunicator(Communicator& inner, std::unique_ptr<Communicator> owned, int world_rank,
+                       CollectiveObservers& observers, CollectiveGroup& group)
+      : inner_(inner),
+        owned_(std::move(owned)),
+        world_rank_(world_rank),
+        observers_(observers),
+        group_(group) {}
+
+  int size() const override { return inner_.size(); }
+  int rank_in_group() const override { return inner_.rank_in_group(); }
+  std::string description() const override { return inner_.description(); }
+  void set_name(const char* name) override { group_.name = name; }
+
+  void all_reduce_sum(std::span<float> data) override {
+    observe("all_reduce_sum of f32", data.size_bytes(), [&] { inner_.all_reduce_sum(data); });
+  }
+  void all_reduce_sum(std::span<double> data) override {
+    observe("all_reduce_sum of f64", data.size_bytes(), [&] { inner_.all_reduce_sum(data); });
+  }
+  void all_reduce_sum(std::span<std::int64_t> data) override {
+    observe("all_reduce_sum of i64", data.size_bytes(), [&] { inner_.all_reduce_sum(data); });
+  }
+  void all_reduce_max(std::span<std::int64_t> data) override {
+    observe("all_reduce_max of i64", data.size_bytes(), [&] { inner_.all_reduce_max(data); });
+  }
+  void all_to_all(std::span<const std::int64_t> sent, std::span<std::int64_t> received,
+                  std::int64_t count) override {
+    observe("all_to_all", sent.size_bytes(), [&] { inner_.all_to_all(sent, received, count); });
+  }
+  void all_to_all_rows(const void* sent, const RowBlocks& sent_blocks, void* received,
+                       const RowBlocks& received_blocks, std::int64_t row_bytes) override {
+    const std::int64_t rows =
+        std::accumulate(sent_blocks.num_rows.begin(), sent_blocks.num_rows.end(), std::int64_t{0});
+    observe("all_to_all_rows", static_cast<std::size_t>(rows * row_bytes), [&] {
+      inner_.all_to_all_rows(sent, sent_blocks, received, received_blocks, row_bytes);
+    });
+  }
+  void all_gather(std::span<float> data, std::span<const std::int64_t> counts) override {
+    const std::int64_t own = counts[static_cast<std::size_t>(rank_in_group())];
+    observe("all_gather of f32", static_cast<std::size_t>(own) * sizeof(float),
+            [&] { inner_.all_gather(data, counts); });
+  }
+  std::vector<std::string> all_gather(const std::string& bytes) override {
+    std::vector<std::string> gathered;
+    observe("all_gather of bytes", bytes.size(), [&] { gathered = inner_.all_gather(bytes); });
+    return gathered;
+  }
+  void broadcast(std::string& bytes, int root) override {
+    observe("broadcast", root == rank_in_group() ? bytes.size() : 0,
+            [&] { inner_.broadcast(bytes, root); });
+  }
+  void barrier() override {
+    observe("barrier", 0, [&] { inner_.barrier(); });
+  }
+  std::unique_ptr<Communicator> split(int colour, int key) override {
+    std::unique_ptr<Communicator> part;
+    observe("split", 0, [&] { part = inner_.split(colour, key); });
+    return observed_group(std::move(part));
+  }
+
+ private:
+  template <typename Call>
+  void observe(const char* verb, std::size_t bytes, Call&& make_call) {
+    using Clock = std::chrono::steady_clock;
+    const CollectiveCall call{&group_, verb, ++group_.num_calls, static_cast<std::int64_t>(bytes)};
+    observers_.begin(call);
+    const auto begin = Clock::now();
+    make_call();
+    observers_.end(call, std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+
+  std::unique_ptr<Communicator> observed_group(std::unique_ptr<Communicator> part) {
+    std::vector<int> world_ranks;
+    for (const std::string& rank : part->all_gather(std::to_string(world_rank_)))
+      world_ranks.push_back(std::stoi(rank));
+    CollectiveGroup& group = observers_.join(std::move(world_ranks));
+    Communicator& inner = *part;
+    return std::make_unique<ObservedCommunicator>(inner, std::move(part), world_rank_, observers_,
+                                                  group);
+  }
+
+  Communicator& inner_;
+  std::unique_ptr<Communicator> owned_;
+  int world_rank_;
+  CollectiveObservers& observers_;
+  CollectiveGroup& group_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_observed_communicator(Communicator& world,
+                                                         CollectiveObservers& observers) {
+  std::vector<int> ranks(static_cast<std::size_t>(world.size()));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  CollectiveGroup& group = observers.join(std::move(ranks));
+  auto observed = std::make_unique<ObservedCommunicator>(world, nullptr, world.rank_in_group(),
+                                                         observers, group);
+  observed->set_name("world");
+  return observed;
+}
+
+}  // namespace openmoe
