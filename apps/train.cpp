@@ -38,7 +38,7 @@ struct TrainOptions {
   RecipeOptions recipe;
   std::string data_folder;
   std::string run_folder;
-  std::int64_t ep = 0;  // 0: as the recipe says
+  GridOptions grid;
   bool resume = false;
   std::string from;  // run or checkpoint to start from; "": none
   DeviceOptions device;
@@ -127,7 +127,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   MpiEnvironment& mpi = context.mpi;
   const Recipe stated = load_recipe(options.recipe.path, options.recipe.overrides);
   check_trainable(stated);
-  ProcessGrid grid(mpi.world(), options.ep > 0 ? options.ep : stated.parallel.ep, 1);
+  ProcessGrid grid(mpi.world(), options.grid.ep_of(stated), options.grid.tp_of(stated));
   grid.check(stated);
   BatchStream stream(stated, options.data_folder, load_mixtures(stated, options.recipe.path));
   const Recipe& recipe = stream.recipe();  // with ends of phases in tokens turned into steps
@@ -212,10 +212,7 @@ void register_train(CLI::App& app, CommandContext& context) {
       ->required();
   command->add_option("--out", options->run_folder, "run folder: metrics, recipe, checkpoints")
       ->required();
-  command
-      ->add_option("--ep", options->ep,
-                   "expert-parallel degree (default: the recipe's parallel.ep)")
-      ->check(CLI::PositiveNumber);
+  add_grid_options(*command, options->grid);
   add_device_options(*command, options->device);
   command->add_option("--from", options->from,
                       "run or checkpoint whose weights a new run starts from, as the recipe's "

@@ -76,7 +76,7 @@ StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& count
   out.losses = losses_from(out.sums, counts, recipe_.loss);
   out.grad_norm = reducer_.grad_norm();
   if (out.is_finite()) {
-    adafactor_step(network_.ops(), network_.params(), recipe_.optimizer, step);
+    adafactor_step(network_.ops(), network_.tensor(), network_.params(), recipe_.optimizer, step);
     return out;
   }
   const auto& params = network_.params().params();
@@ -105,7 +105,7 @@ std::string TrainingStep::describe_non_finite() {
   const Param& param = network_.params().params()[place];
   return concat("the first gradient of the backward pass that is not finite is that of ",
                 param.name,
-                param.sharding == Sharding::expert ? concat(" on rank ", *first - 1) : "", "; ",
+                param.sharding != Sharding::replicated ? concat(" on rank ", *first - 1) : "", "; ",
                 num_bad, " of ", total, " are not");
 }
 
@@ -129,7 +129,7 @@ StepOutcome TrainingStep::run_in_backward(const Batch& batch, const BatchCounts&
     const double squares = reducer_.add_squares(param);
     if (!std::isfinite(squares)) mark_bad_gradient(param);
     if (std::isfinite(out.losses.total) && std::isfinite(squares))
-      adafactor_update(ops, param, recipe_.optimizer, step);
+      adafactor_update(ops, network_.tensor(), param, recipe_.optimizer, step);
     ops.zero(param.grad);
     ops.enter(part);
   });

@@ -9,7 +9,7 @@
 namespace openmoe {
 namespace {
 
-void sum(const Tensor& grads, Communicator& group, DeviceCommunicator* device_group) {
+void sum_over(const Tensor& grads, Communicator& group, DeviceCommunicator* device_group) {
   if (group.size() == 1) return;
   if (grads.device == Device::host) {
     group.all_reduce_sum(
@@ -28,28 +28,39 @@ GradientReducer::GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid
   OPENMOE_CHECK(params.params().front().grad, "the parameter table was not allocated for training");
 }
 
+void GradientReducer::sum(const Tensor& grads, Sharding sharding) {
+  switch (sharding) {
+    case Sharding::replicated:  // a device has no tensor group yet: there all ranks are data ranks
+      return sum_over(grads, grid_.tp() > 1 ? grid_.world() : grid_.data(), grid_.device_data());
+    case Sharding::tensor:
+      return sum_over(grads, grid_.data(), grid_.device_data());
+    case Sharding::expert:
+      return sum_over(grads, grid_.replicas(), grid_.device_replicas());
+  }
+}
+
 void GradientReducer::reduce() {
-  sum(params_.dense_grads(), grid_.data(), grid_.device_data());
-  sum(params_.expert_grads(), grid_.replicas(), grid_.device_replicas());
+  for (const Sharding sharding : {Sharding::tensor, Sharding::replicated, Sharding::expert})
+    sum(params_.grads(sharding), sharding);
 }
 
 void GradientReducer::reduce(Param& param) {
-  if (param.sharding == Sharding::expert)
-    sum(param.grad, grid_.replicas(), grid_.device_replicas());
-  else
-    sum(param.grad, grid_.data(), grid_.device_data());
+  sum(param.grad, param.sharding);
 }
 
 double GradientReducer::add_squares(const Param& param) {
   const double squares = ops_.sum_of_squares(param.grad);
-  (param.sharding == Sharding::expert ? expert_squares_ : dense_squares_) += squares;
+  squares_[static_cast<std::size_t>(param.sharding)] += squares;
   return squares;
 }
 
 double GradientReducer::norm_of_added() {
-  double expert_squares = std::exchange(expert_squares_, 0.0);
-  grid_.expert().all_reduce_sum(std::span<double>(&expert_squares, 1));
-  return std::sqrt(std::exchange(dense_squares_, 0.0) + expert_squares);
+  const auto added = std::exchange(squares_, {});
+  const auto of = [&](Sharding sharding) { return added[static_cast<std::size_t>(sharding)]; };
+  double shared[] = {of(Sharding::tensor), of(Sharding::expert)};
+  grid_.tensor().all_reduce_sum(std::span<double>(shared));
+  grid_.expert().all_reduce_sum(std::span<double>(&shared[1], 1));
+  return std::sqrt(of(Sharding::replicated) + shared[0] + shared[1]);
 }
 
 double GradientReducer::grad_norm() {

@@ -175,6 +175,8 @@ void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
   using P = ParallelConfig;
   visit("ep", &P::ep, rules::between(1, 4096),
         "ranks that share one set of experts; --ep overrides");
+  visit("tp", &P::tp, rules::between(1, 4096),
+        "ranks that share every matrix and the rows of a data rank; --tp overrides");
   visit("micro_batch_rows", &P::micro_batch_rows, rules::between(0, 16777216),
         "rows a rank computes at once; 0: all of its rows");
   visit("recompute_ffn", &P::recompute_ffn, rules::any,

@@ -144,6 +144,7 @@ struct StartConfig {
 
 struct ParallelConfig {
   std::int64_t ep = 1;                // default expert-parallel degree; --ep overrides
+  std::int64_t tp = 1;                // default tensor-parallel degree; --tp overrides
   std::int64_t micro_batch_rows = 0;  // rows a rank computes at once; 0: all its rows
   // The two wide activations of every FFN and expert are computed again in the backward instead of
   // kept: less memory, about an eighth more arithmetic, the same bits.

@@ -91,6 +91,27 @@ TEST_CASE("the grid does not change the loss curve", "[grid]") {
     SECTION(recipe + " dp=2 x ep=2") {
       check_same_run(train(4, recipe, folder / "dp2ep2", "--ep 2"), reference);
     }
+    SECTION(recipe + " tp=2") {
+      check_same_run(train(2, recipe, folder / "tp2", "--tp 2"), reference);
+    }
+    SECTION(recipe + " ep=2 x tp=2") {
+      check_same_run(train(4, recipe, folder / "ep2tp2", "--ep 2 --tp 2"), reference);
+    }
+    SECTION(recipe + " dp=2 x ep=2 x tp=2") {
+      check_same_run(train(8, recipe, folder / "dp2ep2tp2", "--ep 2 --tp 2"), reference);
+    }
+    SECTION(recipe + " tp=2, micro-batches, recomputation") {
+      check_same_run(train(2, recipe, folder / "tp2micro",
+                           "--tp 2 --set parallel.micro_batch_rows=4 --set "
+                           "parallel.recompute_ffn=true"),
+                     reference);
+    }
+    SECTION(recipe + " tp=2, tied embedding, updates in the backward") {
+      const std::string tied = "--set model.tied_embedding=true";
+      check_same_run(train(2, recipe, folder / "tp2within",
+                           tied + " --tp 2 --set parallel.update_in_backward=true"),
+                     train(1, recipe, folder / "tied", tied));
+    }
     SECTION(recipe + " micro-batches") {
       check_same_run(train(1, recipe, folder / "micro", "--set parallel.micro_batch_rows=2"),
                      reference);
@@ -203,7 +224,8 @@ TEST_CASE("a run continues on another grid", "[resume]") {
   const TemporaryFolder folder;
   const std::string steps = "--set run.num_steps=";
   const auto straight = train(1, "tiny-released.json", folder / "straight", steps + "20");
-  train(2, "tiny-released.json", folder / "split", steps + "10 --ep 2");
+  train(4, "tiny-released.json", folder / "split", steps + "7 --ep 2 --tp 2");
+  train(2, "tiny-released.json", folder / "split", steps + "10 --ep 2 --resume");
   check_same_run(train(4, "tiny-released.json", folder / "split", steps + "20 --ep 2 --resume"),
                  straight);
 }

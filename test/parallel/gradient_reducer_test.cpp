@@ -39,7 +39,7 @@ void check_grid(std::int64_t ep, bool dense) {
   Communicator& world = mpi().world();
   ProcessGrid grid(world, ep, 1);
   const auto ops = make_cpu_ops();
-  ParamTable table(small_model(dense), OptimizerConfig{}, ep, grid.ep_rank());
+  ParamTable table(small_model(dense), OptimizerConfig{}, {.ep = ep, .ep_rank = grid.ep_rank()});
   Arena dry;
   table.allocate(dry, GradientMemory::whole);
   Arena arena(*ops, dry.used_bytes());
