@@ -24,6 +24,7 @@ class Network {
   Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows, bool training);
 
   ParamTable& params() { return params_; }
+  const ParamTable& params() const { return params_; }
   Model& model() { return model_; }
   const Arena& arena() const { return *arena_; }
   TensorGroup& tensor() { return *tensor_; }

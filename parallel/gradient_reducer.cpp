@@ -1,5 +1,6 @@
 #include "parallel/gradient_reducer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <span>
 #include <utility>
@@ -8,6 +9,8 @@
 
 namespace openmoe {
 namespace {
+
+constexpr Sharding kShardings[] = {Sharding::tensor, Sharding::replicated, Sharding::expert};
 
 void sum_over(const Tensor& grads, Communicator& group, DeviceCommunicator* device_group) {
   if (group.size() == 1) return;
@@ -23,25 +26,66 @@ void sum_over(const Tensor& grads, Communicator& group, DeviceCommunicator* devi
 
 }  // namespace
 
-GradientReducer::GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid)
+GradientReducer::GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid,
+                                 std::int64_t bucket_bytes)
     : ops_(ops), params_(params), grid_(grid) {
   OPENMOE_CHECK(params.params().front().grad, "the parameter table was not allocated for training");
+  if (bucket_bytes > 0) make_buckets(bucket_bytes);
+}
+
+Communicator& GradientReducer::owners(Sharding sharding) {
+  if (sharding == Sharding::expert) return grid_.replicas();
+  return sharding == Sharding::replicated && grid_.tp() > 1 ? grid_.world() : grid_.data();
 }
 
 void GradientReducer::sum(const Tensor& grads, Sharding sharding) {
-  switch (sharding) {
-    case Sharding::replicated:  // a device has no tensor group yet: there all ranks are data ranks
-      return sum_over(grads, grid_.tp() > 1 ? grid_.world() : grid_.data(), grid_.device_data());
-    case Sharding::tensor:
-      return sum_over(grads, grid_.data(), grid_.device_data());
-    case Sharding::expert:
-      return sum_over(grads, grid_.replicas(), grid_.device_replicas());
-  }
+  // A device has no tensor group yet: there, who holds all is a data rank.
+  sum_over(grads, owners(sharding),
+           sharding == Sharding::expert ? grid_.device_replicas() : grid_.device_data());
 }
 
 void GradientReducer::reduce() {
-  for (const Sharding sharding : {Sharding::tensor, Sharding::replicated, Sharding::expert})
-    sum(params_.grads(sharding), sharding);
+  for (const Sharding sharding : kShardings) sum(params_.grads(sharding), sharding);
+}
+
+// From the last parameter of a kind to the first, as the backward pass completes them.
+void GradientReducer::make_buckets(std::int64_t bytes) {
+  OPENMOE_CHECK(params_.params().front().grad.device == Device::host, "gradients of a device");
+  for (const Sharding sharding : kShardings) {
+    if (owners(sharding).size() == 1 || params_.grads(sharding).num_elements() == 0) continue;
+    bool is_open = false;
+    for (auto param = params_.params().rbegin(); param != params_.params().rend(); ++param) {
+      if (param->sharding != sharding) continue;
+      float* const begin = param->grad.as<float>();
+      if (!is_open) buckets_.push_back({sharding, begin, begin + param->grad.num_elements(), 0, 0});
+      Bucket& bucket = buckets_.back();
+      bucket.begin = begin;
+      bucket.elements += param->grad.num_elements();
+      bucket.remaining = bucket.elements;
+      is_open = (bucket.end - bucket.begin) * size_of(DType::f32) < bytes;
+    }
+  }
+}
+
+void GradientReducer::complete(const Param& param) {
+  const float* const at = param.grad.as<float>();
+  const auto bucket = std::find_if(buckets_.begin(), buckets_.end(), [&](const Bucket& b) {
+    return b.sharding == param.sharding && b.begin <= at && at < b.end;
+  });
+  if (bucket == buckets_.end()) return;  // nobody to add up with, or an empty slice at the end
+  bucket->remaining -= param.grad.num_elements();
+  OPENMOE_CHECK(bucket->remaining >= 0, param.name, " is complete twice");
+  if (bucket->remaining == 0)
+    owners(param.sharding).start_all_reduce_sum({bucket->begin, bucket->end});
+  for (const Sharding sharding : kShardings) owners(sharding).advance_sums();
+}
+
+void GradientReducer::finish() {
+  for (const Sharding sharding : kShardings) owners(sharding).wait_for_sums();
+  for (Bucket& bucket : buckets_) {
+    OPENMOE_CHECK(bucket.remaining == 0, bucket.remaining, " gradients of a bucket are missing");
+    bucket.remaining = bucket.elements;
+  }
 }
 
 void GradientReducer::reduce(Param& param) {

@@ -7,6 +7,8 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
+#include <vector>
 
 #include "core/ops.h"
 #include "core/param_table.h"
@@ -16,8 +18,18 @@ namespace openmoe {
 
 class GradientReducer {
  public:
-  // `params` must be allocated for training. All references must outlive this.
-  GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid);
+  // `params` must be allocated for training. All references must outlive this. bucket_bytes > 0:
+  // complete() may be used.
+  GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid, std::int64_t bucket_bytes = 0);
+
+  // Reduction while the backward pass goes on. The gradients, whole ones in host memory, lie in
+  // buckets in the order of the forward pass; a bucket's sum starts when all of it is complete(),
+  // in the order of the backward pass on every rank. complete() takes a parameter or slices of it
+  // (Model::observe_gradients), each once; finish() waits for all, and is then the same as
+  // reduce().
+  bool has_buckets() const { return !buckets_.empty(); }
+  void complete(const Param& param);
+  void finish();
 
   // Makes the gradients those of the global batch: all of them (GradientMemory::whole), or one.
   // Collective over the world; parameters in the same order on every rank.
@@ -31,12 +43,22 @@ class GradientReducer {
   double norm_of_added();
 
  private:
-  // Over the ranks that computed parts of these gradients.
+  struct Bucket {
+    Sharding sharding = Sharding::replicated;
+    float *begin = nullptr, *end = nullptr;
+    std::int64_t elements = 0;   // of its parameters, without the gaps between them
+    std::int64_t remaining = 0;  // not yet complete
+  };
+
+  // The ranks that computed parts of these gradients.
+  Communicator& owners(Sharding sharding);
   void sum(const Tensor& grads, Sharding sharding);
+  void make_buckets(std::int64_t bytes);
 
   Ops& ops_;
   ParamTable& params_;
   ProcessGrid& grid_;
+  std::vector<Bucket> buckets_;
   std::array<double, kNumShardings> squares_{};  // of add_squares
 };
 

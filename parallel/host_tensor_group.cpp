@@ -131,7 +131,9 @@ class HostTensorGroup : public TensorGroup {
   }
 
   static std::int64_t row_bytes(const Tensor& x) {
-    return x.num_elements() / std::max<std::int64_t>(1, x.size(0)) * size_of(x.dtype);
+    std::int64_t bytes = size_of(x.dtype);
+    for (int axis = 1; axis < x.shape.rank; ++axis) bytes *= x.size(axis);
+    return bytes;
   }
   std::int64_t rows_by_rank(const Tensor& x) const {
     OPENMOE_CHECK(x.device == Device::host && x.size(0) % size() == 0, x.shape.to_string(),

@@ -149,6 +149,9 @@ struct ParallelConfig {
   // The two wide activations of every FFN and expert are computed again in the backward instead of
   // kept: less memory, about an eighth more arithmetic, the same bits.
   bool recompute_ffn = false;
+  // Gradients are reduced over ranks in buckets of at least this size as the backward pass
+  // completes them; 0: all of them after it.
+  std::int64_t reduction_bucket_kb = 0;
   // Every parameter is updated as soon as its gradient is complete, so that one gradient at a time
   // is in memory; the same bits. Needs all rows of a rank in one micro-batch.
   bool update_in_backward = false;

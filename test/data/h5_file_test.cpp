@@ -45,8 +45,8 @@ TEST_CASE("h5: tensors come back, whole and by rows, with and without compressio
     std::vector<float> larger(2 * 4 * 3, 9.0f);
     file.read_box(name, {{1, 1, 0}, {1, 1, 1}, {1, 3, 2}}, host_view(larger.data(), {2, 4, 3}));
     for (std::size_t at = 0; at < larger.size(); ++at) {
-      const std::size_t i = at / 12, j = at / 3 % 4, k = at % 3;
-      const bool is_inside = i == 1 && j >= 1 && k >= 1;
+      const std::size_t plane = at / 12, j = at / 3 % 4, k = at % 3;
+      const bool is_inside = plane == 1 && j >= 1 && k >= 1;
       CHECK(larger[at] == (is_inside ? values[10 + 2 * j + k - 1] : 9.0f));
     }
     CHECK_THROWS_AS(file.read_box(name, {{1, 0, 2}, {0, 0, 0}, {2, 5, 1}}, column), RuntimeFault);
