@@ -33,7 +33,7 @@ constexpr double kPeakSeconds = 0.05;
 
 struct BenchOptions {
   RecipeOptions recipe;
-  std::int64_t ep = 0;
+  GridOptions grid;
   std::int64_t num_steps = 5;
   std::int64_t num_warmup_steps = 2;
   bool json = false;
@@ -87,7 +87,7 @@ double median(std::vector<double> values) {
 
 int run_bench(const BenchOptions& options, CommandContext& context) {
   const Recipe recipe = load_recipe(options.recipe.path, options.recipe.overrides);
-  ProcessGrid grid(context.mpi.world(), options.ep > 0 ? options.ep : recipe.parallel.ep, 1);
+  ProcessGrid grid(context.mpi.world(), options.grid.ep_of(recipe), options.grid.tp_of(recipe));
   grid.check(recipe);
   const std::int64_t rows = recipe.data.batch_rows / grid.num_data_ranks();
   if (micro_batch_rows(recipe, grid) != rows)
@@ -205,10 +205,7 @@ void register_bench(CLI::App& app, CommandContext& context) {
   CLI::App* command =
       app.add_subcommand("bench", "time training steps of a recipe on random tokens, op by op");
   add_recipe_options(*command, options->recipe);
-  command
-      ->add_option("--ep", options->ep,
-                   "expert-parallel degree (default: the recipe's parallel.ep)")
-      ->check(CLI::PositiveNumber);
+  add_grid_options(*command, options->grid);
   command->add_option("--steps", options->num_steps, "counted steps")->check(CLI::PositiveNumber);
   command->add_option("--warmup", options->num_warmup_steps, "steps before them")
       ->check(CLI::NonNegativeNumber);

@@ -29,28 +29,28 @@ constexpr const char* kHiddenPrefix = ".step-";  // being written or removed: ne
 struct StoredTensor {
   std::string name;
   Tensor local;
-  Shape global_shape;
-  std::int64_t begin = 0;  // first index of axis 0 held here
+  Placement placement;
 };
 
 std::vector<StoredTensor> stored_tensors(const Param& param) {
   std::vector<StoredTensor> tensors;
-  const auto add = [&](const char* kind, const Tensor& local) {
+  const auto add = [&](const char* kind, Tensor Param::*member) {
+    const Tensor& local = param.*member;
     if (!local) return;
     OPENMOE_CHECK(local.device == Device::host, param.name, ": checkpoints are of host memory");
-    Shape global = local.shape;
-    if (param.sharding == Sharding::expert) global.sizes[0] = param.global_shape[0];
-    tensors.push_back({kind + param.name, local, global, param.local_begin});
+    tensors.push_back({kind + param.name, local, param.placement(member)});
   };
-  add("value/", param.value);
-  add("stat_row/", param.stat_row);
-  add("stat_col/", param.stat_col);
+  add("value/", &Param::value);
+  add("stat_row/", &Param::stat_row);
+  add("stat_col/", &Param::stat_col);
   return tensors;
 }
 
-// Whether this rank writes its copy: each tensor is written once.
-bool is_writer(const Param& param, const ProcessGrid& grid) {
-  return param.sharding == Sharding::expert ? grid.dp_rank() == 0 : grid.is_root();
+// Whether this rank writes what it holds: each part of a tensor is written once.
+bool is_writer(const Param& param, const StoredTensor& tensor, const ProcessGrid& grid) {
+  if (grid.dp_rank() != 0) return false;
+  if (param.sharding != Sharding::expert && grid.ep_rank() != 0) return false;
+  return tensor.placement.is_shared_by_tensor_group || grid.tp_rank() == 0;
 }
 
 std::string rank_file_name(int world_rank) {
@@ -62,22 +62,22 @@ std::string rank_file_name(int world_rank) {
 // Writes what is this rank's to write. Returns the part of the manifest, "" when there is nothing.
 std::string write_rank_file(const fs::path& folder, const ParamTable& table,
                             const ProcessGrid& grid) {
-  const auto is_mine = [&](const Param& param) { return is_writer(param, grid); };
-  if (std::none_of(table.params().begin(), table.params().end(), is_mine)) return "";
+  std::vector<StoredTensor> mine;
+  for (const Param& param : table.params())
+    for (StoredTensor& tensor : stored_tensors(param))
+      if (is_writer(param, tensor, grid)) mine.push_back(std::move(tensor));
+  if (mine.empty()) return "";
   CheckpointPart part;
   part.file.name = rank_file_name(grid.world_rank());
   const std::string path = folder / part.file.name;
   H5File file(path, H5File::Mode::create);
-  for (const Param& param : table.params()) {
-    if (!is_mine(param)) continue;
-    for (const StoredTensor& tensor : stored_tensors(param)) {
-      file.write(tensor.name, tensor.local);
-      part.tensors.push_back(
-          {tensor.name,
-           name_of(tensor.local.dtype),
-           tensor.global_shape,
-           {{part.file.name, tensor.begin, tensor.begin + tensor.local.size(0)}}});
-    }
+  for (const StoredTensor& tensor : mine) {
+    file.write(tensor.name, tensor.local);
+    CheckpointTensor written{
+        tensor.name, name_of(tensor.local.dtype), tensor.placement.global_shape, {}};
+    for (const Piece& piece : tensor.placement.pieces)
+      written.slices.push_back({part.file.name, piece});
+    part.tensors.push_back(std::move(written));
   }
   file.close();
   sync_path(path);
@@ -144,12 +144,13 @@ std::map<std::int64_t, fs::path> complete_checkpoints(const std::string& run_fol
 void check_fits(const StoredTensor& want, const CheckpointTensor* found,
                 const std::string& folder) {
   if (found == nullptr)
-    throw UserError(concat(folder, ": holds no ", want.name, " ", want.global_shape.to_string(),
+    throw UserError(concat(folder, ": holds no ", want.name, " ",
+                           want.placement.global_shape.to_string(),
                            ", which this model has; load it with the recipe it was trained with"));
-  if (!(found->shape == want.global_shape) || found->dtype != name_of(want.local.dtype))
+  if (!(found->shape == want.placement.global_shape) || found->dtype != name_of(want.local.dtype))
     throw UserError(concat(folder, ": ", want.name, " is ", found->dtype, " ",
                            found->shape.to_string(), ", this model's is ",
-                           name_of(want.local.dtype), " ", want.global_shape.to_string(),
+                           name_of(want.local.dtype), " ", want.placement.global_shape.to_string(),
                            "; load it with the recipe it was trained with"));
 }
 
@@ -173,7 +174,8 @@ void read_tensors(const std::string& folder, const CheckpointManifest& manifest,
                              ", which this model does not have; load it with the recipe it was "
                              "trained with"));
   CheckpointReader reader(folder, manifest);
-  for (const auto& [tensor, found] : wanted) reader.read(*found, tensor.begin, tensor.local);
+  for (const auto& [tensor, found] : wanted)
+    for (const Piece& piece : tensor.placement.pieces) reader.read(*found, piece, tensor.local);
 }
 
 }  // namespace

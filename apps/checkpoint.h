@@ -34,7 +34,8 @@ inline constexpr const char* kImportedWeights = "imported weights";
 std::string checkpoint_folder(const std::string& run_folder, std::int64_t step);
 
 // Writes parameters and, where the table has them, optimizer statistics. Replicated tensors are
-// written by the first rank, experts by the ranks of dp_rank 0. Collective over the world. On
+// written by the first rank, slices by the first rank that holds them, experts by the ranks of
+// dp_rank 0. Collective over the world. On
 // failure (unwritable folder, full disk) every rank throws the same UserError or RuntimeFault,
 // nothing of the attempt stays behind, and checkpoints of earlier steps are as they were. A
 // checkpoint of the same step is replaced.

@@ -11,19 +11,30 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::int64_t kFormat = 1;
+// Format 1 knew slices of whole rows only.
+constexpr std::int64_t kFormat = 2;
 
 Json to_json(const CheckpointFile& file) {
   return {{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}};
 }
 
+Json to_json(const Shape& shape) {
+  Json sizes = Json::array();
+  for (int axis = 0; axis < shape.rank; ++axis) sizes.push_back(shape[axis]);
+  return sizes;
+}
+
 Json to_json(const CheckpointTensor& tensor) {
-  Json shape = Json::array();
-  for (int axis = 0; axis < tensor.shape.rank; ++axis) shape.push_back(tensor.shape[axis]);
   Json slices = Json::array();
-  for (const CheckpointSlice& slice : tensor.slices)
-    slices.push_back({{"file", slice.file}, {"begin", slice.begin}, {"end", slice.end}});
-  return {{"name", tensor.name}, {"dtype", tensor.dtype}, {"shape", shape}, {"slices", slices}};
+  for (const auto& [file, piece] : tensor.slices)
+    slices.push_back({{"file", file},
+                      {"begin", to_json(piece.global_begin)},
+                      {"size", to_json(piece.size)},
+                      {"from", to_json(piece.local_begin)}});
+  return {{"name", tensor.name},
+          {"dtype", tensor.dtype},
+          {"shape", to_json(tensor.shape)},
+          {"slices", slices}};
 }
 
 CheckpointFile file_from(const Json& json) {
@@ -31,18 +42,33 @@ CheckpointFile file_from(const Json& json) {
           json.at("sha256").get<std::string>()};
 }
 
+Shape shape_from(const Json& json) {
+  Shape shape;
+  for (const Json& size : json) {
+    OPENMOE_CHECK(shape.rank < Shape::kMaxRank, json.dump());
+    shape.sizes[static_cast<std::size_t>(shape.rank++)] = size.get<std::int64_t>();
+  }
+  return shape;
+}
+
+// A slice of format 1: rows [begin, end), a dataset of their own.
+Piece whole_rows(const Json& json, Shape shape) {
+  const std::int64_t begin = json.at("begin").get<std::int64_t>();
+  shape.sizes[0] = json.at("end").get<std::int64_t>() - begin;
+  return rows_piece(begin, shape);
+}
+
 CheckpointTensor tensor_from(const Json& json) {
   CheckpointTensor tensor;
   tensor.name = json.at("name").get<std::string>();
   tensor.dtype = json.at("dtype").get<std::string>();
-  for (const Json& size : json.at("shape")) {
-    OPENMOE_CHECK(tensor.shape.rank < Shape::kMaxRank, tensor.name);
-    tensor.shape.sizes[static_cast<std::size_t>(tensor.shape.rank++)] = size.get<std::int64_t>();
-  }
+  tensor.shape = shape_from(json.at("shape"));
   for (const Json& slice : json.at("slices"))
     tensor.slices.push_back({slice.at("file").get<std::string>(),
-                             slice.at("begin").get<std::int64_t>(),
-                             slice.at("end").get<std::int64_t>()});
+                             slice.contains("size")
+                                 ? Piece{shape_from(slice.at("begin")),
+                                         shape_from(slice.at("from")), shape_from(slice.at("size"))}
+                                 : whole_rows(slice, tensor.shape)});
   return tensor;
 }
 
@@ -53,16 +79,39 @@ Json list_of(const std::vector<Item>& items) {
   return list;
 }
 
-// Slices in order that leave no row out and name files of the manifest.
+bool is_within(const Piece& piece, const Shape& shape) {
+  const int rank = shape.rank;
+  if (piece.size.rank != rank || piece.global_begin.rank != rank || piece.local_begin.rank != rank)
+    return false;
+  for (int axis = 0; axis < rank; ++axis)
+    if (piece.size[axis] < 0 || piece.global_begin[axis] < 0 || piece.local_begin[axis] < 0 ||
+        piece.global_begin[axis] + piece.size[axis] > shape[axis])
+      return false;
+  return true;
+}
+
+bool overlap(const Piece& a, const Piece& b) {
+  for (int axis = 0; axis < a.size.rank; ++axis)
+    if (a.global_begin[axis] + a.size[axis] <= b.global_begin[axis] ||
+        b.global_begin[axis] + b.size[axis] <= a.global_begin[axis])
+      return false;
+  return a.size.num_elements() > 0 && b.size.num_elements() > 0;
+}
+
+// Slices that leave no element out, none twice, and name files of the manifest.
 bool is_covered(const CheckpointManifest& manifest, const CheckpointTensor& tensor) {
-  std::int64_t next = 0;
-  for (const CheckpointSlice& slice : tensor.slices) {
-    if (slice.begin != next || slice.end < slice.begin) return false;
-    const auto is_named = [&](const CheckpointFile& file) { return file.name == slice.file; };
-    if (std::none_of(manifest.files.begin(), manifest.files.end(), is_named)) return false;
-    next = slice.end;
+  std::int64_t covered = 0;
+  for (std::size_t i = 0; i < tensor.slices.size(); ++i) {
+    const auto& [name, piece] = tensor.slices[i];
+    const auto is_named = [&name = name](const CheckpointFile& file) { return file.name == name; };
+    if (!is_within(piece, tensor.shape) ||
+        std::none_of(manifest.files.begin(), manifest.files.end(), is_named))
+      return false;
+    for (std::size_t j = 0; j < i; ++j)
+      if (overlap(piece, tensor.slices[j].piece)) return false;
+    covered += piece.size.num_elements();
   }
-  return tensor.shape.rank > 0 && next == tensor.shape[0];
+  return tensor.shape.rank > 0 && covered == tensor.shape.num_elements();
 }
 
 CheckpointManifest manifest_from(const Json& json) {
@@ -142,9 +191,9 @@ CheckpointManifest parse_manifest(const std::string& text, const std::string& or
   };
   try {
     Json json = Json::parse(text);
-    if (json.at("format") != kFormat)
+    if (json.at("format") != kFormat && json.at("format") != 1)
       throw UserError(concat(origin, ": its format is ", json.at("format").dump(),
-                             ", this program reads format ", kFormat));
+                             ", this program reads formats 1 and ", kFormat));
     const std::string expected = json.at("sha256").get<std::string>();
     json.erase("sha256");
     Sha256 hash;

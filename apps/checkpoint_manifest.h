@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "apps/checkpoint.h"
+#include "core/placement.h"
 #include "core/tensor.h"
 
 namespace openmoe {
@@ -16,11 +17,10 @@ struct CheckpointFile {
   std::string sha256;
 };
 
-// Rows [begin, end) of axis 0 of a tensor, in a dataset of the tensor's name.
+// A box of a tensor and where it lies ("local") in a dataset of the tensor's name.
 struct CheckpointSlice {
   std::string file;
-  std::int64_t begin = 0;
-  std::int64_t end = 0;
+  Piece piece;
 };
 
 struct CheckpointTensor {
@@ -43,7 +43,7 @@ struct CheckpointManifest {
 // What one rank wrote, as text that travels to the rank that writes the manifest.
 struct CheckpointPart {
   CheckpointFile file;
-  std::vector<CheckpointTensor> tensors;  // one slice each
+  std::vector<CheckpointTensor> tensors;
 };
 std::string to_text(const CheckpointPart& part);
 // Adds a part; slices of one tensor from several parts join.

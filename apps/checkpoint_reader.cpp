@@ -35,29 +35,27 @@ CheckpointManifest read_manifest(const std::string& folder) {
 CheckpointReader::CheckpointReader(const std::string& folder, const CheckpointManifest& manifest)
     : folder_(folder), manifest_(manifest) {}
 
-template <typename Read>
-void CheckpointReader::read_slices(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst,
-                                   Read&& read) {
-  const std::int64_t end = begin + dst.size(0);
-  for (const CheckpointSlice& slice : tensor.slices) {
-    const std::int64_t first = std::max(begin, slice.begin);
-    const std::int64_t last = std::min(end, slice.end);
-    if (first < last)
-      read(open(slice.file), first - slice.begin, dst.rows(first - begin, last - begin));
+void CheckpointReader::read(const CheckpointTensor& tensor, const Piece& box, Tensor dst) {
+  for (const auto& [file, slice] : tensor.slices) {
+    Piece part = box;  // what the slice has of the box, as a box of the slice's dataset
+    for (int axis = 0; axis < box.size.rank; ++axis) {
+      const auto at = static_cast<std::size_t>(axis);
+      const std::int64_t first = std::max(box.global_begin[axis], slice.global_begin[axis]);
+      const std::int64_t last = std::min(box.global_begin[axis] + box.size[axis],
+                                         slice.global_begin[axis] + slice.size[axis]);
+      part.size.sizes[at] = std::max<std::int64_t>(0, last - first);
+      part.global_begin.sizes[at] = first - slice.global_begin[axis] + slice.local_begin[axis];
+      part.local_begin.sizes[at] = first - box.global_begin[axis] + box.local_begin[axis];
+    }
+    if (part.size.num_elements() > 0) open(file).read_box(tensor.name, part, dst);
   }
 }
 
-void CheckpointReader::read(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst) {
-  read_slices(tensor, begin, dst, [&](const H5File& file, std::int64_t first, Tensor rows) {
-    file.read_rows(tensor.name, first, rows);
-  });
-}
-
-void CheckpointReader::read_block(const CheckpointTensor& tensor, std::int64_t begin,
-                                  std::int64_t first_column, Tensor dst) {
-  read_slices(tensor, begin, dst, [&](const H5File& file, std::int64_t first, Tensor rows) {
-    file.read_block(tensor.name, first, first_column, rows);
-  });
+void CheckpointReader::read(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst,
+                            std::int64_t first_column) {
+  Piece box = rows_piece(begin, dst.shape);
+  box.global_begin.sizes[static_cast<std::size_t>(dst.shape.rank - 1)] += first_column;
+  read(tensor, box, dst);
 }
 
 const H5File& CheckpointReader::open(const std::string& name) {

@@ -23,18 +23,15 @@ class CheckpointReader {
   // `manifest` must outlive this.
   CheckpointReader(const std::string& folder, const CheckpointManifest& manifest);
 
-  // Rows [begin, begin + dst.size(0)) of a global tensor. Throws UserError when a file is missing,
+  // A box of a global tensor into its place in dst. Throws UserError when a file is missing,
   // truncated or altered.
-  void read(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst);
-  // The same of rank 2 or 3, and of each row the columns of the last axis from `first_column` that
-  // dst has room for.
-  void read_block(const CheckpointTensor& tensor, std::int64_t begin, std::int64_t first_column,
-                  Tensor dst);
+  void read(const CheckpointTensor& tensor, const Piece& box, Tensor dst);
+  // Rows [begin, begin + dst.size(0)); of them, the columns of the last axis from `first_column`
+  // that dst has room for.
+  void read(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst,
+            std::int64_t first_column = 0);
 
  private:
-  // Calls read(file, first row in the file, rows of dst) for each file that holds some.
-  template <typename Read>
-  void read_slices(const CheckpointTensor& tensor, std::int64_t begin, Tensor dst, Read&& read);
   const H5File& open(const std::string& name);
 
   std::string folder_;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/config/recipe.h"
 #include "parallel/mpi_environment.h"
 
 namespace openmoe {
@@ -25,6 +26,17 @@ struct RecipeOptions {
   std::string path;
   std::vector<std::string> overrides;
 };
+
+// Degrees of parallelism as the command line names them.
+struct GridOptions {
+  std::int64_t ep = 0, tp = 0;  // 0: as the recipe says
+
+  std::int64_t ep_of(const Recipe& recipe) const { return ep > 0 ? ep : recipe.parallel.ep; }
+  std::int64_t tp_of(const Recipe& recipe) const { return tp > 0 ? tp : recipe.parallel.tp; }
+};
+
+// --ep and --tp, in every subcommand that trains or plans to.
+void add_grid_options(CLI::App& command, GridOptions& options);
 
 // RECIPE and --set, spelled alike in every subcommand that takes a recipe.
 void add_recipe_options(CLI::App& command, RecipeOptions& options);

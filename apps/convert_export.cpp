@@ -143,7 +143,7 @@ void export_hf(const ExportOptions& options) {
     throw UserError(checkpoint + ": cannot be said in the Hugging Face layout: " + problem);
 
   NewFolder folder(options.to);
-  const ParamTable table(recipe.model, recipe.optimizer, 1, 0);
+  const ParamTable table(recipe.model, recipe.optimizer);
   const std::vector<HfTensor> tensors = hf_tensors(table, options.layout);
   std::vector<WeightInfo> weights;
   weights.reserve(tensors.size());

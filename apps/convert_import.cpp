@@ -69,7 +69,7 @@ class SlabWriter {
     file->second.write(tensor, slab);
     if (begin == 0)
       manifest_.tensors.push_back({tensor, name_of(slab.dtype), param.global_shape, {}});
-    manifest_.tensors.back().slices.push_back({name, begin, begin + slab.size(0)});
+    manifest_.tensors.back().slices.push_back({name, rows_piece(begin, slab.shape)});
   }
 
   void finish(const CheckpointMeta& meta) {
@@ -224,7 +224,7 @@ void import_hf(const ImportOptions& options) {
   NewFolder folder(options.to);
   const Recipe recipe = import_recipe(options, folder.path() / "recipe.json");
   HfWeights weights(options.from);
-  const ParamTable table(recipe.model, recipe.optimizer, 1, 0);
+  const ParamTable table(recipe.model, recipe.optimizer);
   const HfLayout layout = layout_of(weights);
   const std::vector<HfTensor> tensors = hf_tensors(table, layout);
   check_tensors(weights, tensors, recipe.model.tied_embedding);

@@ -161,7 +161,7 @@ std::int64_t DecodeModel::num_ids() const {
 void DecodeModel::load_weights() {
   const CheckpointManifest manifest = read_manifest(checkpoint_);
   CheckpointReader reader(checkpoint_, manifest);
-  const ParamTable table(recipe_.model, recipe_.optimizer, 1, 0);
+  const ParamTable table(recipe_.model, recipe_.optimizer);
   std::vector<float> slab;
   for (const Param& param : table.params()) {
     const CheckpointTensor* const source = manifest.find("value/" + param.name);
@@ -181,10 +181,7 @@ void DecodeModel::load_weights() {
         shape.sizes[0] = part.end - part.begin;
         slab.resize(static_cast<std::size_t>(shape.num_elements()));
         const Tensor values = host_view(slab.data(), shape);
-        if (shape.rank == 3)
-          reader.read_block(*source, part.begin, part.first_column, values);
-        else
-          reader.read(*source, part.begin, values);
+        reader.read(*source, part.begin, values, shape.rank == 3 ? part.first_column : 0);
         weights_->set(param, part, slab.data());
       }
     }

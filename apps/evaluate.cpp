@@ -50,12 +50,9 @@ int run_evaluate(EvaluateOptions options, CommandContext& context) {
         "evaluate: say what: --data with a folder of shards, --tasks with task files, or both");
   OrderedJson report = OrderedJson::object();
   if (!options.loss.data_folder.empty()) {
-    if (options.model.tp > 1)
-      throw UserError(concat("--tp ", options.model.tp,
-                             " with --data: the losses are computed on grids of data and expert "
-                             "ranks; allowed: --tp with --tasks alone, or no --tp"));
     options.loss.folder = options.model.folder;
     options.loss.ep = options.model.ep > 0 ? options.model.ep : 1;
+    options.loss.tp = options.model.tp > 0 ? options.model.tp : 1;
     report["losses"] = evaluate_loss(options.loss, context);
   }
   if (!options.tasks.files.empty()) {

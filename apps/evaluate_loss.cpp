@@ -68,7 +68,7 @@ std::int64_t bytes_of(const Tokenizer& tokenizer, std::int32_t id) {
 }  // namespace
 
 nlohmann::ordered_json evaluate_loss(const LossOptions& options, CommandContext& context) {
-  ProcessGrid grid(context.mpi.world(), options.ep, 1);
+  ProcessGrid grid(context.mpi.world(), options.ep, options.tp);
   std::string checkpoint;
   Recipe recipe;
   std::vector<std::string> sources = options.sources;

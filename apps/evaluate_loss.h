@@ -18,7 +18,7 @@ struct LossOptions {
   std::string objective = "causal_lm";
   std::string packing = "packed";
   std::int64_t num_rows = 32;  // of each source
-  std::int64_t ep = 1;
+  std::int64_t ep = 1, tp = 1;
   DeviceOptions device;
 };
 

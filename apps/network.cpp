@@ -5,6 +5,7 @@
 #include "core/moe/local_exchange.h"
 #include "cuda/device_ops.h"
 #include "parallel/expert_exchange.h"
+#include "parallel/host_tensor_group.h"
 #include "parallel/planned_group.h"
 
 namespace openmoe {
@@ -17,6 +18,10 @@ std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape, bool is
 }
 
 // The one function that both sizes and allocates.
+ParamShare share_of(const ProcessGrid& grid) {
+  return {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank()};
+}
+
 void allocate(Arena& arena, ParamTable& params, Model& model, const Recipe& recipe, bool training) {
   const GradientMemory gradients = !training                            ? GradientMemory::none
                                    : recipe.parallel.update_in_backward ? GradientMemory::one
@@ -30,13 +35,18 @@ void allocate(Arena& arena, ParamTable& params, Model& model, const Recipe& reci
 Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training)
     : ops_(ops),
-      params_(recipe.model, recipe.optimizer, grid.ep(), grid.ep_rank()),
-      exchange_(
-          ops.device() == Device::cuda
-              ? make_cuda_exchange(ops, Model::exchange_shape(recipe, rows), grid.device_expert())
-              : make_exchange(Model::exchange_shape(recipe, rows),
-                              recipe.model.num_moe_layers() == 0, grid.expert())),
-      model_(ops, recipe, params_, *exchange_, rows) {
+      params_(recipe.model, recipe.optimizer, share_of(grid)),
+      exchange_(ops.device() == Device::cuda
+                    ? make_cuda_exchange(ops, Model::exchange_shape(recipe, rows, grid.tp()),
+                                         grid.device_expert())
+                    : make_exchange(Model::exchange_shape(recipe, rows, grid.tp()),
+                                    recipe.model.num_moe_layers() == 0, grid.expert())),
+      tensor_(make_host_tensor_group(ops, grid.tensor())),
+      model_(ops, recipe, params_, *exchange_, *tensor_, rows) {
+  if (ops.device() == Device::cuda && grid.tp() > 1)
+    throw UserError(concat("--tp: found ", grid.tp(),
+                           ", allowed with --device cuda: 1; tensor parallelism runs on --device "
+                           "cpu so far"));
   if (ops.device() == Device::cuda && recipe.run.compute_type == ComputeType::bf16)
     throw UserError(
         "run.compute_type: found bf16, allowed with --device cuda: f32; bf16 training runs on "
@@ -47,14 +57,16 @@ Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t
   allocate(*arena_, params_, model_, recipe, training);
 }
 
-void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t rows,
-                  bool training) {
+void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t tp,
+                  std::int64_t rows, bool training) {
   const auto ops = make_cpu_ops();
   const auto expert_group = make_planned_group(static_cast<int>(ep));
-  ParamTable params(recipe.model, recipe.optimizer, ep, 0);
-  const auto exchange = make_exchange(Model::exchange_shape(recipe, rows),
+  const auto tensor_group = make_planned_group(static_cast<int>(tp));
+  ParamTable params(recipe.model, recipe.optimizer, {.ep = ep, .tp = tp});
+  const auto exchange = make_exchange(Model::exchange_shape(recipe, rows, tp),
                                       recipe.model.num_moe_layers() == 0, *expert_group);
-  Model model(*ops, recipe, params, *exchange, rows);
+  const auto tensor = make_host_tensor_group(*ops, *tensor_group);
+  Model model(*ops, recipe, params, *exchange, *tensor, rows);
   allocate(dry, params, model, recipe, training);
 }
 

@@ -11,6 +11,7 @@
 #include "core/moe/token_exchange.h"
 #include "core/ops.h"
 #include "core/param_table.h"
+#include "core/tensor_group.h"
 #include "parallel/process_grid.h"
 
 namespace openmoe {
@@ -23,21 +24,24 @@ class Network {
   Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows, bool training);
 
   ParamTable& params() { return params_; }
+  const ParamTable& params() const { return params_; }
   Model& model() { return model_; }
   const Arena& arena() const { return *arena_; }
+  TensorGroup& tensor() { return *tensor_; }
   Ops& ops() { return ops_; }
 
  private:
   Ops& ops_;
   ParamTable params_;
   std::unique_ptr<TokenExchange> exchange_;
+  std::unique_ptr<TensorGroup> tensor_;
   Model model_;
   std::unique_ptr<Arena> arena_;
 };
 
-// Memory of one rank of an ep-way run, by a dry run of the same allocation into `dry`; needs
-// neither ranks nor devices.
-void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t rows,
-                  bool training);
+// Memory of one rank of a run with experts over ep ranks and matrices over tp, by a dry run of the
+// same allocation into `dry`; needs neither ranks nor devices.
+void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t tp,
+                  std::int64_t rows, bool training);
 
 }  // namespace openmoe

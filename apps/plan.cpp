@@ -21,21 +21,23 @@ using Json = nlohmann::ordered_json;
 
 struct PlanOptions {
   RecipeOptions recipe;
-  std::int64_t ep = 0;     // 0: as the recipe says
-  std::int64_t ranks = 0;  // 0: the ranks of this job, or ep when it has one
+  GridOptions grid;
+  std::int64_t ranks = 0;  // 0: the ranks of this job, or ep * tp when it has one
   bool as_json = false;
 };
 
 // Bytes on one rank by category, and the grid they belong to.
-void add_memory(Json& plan, const Recipe& recipe, std::int64_t ep, std::int64_t ranks) {
+void add_memory(Json& plan, const Recipe& recipe, std::int64_t ep, std::int64_t tp,
+                std::int64_t ranks) {
   const auto world = make_planned_group(static_cast<int>(ranks));
-  const ProcessGrid grid(*world, ep, 1);
+  const ProcessGrid grid(*world, ep, tp);
   grid.check(recipe);
   Arena arena;
-  size_network(arena, recipe, ep, micro_batch_rows(recipe, grid), true);
+  size_network(arena, recipe, ep, tp, micro_batch_rows(recipe, grid), true);
   plan["grid"] = {{"ranks", ranks},
                   {"dp", grid.dp()},
                   {"ep", grid.ep()},
+                  {"tp", grid.tp()},
                   {"rows_per_rank", recipe.data.batch_rows / grid.num_data_ranks()},
                   {"micro_batch_rows", micro_batch_rows(recipe, grid)}};
   Json memory;
@@ -81,9 +83,10 @@ void print_table(const Json& plan) {
   line("positions of the run", "%.0f", plan["positions"]);
   line("FLOPs of the run", "%.4g", plan["flops"]);
   const Json& grid = plan["grid"];
-  std::printf("memory per rank (MiB), %lld ranks = dp %lld x ep %lld, %lld rows at once\n",
-              grid["ranks"].get<long long>(), grid["dp"].get<long long>(),
-              grid["ep"].get<long long>(), grid["micro_batch_rows"].get<long long>());
+  std::printf(
+      "memory per rank (MiB), %lld ranks = dp %lld x ep %lld x tp %lld, %lld rows at once\n",
+      grid["ranks"].get<long long>(), grid["dp"].get<long long>(), grid["ep"].get<long long>(),
+      grid["tp"].get<long long>(), grid["micro_batch_rows"].get<long long>());
   for (const auto& item : plan["memory"].items())
     line(("  " + item.key()).c_str(), "%.1f", item.value().get<double>() / (1 << 20));
 }
@@ -97,9 +100,9 @@ void print_table(const Json& plan) {
 int run_plan(const MpiEnvironment& mpi, const PlanOptions& options) {
   const Recipe recipe = load_recipe(options.recipe.path, options.recipe.overrides);
   Json plan = make_plan(recipe);
-  const std::int64_t ep = options.ep > 0 ? options.ep : recipe.parallel.ep;
-  const std::int64_t job_ranks = mpi.world_size() > 1 ? mpi.world_size() : ep;
-  add_memory(plan, recipe, ep, options.ranks > 0 ? options.ranks : job_ranks);
+  const std::int64_t ep = options.grid.ep_of(recipe), tp = options.grid.tp_of(recipe);
+  const std::int64_t job_ranks = mpi.world_size() > 1 ? mpi.world_size() : ep * tp;
+  add_memory(plan, recipe, ep, tp, options.ranks > 0 ? options.ranks : job_ranks);
   if (mpi.world_rank() != 0) return kExitSuccess;
   if (options.as_json)
     std::cout << plan.dump(2) << "\n";
@@ -114,13 +117,10 @@ void register_plan(CLI::App& app, CommandContext& context) {
   CLI::App* command = app.add_subcommand("plan", "parameters, FLOPs and memory of a recipe");
   auto options = std::make_shared<PlanOptions>();
   add_recipe_options(*command, options->recipe);
-  command
-      ->add_option("--ep", options->ep,
-                   "expert-parallel degree (default: the recipe's parallel.ep)")
-      ->check(CLI::Range(1, 4096));
+  add_grid_options(*command, options->grid);
   command
       ->add_option("--ranks", options->ranks,
-                   "ranks to plan for (default: those of this job, or ep)")
+                   "ranks to plan for (default: those of this job, or ep times tp)")
       ->check(CLI::Range(1, 1 << 20));
   command->add_flag("--json", options->as_json, "print one JSON object");
   command->add_flag_callback(

@@ -18,10 +18,6 @@ std::int64_t hash_of(const Tensor& values) {
       values.data, static_cast<std::size_t>(values.num_elements() * size_of(values.dtype))));
 }
 
-bool is_expert(const Param& param) {
-  return param.sharding == Sharding::expert;
-}
-
 // Whether the ranks of the group have different hashes, by parameter: the largest hash and the
 // largest complement, which is the complement of the smallest, tell.
 std::vector<bool> find_differences(const std::vector<std::int64_t>& hashes, Communicator& group) {
@@ -63,11 +59,12 @@ void check_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t st
   const std::vector<Param>& table = params.params();
   std::vector<std::int64_t> hashes;
   for (const Param& param : table) hashes.push_back(hash_of(param.value));
-  const std::vector<bool> by_data = find_differences(hashes, grid.data());
-  const std::vector<bool> by_replicas = find_differences(hashes, grid.replicas());
   std::vector<std::int64_t> differs(table.size());
-  for (std::size_t i = 0; i < table.size(); ++i)
-    differs[i] = (is_expert(table[i]) ? by_replicas : by_data)[i] ? 1 : 0;
+  for (const Sharding sharding : {Sharding::replicated, Sharding::tensor, Sharding::expert}) {
+    const std::vector<bool> found = find_differences(hashes, grid.holders(sharding));
+    for (std::size_t i = 0; i < table.size(); ++i)
+      if (table[i].sharding == sharding) differs[i] = found[i] ? 1 : 0;
+  }
   grid.world().all_reduce_max(std::span<std::int64_t>(differs));
   const auto first = std::find(differs.begin(), differs.end(), 1);
   if (first == differs.end()) return;
@@ -75,8 +72,8 @@ void check_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t st
   const auto place = static_cast<std::size_t>(first - differs.begin());
   const Param& param = table[place];
   // Ranks that should be equal say the same before the hash.
-  const std::string should_equal =
-      concat(is_expert(param) ? grid.ep_rank() : 0, ' ', grid.tp_rank());
+  const std::string should_equal = concat(param.sharding == Sharding::expert ? grid.ep_rank() : 0,
+                                          ' ', param.tensor_slice.axis >= 0 ? grid.tp_rank() : 0);
   const std::vector<std::string> all =
       grid.world().all_gather(concat(should_equal, '\n', hashes[place]));
   std::map<std::string, std::map<std::string, std::vector<int>>> ranks;

@@ -41,7 +41,7 @@ Tolerance tolerance_for(ComputeType compute) {
 
 struct SelftestOptions {
   std::string golden_folder;
-  std::int64_t ep = 1;
+  std::int64_t ep = 1, tp = 1;
   DeviceOptions device;
 };
 
@@ -163,6 +163,8 @@ class GoldenCase {
   std::string reason_to_skip() {
     const ModelConfig& model = recipe_.model;
     const std::int64_t ranks = grid_.num_data_ranks(), tokens = total_rows_ * length_;
+    if (model.num_heads % grid_.tp() != 0)
+      return concat("tp ", grid_.tp(), " does not divide ", model.num_heads, " heads");
     const bool has_moe = model.num_moe_layers() > 0;
     if (has_moe && model.num_experts % grid_.ep() != 0)
       return concat("ep ", grid_.ep(), " does not divide ", model.num_experts, " experts");
@@ -191,7 +193,9 @@ class GoldenCase {
   // This rank's slice of a parameter-shaped dataset.
   std::vector<float> read_slice(const std::string& name, const Param& param) const {
     std::vector<float> values(static_cast<std::size_t>(param.local_shape.num_elements()));
-    file_.read_rows(name, param.local_begin, host_view(values.data(), param.local_shape));
+    const Tensor local = host_view(values.data(), param.local_shape);
+    for (const Piece& piece : param.placement(&Param::value).pieces)
+      file_.read_box(name, piece, local);
     return values;
   }
 
@@ -247,17 +251,21 @@ class GoldenCase {
     const Batch batch = read_batch(group);
     const BatchCounts counts = agree_on_step(batch, recipe_, grid_, 0).counts;
 
-    std::vector<float> logits(
-        static_cast<std::size_t>(rows_per_rank_ * length_ * config.vocab_size));
+    // Of this rank's part of the vocabulary.
+    const Param& head = network.params().find(config.tied_embedding ? "model.embed_tokens.weight"
+                                                                    : "lm_head.weight");
+    const std::int64_t width = head.local_shape[0];
+    std::vector<float> logits(static_cast<std::size_t>(rows_per_rank_ * length_ * width));
     network.model().observe_logits([&](std::int64_t first, Tensor chunk) {
-      ops_.copy(host_view(logits.data() + first * config.vocab_size, chunk.shape), chunk);
+      ops_.copy(host_view(logits.data() + first * width, chunk.shape), chunk);
     });
     const StepOutcome outcome = TrainingStep(network, grid_, recipe_).run(batch, counts, step);
 
     compare_losses(result, group, outcome.losses, step);
     if (file_.exists(group + "/logits")) {
-      logits.resize(static_cast<std::size_t>(num_rows() * length_ * config.vocab_size));
-      compare_logits(result, group, logits);
+      logits.resize(static_cast<std::size_t>(num_rows() * length_ * width));
+      compare_logits(result, group, logits,
+                     head.placement(&Param::value).pieces.front().global_begin[0]);
       compare_routing(result, group, network.model());
       compare_params(result, group + "/grad/", network.params(), &Param::grad);
     }
@@ -282,12 +290,14 @@ class GoldenCase {
     }
   }
 
-  void compare_logits(CaseResult& result, const std::string& group,
-                      const std::vector<float>& ours) {
+  void compare_logits(CaseResult& result, const std::string& group, const std::vector<float>& ours,
+                      std::int64_t first_id) {
     if (num_rows() == 0) return;
     std::vector<float> golden(ours.size());
-    file_.read_rows(group + "/logits", first_row(),
-                    host_view(golden.data(), {num_rows(), length_, recipe_.model.vocab_size}));
+    const Shape shape{num_rows(), length_,
+                      static_cast<std::int64_t>(ours.size()) / (num_rows() * length_)};
+    file_.read_box(group + "/logits", {{first_row(), 0, first_id}, {0, 0, 0}, shape},
+                   host_view(golden.data(), shape));
     compare(result.tensor, group + "/logits", ours, golden);
   }
 
@@ -349,7 +359,7 @@ int run_selftest(const SelftestOptions& options, MpiEnvironment& mpi) {
   std::sort(paths.begin(), paths.end());
   if (paths.empty()) throw UserError("--golden " + options.golden_folder + ": no *.h5 file in it");
 
-  ProcessGrid grid(mpi.world(), options.ep, 1);
+  ProcessGrid grid(mpi.world(), options.ep, options.tp);
   const auto ops = make_ops(options.device, mpi);
   attach_device(options.device, grid, *ops);
   int failed = 0, skipped = 0;
@@ -385,6 +395,7 @@ void register_selftest(CLI::App& app, CommandContext& context) {
   command->add_option("--golden", options->golden_folder, "folder of golden *.h5 files")
       ->required();
   command->add_option("--ep", options->ep, "expert-parallel degree")->check(CLI::PositiveNumber);
+  command->add_option("--tp", options->tp, "tensor-parallel degree")->check(CLI::PositiveNumber);
   add_device_options(*command, options->device);
   command->callback([&context, options] {
     context.run = [&context, options] { return run_selftest(*options, context.mpi); };

@@ -80,7 +80,8 @@ class Upcycler {
   void fill(Param& param) {
     const CheckpointTensor* source = manifest_.find("value/" + param.name);
     if (source != nullptr && source->shape == param.global_shape) {
-      reader_.read(*source, param.local_begin, param.value);
+      for (const Piece& piece : param.placement(&Param::value).pieces)
+        reader_.read(*source, piece, param.value);
       return;
     }
     if (source == nullptr && param.name.ends_with("mlp.gate_weight")) return;  // the new router
@@ -93,11 +94,12 @@ class Upcycler {
     if (param.sharding == Sharding::expert)
       fill_experts(param, *source);
     else
-      reader_.read(*source, 0, param.value);
+      for (const Piece& piece : param.placement(&Param::value).pieces)
+        reader_.read(*source, piece, param.value);
   }
 
  private:
-  // (El, in, out) from (out, in)
+  // (El, in, out) or a slice of it, from (out, in)
   void fill_experts(Param& param, const CheckpointTensor& source) {
     const std::int64_t out = source.shape[0], in = source.shape[1], size = out * in;
     std::vector<float> dense(static_cast<std::size_t>(size));
@@ -108,15 +110,22 @@ class Upcycler {
     const double noise = recipe_.start.expert_noise * std::sqrt(square / static_cast<double>(size));
     const Rng rng(static_cast<std::uint64_t>(recipe_.run.seed),
                   stream_id("upcycle", stream_id(param.name)));
-    for (std::int64_t e = 0; e < param.local_shape[0]; ++e) {
-      float* const expert = param.value.as<float>() + e * size;
-      transpose(expert, dense.data(), out, in);
-      if (noise == 0.0) continue;
-      const auto first = static_cast<std::uint64_t>((param.local_begin + e) * size);
+    std::vector<float> expert(static_cast<std::size_t>(size));  // (in, out), whole
+    transpose(expert.data(), dense.data(), out, in);
+    const Placement placement = param.placement(&Param::value);
+    float* const values = param.value.as<float>();
+    for (const Piece& piece : placement.pieces) {
+      const Runs runs(piece, placement.global_shape, placement.local_shape);
 #pragma omp parallel for schedule(static)
-      for (std::int64_t i = 0; i < size; ++i)
-        expert[i] +=
-            static_cast<float>(noise * rng.normal_at(first + static_cast<std::uint64_t>(i)));
+      for (std::int64_t i = 0; i < runs.count(); ++i) {
+        const auto [global, local] = runs.at(i);
+        for (std::int64_t j = 0; j < runs.length(); ++j) {
+          values[local + j] = expert[static_cast<std::size_t>((global + j) % size)];
+          if (noise != 0.0)
+            values[local + j] +=
+                static_cast<float>(noise * rng.normal_at(static_cast<std::uint64_t>(global + j)));
+        }
+      }
     }
   }
 

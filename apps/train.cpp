@@ -43,7 +43,7 @@ struct TrainOptions {
   RecipeOptions recipe;
   std::string data_folder;
   std::string run_folder;
-  std::int64_t ep = 0;  // 0: as the recipe says
+  GridOptions grid;
   bool resume = false;
   std::string trace_folder;      // "": no trace
   std::int64_t trace_step = -1;  // -1: the third of this process
@@ -198,7 +198,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   check_trainable(stated);
   RunObservers observers;
   const auto world = make_observed_communicator(mpi.world(), observers.collectives);
-  ProcessGrid grid(*world, options.ep > 0 ? options.ep : stated.parallel.ep, 1);
+  ProcessGrid grid(*world, options.grid.ep_of(stated), options.grid.tp_of(stated));
   grid.check(stated);
   const auto watchdog = start_watchdog(stated, grid, observers);
   BatchStream stream(stated, options.data_folder, load_mixtures(stated, options.recipe.path));
@@ -262,10 +262,7 @@ void register_train(CLI::App& app, CommandContext& context) {
       ->required();
   command->add_option("--out", options->run_folder, "run folder: metrics, recipe, checkpoints")
       ->required();
-  command
-      ->add_option("--ep", options->ep,
-                   "expert-parallel degree (default: the recipe's parallel.ep)")
-      ->check(CLI::PositiveNumber);
+  add_grid_options(*command, options->grid);
   add_device_options(*command, options->device);
   command->add_option("--from", options->from,
                       "run or checkpoint whose weights a new run starts from, as the recipe's "

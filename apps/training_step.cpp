@@ -26,6 +26,17 @@ void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t 
   copy(out.row_sources, batch.row_sources, 1);
 }
 
+namespace {
+
+// Of gradients that are reduced while the backward pass goes on; 0: after it.
+std::int64_t bucket_bytes(const Recipe& recipe, const Network& network) {
+  const bool is_possible = !recipe.parallel.update_in_backward &&
+                           network.params().params().front().grad.device == Device::host;
+  return is_possible ? recipe.parallel.reduction_bucket_kb << 10 : 0;
+}
+
+}  // namespace
+
 void sum_over_ranks(StepSums& sums, ProcessGrid& grid) {
   std::vector<double> flat = sums.flatten();
   grid.data().all_reduce_sum(flat);
@@ -40,7 +51,7 @@ TrainingStep::TrainingStep(Network& network, ProcessGrid& grid, const Recipe& re
     : network_(network),
       grid_(grid),
       recipe_(recipe),
-      reducer_(network.ops(), network.params(), grid) {
+      reducer_(network.ops(), network.params(), grid, bucket_bytes(recipe, network)) {
   network.params().zero_gradients(network.ops());
   bad_gradients_.resize(network.params().params().size());
 }
@@ -60,6 +71,8 @@ void TrainingStep::run_micro_batches(const Batch& batch, const BatchCounts& coun
   const std::int64_t rows = network_.model().rows();
   for (std::int64_t row = 0; row < batch.num_rows; row += rows) {
     copy_rows(micro_batch_, batch, row, rows);
+    if (reducer_.has_buckets() && row + rows >= batch.num_rows)
+      network_.model().observe_gradients([this](Param& param) { reducer_.complete(param); });
     network_.model().train(micro_batch_, counts, sums);
     if (observe) observe(micro_batch_, row);
   }
@@ -73,7 +86,12 @@ StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& count
   run_micro_batches(batch, counts, out.sums, observe);
   network_.ops().enter_layer(-1, Pass::backward);
   network_.ops().enter("gradient reduction");
-  reducer_.reduce();
+  if (reducer_.has_buckets()) {
+    network_.model().observe_gradients({});
+    reducer_.finish();
+  } else {
+    reducer_.reduce();
+  }
   sum_over_ranks(out.sums, grid_);
   out.losses = losses_from(out.sums, counts, recipe_.loss);
   out.grad_norm = reducer_.grad_norm();
@@ -81,7 +99,7 @@ StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& count
   if (out.is_finite()) {
     out.was_accepted = accepts(out.losses);
     if (!out.was_accepted) return out;
-    adafactor_step(network_.ops(), network_.params(), recipe_.optimizer, step);
+    adafactor_step(network_.ops(), network_.tensor(), network_.params(), recipe_.optimizer, step);
     return out;
   }
   const auto& params = network_.params().params();
@@ -114,7 +132,7 @@ std::string TrainingStep::describe_non_finite() {
   const Param& param = network_.params().params()[place];
   return concat("the first gradient of the backward pass that is not finite is that of ",
                 param.name,
-                param.sharding == Sharding::expert ? concat(" on rank ", *first - 1) : "", "; ",
+                param.sharding != Sharding::replicated ? concat(" on rank ", *first - 1) : "", "; ",
                 num_bad, " of ", total, " are not");
 }
 
@@ -139,7 +157,7 @@ StepOutcome TrainingStep::run_in_backward(const Batch& batch, const BatchCounts&
     const double squares = reducer_.add_squares(param);
     if (!std::isfinite(squares)) mark_bad_gradient(param);
     if (out.was_accepted && std::isfinite(out.losses.total) && std::isfinite(squares))
-      adafactor_update(ops, param, recipe_.optimizer, step);
+      adafactor_update(ops, network_.tensor(), param, recipe_.optimizer, step);
     ops.zero(param.grad);
     ops.enter(part);
   });

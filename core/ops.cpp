@@ -249,20 +249,20 @@ double Ops::sum_of_squares(Tensor x) {
   return do_sum_of_squares(x);
 }
 
-void Ops::embedding_forward(Tensor x, Tensor table, Tensor ids) {
+void Ops::embedding_forward(Tensor x, Tensor table, Tensor ids, const VocabularyRange& range) {
   OpCall call("embedding_forward", device(), profile_);
   call.f32("x", x, {kAny, kAny});
   call.f32("table", table, {kAny, x.size(1)});
   call.i32("ids", ids, {x.size(0)});
-  do_embedding_forward(x, table, ids);
+  do_embedding_forward(x, table, ids, range);
 }
 
-void Ops::embedding_backward(Tensor dtable, Tensor dx, Tensor ids) {
+void Ops::embedding_backward(Tensor dtable, Tensor dx, Tensor ids, const VocabularyRange& range) {
   OpCall call("embedding_backward", device(), profile_);
   call.f32("dx", dx, {kAny, kAny});
   call.f32("dtable", dtable, {kAny, dx.size(1)});
   call.i32("ids", ids, {dx.size(0)});
-  do_embedding_backward(dtable, dx, ids);
+  do_embedding_backward(dtable, dx, ids, range);
 }
 
 void Ops::rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor segment_ids,
@@ -464,7 +464,8 @@ void Ops::combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor ro
 }
 
 LossSums Ops::softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights,
-                                    Tensor token_loss, float z_weight, float scale) {
+                                    Tensor token_loss, float z_weight, float scale,
+                                    const SharedVocabulary* shared) {
   OpCall call("softmax_cross_entropy", device(), profile_);
   call.f32("logits", logits, {kAny, kAny});
   call.that(logits.size(1) > 0, "the vocabulary must not be empty",
@@ -473,27 +474,28 @@ LossSums Ops::softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weight
   call.f32("weights", weights, {logits.size(0)});
   if (token_loss) call.f32("token_loss", token_loss, {logits.size(0)});
   call.that(scale >= 0.0f, "scale must not be negative", scale);
-  return do_softmax_cross_entropy(logits, targets, weights, token_loss, z_weight, scale);
+  return do_softmax_cross_entropy(logits, targets, weights, token_loss, z_weight, scale, shared);
 }
 
 void Ops::adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                             const AdafactorScalars& scalars) {
+                             const AdafactorScalars& scalars, const SharedMatrix* shared) {
   OpCall call("adafactor_factored", device(), profile_);
   call.f32("w", w, {kAny, kAny, kAny});
   call.f32("row", row, {w.size(0), w.size(1)});
   call.f32("col", col, {w.size(0), w.size(2)});
   call.f32("g", g, w.shape);
   check_adafactor(call, scalars);
-  do_adafactor_factored(w, row, col, g, scalars);
+  do_adafactor_factored(w, row, col, g, scalars, shared);
 }
 
-void Ops::adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars) {
+void Ops::adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,
+                         const SharedMatrix* shared) {
   OpCall call("adafactor_full", device(), profile_);
   call.f32("w", w, w.shape);
   call.f32("v", v, w.shape);
   call.f32("g", g, w.shape);
   check_adafactor(call, scalars);
-  do_adafactor_full(w, v, g, scalars);
+  do_adafactor_full(w, v, g, scalars, shared);
 }
 
 }  // namespace openmoe

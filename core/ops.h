@@ -18,6 +18,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <span>
 
 #include "core/config/recipe.h"
 #include "core/op_observer.h"
@@ -62,6 +64,37 @@ struct LossSums {
   double correct = 0.0;        // sum of w * [argmax == target], ties to the lower id
 };
 
+// Where the ranks of a tensor group share a vocabulary: the rows of a table, or the columns of
+// logits, that are here. The default is a whole vocabulary.
+struct VocabularyRange {
+  std::int64_t first = 0;  // id of the first row or column here
+  std::int64_t total = 0;  // ids of the whole vocabulary; 0: as many as are here
+
+  bool is_whole() const { return total == 0; }
+};
+
+// What one row of logits adds up to over the columns of some ranks.
+struct LogitSums {
+  double largest = 0.0;
+  double sum = 0.0;         // of exp(logit - largest)
+  double target = 0.0;      // the target's logit; 0 where its column is not here
+  std::int64_t argmax = 0;  // id of the largest logit, the lower one of equals
+};
+
+// A vocabulary shared by ranks: their sums of the same rows become those of all columns.
+struct SharedVocabulary {
+  VocabularyRange range;
+  std::function<void(std::span<LogitSums>)> combine;  // in place, over the ranks
+};
+
+// A matrix shared by ranks along one of its axes.
+struct SharedMatrix {
+  enum class Axis { rows, columns };
+  Axis axis = Axis::rows;
+  std::int64_t num_elements = 0;               // of the whole matrix
+  std::function<void(std::span<double>)> sum;  // in place, over the ranks
+};
+
 // Scalars of one Adafactor update (Shazeer and Stern 2018, as in t5x; see core/train/adafactor.h).
 struct AdafactorScalars {
   float learning_rate = 0.0f;
@@ -95,10 +128,11 @@ class Ops {
   double sum_of_squares(Tensor x);          // f64 sum on the host, f32 input
 
   // ---- embedding ----
-  // x[n] = table[ids[n]]. x (N, D), table (V, D), ids (N) i32 in [0, V).
-  void embedding_forward(Tensor x, Tensor table, Tensor ids);
-  // dtable[ids[n]] += dx[n]
-  void embedding_backward(Tensor dtable, Tensor dx, Tensor ids);
+  // x[n] = table[ids[n]]. x (N, D), table (V, D), ids (N) i32 in [0, V). Of a table of part of the
+  // vocabulary: zero where the id is elsewhere.
+  void embedding_forward(Tensor x, Tensor table, Tensor ids, const VocabularyRange& range = {});
+  // dtable[ids[n]] += dx[n], for the ids that are here
+  void embedding_backward(Tensor dtable, Tensor dx, Tensor ids, const VocabularyRange& range = {});
 
   // ---- RMSNorm (Zhang and Sennrich 2019) ----
   // y = x * rstd * w * real, rstd = 1 / sqrt(mean(x^2) + eps), real[n] = segment_ids[n] > 0: padded
@@ -181,18 +215,24 @@ class Ops {
   // logits (n, V) f32 become d total / d logits in place when scale > 0; untouched when scale == 0
   // (evaluation). The loss of a token is w * (log Z - logit[target] + z_weight * (log Z)^2); scale
   // multiplies the gradient (1 / global sum of w). targets (n) i32, weights (n) f32. token_loss (n)
-  // f32: w * (log Z - logit[target]), or an empty tensor.
+  // f32: w * (log Z - logit[target]), or an empty tensor. Where ranks share the vocabulary
+  // (`shared` is not null), logits are the columns of this rank, and the result is that of all
+  // columns, the same on each of them.
   LossSums softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights, Tensor token_loss,
-                                 float z_weight, float scale);
+                                 float z_weight, float scale,
+                                 const SharedVocabulary* shared = nullptr);
 
   // ---- Adafactor ----
   // Factored update of `stack` independent matrices: w, g (stack, R, C); row (stack, R) f32 and col
   // (stack, C) f32 hold the running means of g^2 over columns and rows. RMS of w and of the update,
-  // and clipping, are per matrix.
+  // and clipping, are per matrix. Where ranks share each matrix (`shared` is not null), w, g and
+  // the statistic of the shared axis are this rank's part; the other statistic is whole on every
+  // rank.
   void adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                          const AdafactorScalars& scalars);
+                          const AdafactorScalars& scalars, const SharedMatrix* shared = nullptr);
   // Unfactored: v, w, g of one shape.
-  void adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars);
+  void adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,
+                      const SharedMatrix* shared = nullptr);
 
  private:
   virtual void do_zero(Tensor x) = 0;
@@ -201,8 +241,10 @@ class Ops {
   virtual void do_add_accumulate(Tensor y, Tensor x) = 0;
   virtual void do_multiply(Tensor x, float factor) = 0;
   virtual double do_sum_of_squares(Tensor x) = 0;
-  virtual void do_embedding_forward(Tensor x, Tensor table, Tensor ids) = 0;
-  virtual void do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids) = 0;
+  virtual void do_embedding_forward(Tensor x, Tensor table, Tensor ids,
+                                    const VocabularyRange& range) = 0;
+  virtual void do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids,
+                                     const VocabularyRange& range) = 0;
   virtual void do_rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor segment_ids,
                                    float eps) = 0;
   virtual void do_rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
@@ -238,10 +280,13 @@ class Ops {
   virtual void do_combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor rows,
                                         Tensor gate, Tensor assignment_row) = 0;
   virtual LossSums do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights,
-                                            Tensor token_loss, float z_weight, float scale) = 0;
+                                            Tensor token_loss, float z_weight, float scale,
+                                            const SharedVocabulary* shared) = 0;
   virtual void do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                                     const AdafactorScalars& scalars) = 0;
-  virtual void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars) = 0;
+                                     const AdafactorScalars& scalars,
+                                     const SharedMatrix* shared) = 0;
+  virtual void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,
+                                 const SharedMatrix* shared) = 0;
 
   OpObserver* profile_ = nullptr;
 };

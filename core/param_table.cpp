@@ -19,8 +19,7 @@ const Tensor kNoGradients{nullptr, DType::f32, Device::host, {0}};
 struct TableBuilder {
   const ModelConfig& model;
   const OptimizerConfig& optimizer;
-  std::int64_t ep;
-  std::int64_t ep_rank;
+  const ParamShare& share;
   std::vector<Param>& params;
 
   Param& add(const std::string& name, const Shape& shape, InitKind init, double std) {
@@ -35,6 +34,25 @@ struct TableBuilder {
     params.push_back(param);
     return params.back();
   }
+  // The part of [0, size) that is this rank's of the tensor group.
+  TensorSlice::Range part(std::int64_t size) const {
+    return {size * share.tp_rank / share.tp, size * (share.tp_rank + 1) / share.tp};
+  }
+  // The last parameter is split along `axis`, in `halves` equal parts of which each is split.
+  void split(int axis, std::int64_t halves = 1) {
+    if (share.tp == 1) return;
+    Param& param = params.back();
+    TensorSlice& slice = param.tensor_slice;
+    const std::int64_t half = param.global_shape[axis] / halves;
+    const TensorSlice::Range own = part(half);
+    slice.axis = axis;
+    for (std::int64_t i = 0; i < halves; ++i)
+      slice.ranges[static_cast<std::size_t>(slice.num_ranges++)] = {i * half + own.begin,
+                                                                    i * half + own.end};
+    param.local_shape.sizes[static_cast<std::size_t>(axis)] = halves * (own.end - own.begin);
+    if (param.sharding == Sharding::replicated) param.sharding = Sharding::tensor;
+  }
+  std::int64_t gate_halves() const { return model.gate_dim() / model.ffn_dim; }
   void add_norm(const std::string& name) { add(name, {model.d_model}, InitKind::ones, 0.0); }
   void add_kernel(const std::string& name, std::int64_t out, std::int64_t in, InitKind init) {
     add(name, {out, in}, init, std::sqrt(model.init_scale / static_cast<double>(in))).in_products =
@@ -45,8 +63,8 @@ struct TableBuilder {
                        std::sqrt(model.init_scale / static_cast<double>(in)));
     param.in_products = true;
     param.sharding = Sharding::expert;
-    param.local_shape.sizes[0] = model.num_experts / ep;
-    param.local_begin = ep_rank * param.local_shape[0];
+    param.local_shape.sizes[0] = model.num_experts / share.ep;
+    param.local_begin = share.ep_rank * param.local_shape[0];
   }
 
   void add_attention(const std::string& prefix) {
@@ -56,23 +74,33 @@ struct TableBuilder {
     // query kernel.
     if (model.attention_scale == AttentionScale::folded)
       params.back().init_std /= std::sqrt(static_cast<double>(model.head_dim));
+    split(0);  // by heads, which lie one after the other
     add_kernel(prefix + "k_proj.weight", width, model.d_model, InitKind::normal);
+    split(0);
     add_kernel(prefix + "v_proj.weight", width, model.d_model, InitKind::normal);
+    split(0);
     add_kernel(prefix + "o_proj.weight", model.d_model, width, InitKind::normal);
+    split(1);
   }
   void add_ffn(const std::string& prefix) {
     add_kernel(prefix + "gate_proj.weight", model.gate_dim(), model.d_model,
                InitKind::truncated_normal);
+    split(0, gate_halves());
     add_kernel(prefix + "up_proj.weight", model.ffn_dim, model.d_model, InitKind::truncated_normal);
+    split(0);
     add_kernel(prefix + "down_proj.weight", model.d_model, model.ffn_dim,
                InitKind::truncated_normal);
+    split(1);
   }
   void add_moe(const std::string& layer) {
     add(layer + "mlp.gate_weight", {model.num_experts, model.d_model}, InitKind::normal,
         model.router_init_std);
     add_experts(layer + "mlp.experts.wi_gate", model.d_model, model.gate_dim());
+    split(2, gate_halves());
     add_experts(layer + "mlp.experts.wi_up", model.d_model, model.ffn_dim);
+    split(2);
     add_experts(layer + "mlp.experts.wo", model.ffn_dim, model.d_model);
+    split(1);
     if (model.residual_ffn == ResidualFfn::sequential)
       add_norm(layer + "pre_extra_mlp_layernorm.weight");
   }
@@ -92,10 +120,48 @@ double init_value(const Param& param, const Rng& rng, std::uint64_t index) {
 
 }  // namespace
 
-Shape Param::as_matrices() const {
-  if (local_shape.rank == 3) return local_shape;
-  if (local_shape.rank == 2) return {1, local_shape[0], local_shape[1]};
-  return {1, 1, local_shape[0]};
+Shape Param::matrices_of(const Shape& shape) {
+  if (shape.rank == 3) return shape;
+  if (shape.rank == 2) return {1, shape[0], shape[1]};
+  return {1, 1, shape[0]};
+}
+
+Placement Param::placement(Tensor Param::*member) const {
+  // The axes of the parameter that the tensor has, in place of its own.
+  std::vector<int> axes;
+  const int last = local_shape.rank - 1;
+  Placement placement{global_shape, local_shape, {}, false};
+  int split_axis = tensor_slice.axis;
+  if (factored && member != &Param::value) {  // (stack, R) or (stack, C)
+    const int kept = member == &Param::stat_row ? last - 1 : last;
+    const int kept_matrix_axis = member == &Param::stat_row ? 1 : 2;
+    const Shape global = matrices_of(global_shape), local = matrices_of(local_shape);
+    placement.global_shape = {global[0], global[kept_matrix_axis]};
+    placement.local_shape = {local[0], local[kept_matrix_axis]};
+    split_axis = split_axis == kept ? 1 : -1;
+  }
+  Piece piece;
+  piece.size = piece.global_begin = piece.local_begin = placement.local_shape;
+  for (int axis = 0; axis < piece.size.rank; ++axis)
+    piece.global_begin.sizes[static_cast<std::size_t>(axis)] =
+        piece.local_begin.sizes[static_cast<std::size_t>(axis)] = 0;
+  piece.global_begin.sizes[0] = local_begin;
+  if (split_axis < 0) {
+    placement.pieces = {piece};
+    return placement;
+  }
+  placement.is_shared_by_tensor_group = true;
+  const auto at = static_cast<std::size_t>(split_axis);
+  std::int64_t next = 0;
+  for (int i = 0; i < tensor_slice.num_ranges; ++i) {
+    const TensorSlice::Range& range = tensor_slice.ranges[static_cast<std::size_t>(i)];
+    piece.global_begin.sizes[at] = range.begin;
+    piece.local_begin.sizes[at] = next;
+    piece.size.sizes[at] = range.end - range.begin;
+    next += piece.size.sizes[at];
+    placement.pieces.push_back(piece);
+  }
+  return placement;
 }
 
 Param Param::slice(std::int64_t begin, std::int64_t end) const {
@@ -109,16 +175,23 @@ Param Param::slice(std::int64_t begin, std::int64_t end) const {
   return part;
 }
 
-ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer, std::int64_t ep,
-                       std::int64_t ep_rank) {
-  OPENMOE_CHECK(ep >= 1 && ep_rank >= 0 && ep_rank < ep, "ep rank ", ep_rank, " of ", ep);
+ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer,
+                       const ParamShare& share) {
+  const std::int64_t ep = share.ep, tp = share.tp;
+  OPENMOE_CHECK(ep >= 1 && share.ep_rank >= 0 && share.ep_rank < ep, "ep rank ", share.ep_rank,
+                " of ", ep);
+  OPENMOE_CHECK(tp >= 1 && share.tp_rank >= 0 && share.tp_rank < tp, "tp rank ", share.tp_rank,
+                " of ", tp);
   OPENMOE_CHECK(model.num_moe_layers() == 0 || model.num_experts % ep == 0, model.num_experts,
                 " experts over ", ep, " ranks");
-  TableBuilder build{model, optimizer, ep, ep_rank, params_};
+  OPENMOE_CHECK(model.num_heads % tp == 0 && model.ffn_dim % tp == 0, model.num_heads,
+                " heads and ffn_dim ", model.ffn_dim, " over ", tp, " ranks");
+  TableBuilder build{model, optimizer, share, params_};
   build
       .add(kEmbedding, {model.vocab_size, model.d_model}, InitKind::normal,
            model.embedding_init_std)
       .in_products = model.tied_embedding;
+  build.split(0);
   for (std::int64_t i = 0; i < model.num_layers; ++i) {
     const std::string layer = "model.layers." + std::to_string(i) + ".";
     build.add_norm(layer + "input_layernorm.weight");
@@ -128,8 +201,10 @@ ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimize
     build.add_ffn(layer + (model.is_moe_layer(i) ? "extra_mlp." : "mlp."));
   }
   build.add_norm("model.norm.weight");
-  if (!model.tied_embedding)
+  if (!model.tied_embedding) {
     build.add_kernel(kHead, model.vocab_size, model.d_model, InitKind::truncated_normal);
+    build.split(0);
+  }
 }
 
 void ParamTable::allocate(Arena& arena, GradientMemory gradients, ComputeType compute) {
@@ -161,7 +236,8 @@ void ParamTable::allocate(Arena& arena, GradientMemory gradients, ComputeType co
 }
 
 void ParamTable::allocate_whole_gradients(Arena& arena) {
-  for (const Sharding sharding : {Sharding::replicated, Sharding::expert}) {
+  // The embedding is of the first kind that there is.
+  for (const Sharding sharding : {Sharding::tensor, Sharding::replicated, Sharding::expert}) {
     const std::int64_t begin_bytes = arena.used_bytes();
     Tensor all = kNoGradients;
     for (Param& param : params_) {
@@ -171,12 +247,12 @@ void ParamTable::allocate_whole_gradients(Arena& arena) {
       if (all.data == nullptr) all = param.grad;
     }
     all.shape = Shape{(arena.used_bytes() - begin_bytes) / size_of(DType::f32)};
-    (sharding == Sharding::replicated ? dense_grads_ : expert_grads_) = all;
+    grads_[static_cast<std::size_t>(sharding)] = all;
   }
 }
 
 void ParamTable::allocate_one_gradient(Arena& arena) {
-  dense_grads_ = expert_grads_ = kNoGradients;
+  grads_.fill(kNoGradients);
   const auto has_own = [&](const Param& param) {
     return param.name == kEmbedding && !contains(kHead);
   };
@@ -200,15 +276,20 @@ void ParamTable::initialize(Ops& ops, std::uint64_t seed) {
   std::vector<float> memory;  // of values that another device holds
   for (Param& param : params_) {
     const Rng rng(seed, stream_id(param.name));
-    const std::int64_t count = param.value.num_elements();
-    const std::int64_t first =
-        param.local_shape[0] == 0 ? 0 : count / param.local_shape[0] * param.local_begin;
     const bool in_place = param.value.device == Device::host;
-    if (!in_place) memory.resize(static_cast<std::size_t>(count));
+    if (!in_place) memory.resize(static_cast<std::size_t>(param.value.num_elements()));
     float* const host = in_place ? param.value.as<float>() : memory.data();
+    const Placement placement = param.placement(&Param::value);
+    for (const Piece& piece : placement.pieces) {
+      const Runs runs(piece, placement.global_shape, placement.local_shape);
 #pragma omp parallel for schedule(static)
-    for (std::int64_t i = 0; i < count; ++i)
-      host[i] = static_cast<float>(init_value(param, rng, static_cast<std::uint64_t>(first + i)));
+      for (std::int64_t i = 0; i < runs.count(); ++i) {
+        const auto [global, local] = runs.at(i);
+        for (std::int64_t j = 0; j < runs.length(); ++j)
+          host[local + j] =
+              static_cast<float>(init_value(param, rng, static_cast<std::uint64_t>(global + j)));
+      }
+    }
     if (!in_place) ops.copy(param.value, host_view(host, param.local_shape));
   }
   round_operands(ops);
@@ -239,7 +320,7 @@ std::int64_t ParamTable::num_parameters() const {
 ParameterCounts count_parameters(const ModelConfig& model) {
   ParameterCounts counts;
   std::int64_t embedding = 0;
-  const ParamTable table(model, OptimizerConfig{}, 1, 0);
+  const ParamTable table(model, OptimizerConfig{});
   for (const Param& param : table.params()) {
     const std::int64_t size = param.global_shape.num_elements();
     counts.total += size;

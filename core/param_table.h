@@ -4,6 +4,7 @@
 // in, out).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "core/arena.h"
 #include "core/config/recipe.h"
 #include "core/ops.h"
+#include "core/placement.h"
 #include "core/tensor.h"
 
 namespace openmoe {
@@ -18,23 +20,45 @@ namespace openmoe {
 // Where gradients live.
 enum class GradientMemory {
   none,   // no training
-  whole,  // each has its own place: dense ones first and contiguous, then those of the experts, so
-          // that each kind can be reduced as one stretch
+  whole,  // each has its own place, contiguous by Sharding, so that each kind can be reduced as one
+          // stretch
   one     // all share one place, in turns; only a tied embedding, which collects its gradient from
           // the first sublayer of the backward to the last, has its own
 };
 
 enum class InitKind { ones, normal, truncated_normal };
 
-// How a parameter is spread over the ranks of a process grid. Tensor-parallel kinds (row, column,
-// vocabulary) join here.
-enum class Sharding { replicated, expert };
+// How a parameter is spread over the ranks of a process grid.
+enum class Sharding {
+  replicated,  // whole on every rank
+  tensor,      // each rank of a tensor group has its slice
+  expert       // each rank of an expert group has its experts; of each, its tensor slice
+};
+inline constexpr int kNumShardings = 3;
+
+// Which ranks of a grid a table is for.
+struct ParamShare {
+  std::int64_t ep = 1, ep_rank = 0;
+  std::int64_t tp = 1, tp_rank = 0;
+};
+
+// The indices along one axis that a rank of a tensor group holds, in stretches one after the other:
+// the gate of a gated SwiGLU, [a | b], is split within each half.
+struct TensorSlice {
+  struct Range {
+    std::int64_t begin = 0, end = 0;
+  };
+  int axis = -1;  // of the parameter's shape; -1: all of it is here
+  int num_ranges = 0;
+  std::array<Range, 2> ranges{};
+};
 
 struct Param {
   std::string name;
   Shape global_shape;
-  Shape local_shape;             // equal to global_shape except along axis 0 of expert stacks
-  std::int64_t local_begin = 0;  // first index of axis 0 held here
+  Shape local_shape;             // smaller along axis 0 of expert stacks, and a tensor slice's axis
+  std::int64_t local_begin = 0;  // first index of axis 0 held here, of expert stacks
+  TensorSlice tensor_slice;
   Sharding sharding = Sharding::replicated;
   InitKind init = InitKind::normal;
   double init_std = 0.0;
@@ -58,14 +82,18 @@ struct Param {
     if (operand.dtype != value.dtype) ops.convert(operand, value);
   }
   // The local slice as (stack, R, C), or (1, 1, n) for vectors.
-  Shape as_matrices() const;
+  Shape as_matrices() const { return matrices_of(local_shape); }
+  static Shape matrices_of(const Shape& shape);
+  // Of value, stat_row or stat_col.
+  Placement placement(Tensor Param::*member) const;
 };
 
 class ParamTable {
  public:
-  // All parameters of the model, with the experts of ep_rank out of ep (ep divides num_experts).
-  ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer, std::int64_t ep,
-             std::int64_t ep_rank);
+  // All parameters of the model, as far as they are this rank's. ep divides num_experts; tp divides
+  // num_heads and ffn_dim.
+  ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer,
+             const ParamShare& share = {});
 
   // Values, with rounded copies where `compute` is bf16; gradients and optimizer state unless
   // `gradients` is none.
@@ -82,12 +110,8 @@ class ParamTable {
   const std::vector<Param>& params() const { return params_; }
   Param& find(const std::string& name);  // programmer error when absent
   bool contains(const std::string& name) const;
-  Tensor dense_grads() const {
-    return dense_grads_;
-  }  // (n) f32 over all replicated parameters, 64-byte gaps are zero; n is 0 unless whole
-  Tensor expert_grads() const {
-    return expert_grads_;
-  }  // (n) f32 over all expert parameters; likewise
+  // (n) f32 over all parameters of a kind, 64-byte gaps are zero; n is 0 unless whole
+  Tensor grads(Sharding sharding) const { return grads_[static_cast<std::size_t>(sharding)]; }
 
   std::int64_t num_parameters() const;  // global, of the whole model
 
@@ -96,8 +120,7 @@ class ParamTable {
   void allocate_one_gradient(Arena& arena);
 
   std::vector<Param> params_;
-  Tensor dense_grads_;
-  Tensor expert_grads_;
+  std::array<Tensor, kNumShardings> grads_;
   Tensor all_grads_;  // (n) f32: everything that any Param::grad points into
 };
 

@@ -296,7 +296,8 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace cuda
 
 void CudaOps::do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                                    const AdafactorScalars& scalars) {
+                                    const AdafactorScalars& scalars, const SharedMatrix* shared) {
+  OPENMOE_CHECK(shared == nullptr, "a matrix shared by devices");
   const std::int64_t stack = w.size(0), R = w.size(1), C = w.size(2);
   if (w.num_elements() == 0) return;
   const cuda::Tiling tiling = cuda::tiling_of(R, C);
@@ -339,7 +340,9 @@ void CudaOps::do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
   });
 }
 
-void CudaOps::do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars) {
+void CudaOps::do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,
+                                const SharedMatrix* shared) {
+  OPENMOE_CHECK(shared == nullptr, "a matrix shared by devices");
   const std::int64_t n = w.num_elements();
   if (n == 0) return;
   const std::int64_t blocks = std::min(cuda::kFullBlocks, cuda::ceil_div(n, cuda::kThreads));

@@ -148,7 +148,9 @@ __global__ void __launch_bounds__(kSumThreads)
 }  // namespace cuda
 
 LossSums CudaOps::do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights,
-                                           Tensor token_loss, float z_weight, float scale) {
+                                           Tensor token_loss, float z_weight, float scale,
+                                           const SharedVocabulary* shared) {
+  OPENMOE_CHECK(shared == nullptr, "a vocabulary shared by devices");
   const std::int64_t n = logits.size(0), V = logits.size(1);
   if (n == 0) return {};
   double* const sums =

@@ -103,7 +103,9 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 }  // namespace cuda
 
-void CudaOps::do_embedding_forward(Tensor x, Tensor table, Tensor ids) {
+void CudaOps::do_embedding_forward(Tensor x, Tensor table, Tensor ids,
+                                   const VocabularyRange& range) {
+  OPENMOE_CHECK(range.is_whole(), "a vocabulary shared by devices");
   const std::int64_t N = x.size(0), D = x.size(1);
   cuda::with_storage(table.dtype, [&]<typename W>(std::type_identity<W>) {
     cuda::with_width<4>(cuda::can_vectorise(4, D, x, table), [&](auto width) {
@@ -117,7 +119,9 @@ void CudaOps::do_embedding_forward(Tensor x, Tensor table, Tensor ids) {
 
 // Tokens share table rows, so they are sorted by id: every row of the table then has one owner,
 // which adds its tokens in rising order.
-void CudaOps::do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids) {
+void CudaOps::do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids,
+                                    const VocabularyRange& range) {
+  OPENMOE_CHECK(range.is_whole(), "a vocabulary shared by devices");
   const std::int64_t N = dx.size(0), D = dx.size(1), V = dtable.size(0);
   if (N == 0 || D == 0) return;
   const std::int64_t runs = cuda::ceil_div(N, cuda::kRun);

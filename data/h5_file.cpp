@@ -54,12 +54,11 @@ std::string library_reason() {
 
 }  // namespace
 
-// Rows of a dataset, whole or some columns of the last axis.
+// Whole rows of a dataset, or a box of it that goes into a larger tensor.
 struct H5File::Part {
-  std::int64_t begin = 0, rows = 0;
-  std::int64_t first_column = 0, width = kWhole;
-
-  static constexpr std::int64_t kWhole = -1;
+  std::int64_t begin = 0, rows = 0;  // where there is no box
+  const Piece* box = nullptr;
+  Shape memory = {};  // of the tensor that a box goes into
 };
 
 struct H5File::Impl {
@@ -230,37 +229,42 @@ void H5File::Impl::transfer(const std::string& name, const std::string& type, co
   if (kind != H5T_INTEGER && kind != H5T_FLOAT)
     fault("H5Dread", path, name, "it does not hold numbers");
   const hid_t memory_type = number_type(type).memory();
-  const std::int64_t begin = part.begin, rows = part.rows;
   const Shape shape = shape_of(dataset, name);
   if (shape.rank == 0) {
     check(H5Dread(dataset.get(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, dst), "H5Dread", name);
     return;
   }
-  if (begin < 0 || rows < 0 || begin + rows > shape[0])
-    fault("H5Dread", path, name,
-          concat("rows [", begin, ", ", begin + rows, ") of ", shape[0], " were asked for"));
-  const int last = shape.rank - 1;
-  const bool is_whole = part.width == Part::kWhole;
-  if (!is_whole && (last == 0 || part.first_column < 0 || part.width < 0 ||
-                    part.first_column + part.width > shape[last]))
-    fault("H5Dread", path, name,
-          concat("columns [", part.first_column, ", ", part.first_column + part.width, ") of ",
-                 shape.to_string(), " were asked for"));
-  if (rows == 0 || part.width == 0 || shape.num_elements() == 0) return;
-  hsize_t start[Shape::kMaxRank] = {};
-  hsize_t count[Shape::kMaxRank] = {};
-  for (int axis = 0; axis < shape.rank; ++axis) count[axis] = static_cast<hsize_t>(shape[axis]);
-  start[0] = static_cast<hsize_t>(begin);
-  count[0] = static_cast<hsize_t>(rows);
-  if (!is_whole) {
-    start[last] = static_cast<hsize_t>(part.first_column);
-    count[last] = static_cast<hsize_t>(part.width);
+  hsize_t start[Shape::kMaxRank] = {}, count[Shape::kMaxRank] = {};
+  hsize_t memory_start[Shape::kMaxRank] = {}, memory[Shape::kMaxRank] = {};
+  std::int64_t elements = 1;
+  for (int axis = 0; axis < shape.rank; ++axis) {
+    const bool is_rows = part.box == nullptr && axis == 0;
+    const std::int64_t begin = part.box != nullptr ? part.box->global_begin[axis]
+                               : is_rows           ? part.begin
+                                                   : 0;
+    const std::int64_t size = part.box != nullptr ? part.box->size[axis]
+                              : is_rows           ? part.rows
+                                                  : shape[axis];
+    if (begin < 0 || size < 0 || begin + size > shape[axis])
+      fault("H5Dread", path, name,
+            concat(axis == 0 ? std::string("rows") : concat("elements of axis ", axis), " [", begin,
+                   ", ", begin + size, ") of ", shape[axis], " were asked for"));
+    start[axis] = static_cast<hsize_t>(begin);
+    count[axis] = static_cast<hsize_t>(size);
+    memory_start[axis] =
+        part.box != nullptr ? static_cast<hsize_t>(part.box->local_begin[axis]) : 0;
+    memory[axis] = part.box != nullptr ? static_cast<hsize_t>(part.memory[axis]) : count[axis];
+    elements *= size;
   }
+  if (elements == 0) return;
   const Handle file_space = space_of(dataset, name);
   check(H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start, nullptr, count, nullptr),
         "H5Sselect_hyperslab", name);
-  const Handle memory_space{check(H5Screate_simple(shape.rank, count, nullptr), "H5Screate_simple"),
-                            H5Sclose};
+  const Handle memory_space{
+      check(H5Screate_simple(shape.rank, memory, nullptr), "H5Screate_simple"), H5Sclose};
+  check(H5Sselect_hyperslab(memory_space.get(), H5S_SELECT_SET, memory_start, nullptr, count,
+                            nullptr),
+        "H5Sselect_hyperslab", name);
   check(H5Dread(dataset.get(), memory_type, memory_space.get(), file_space.get(), H5P_DEFAULT, dst),
         "H5Dread", name);
 }
@@ -379,13 +383,17 @@ void H5File::read(const std::string& name, Tensor dst) const {
 
 void H5File::read_rows(const std::string& name, std::int64_t begin, Tensor dst) const {
   const std::int64_t rows = dst.shape.rank == 0 ? 1 : dst.size(0);
-  read_part(name, {.begin = begin, .rows = rows}, dst);
+  read_part(name, {.begin = begin, .rows = rows, .box = nullptr, .memory = {}}, dst);
 }
 
-void H5File::read_block(const std::string& name, std::int64_t begin, std::int64_t first_column,
-                        Tensor dst) const {
-  OPENMOE_CHECK(dst.shape.rank >= 2, "columns of rank ", dst.shape.rank);
-  read_part(name, {begin, dst.size(0), first_column, dst.size(dst.shape.rank - 1)}, dst);
+void H5File::read_box(const std::string& name, const Piece& box, Tensor dst) const {
+  const Shape& size = box.size;
+  OPENMOE_CHECK(size.rank == dst.shape.rank, size.to_string(), " of ", dst.shape.to_string());
+  for (int axis = 0; axis < size.rank; ++axis)
+    OPENMOE_CHECK(
+        box.local_begin[axis] >= 0 && box.local_begin[axis] + size[axis] <= dst.size(axis),
+        size.to_string(), " at ", box.local_begin.to_string(), " of ", dst.shape.to_string());
+  read_part(name, {.begin = 0, .rows = 0, .box = &box, .memory = dst.shape}, dst);
 }
 
 void H5File::read_part(const std::string& name, const Part& part, Tensor dst) const {
@@ -393,8 +401,8 @@ void H5File::read_part(const std::string& name, const Part& part, Tensor dst) co
   const Info found = info(name);
   const std::string want = name_of(dst.dtype);
   bool fits = found.shape.rank == dst.shape.rank;
-  const int given = dst.shape.rank - (part.width == Part::kWhole ? 0 : 1);
-  for (int axis = 1; fits && axis < given; ++axis) fits = found.shape[axis] == dst.shape[axis];
+  for (int axis = 1; fits && part.box == nullptr && axis < dst.shape.rank; ++axis)
+    fits = found.shape[axis] == dst.shape[axis];
   if (!fits)
     fault("H5Dread", path(), name,
           concat("its shape is ", found.shape.to_string(), ", rows of ", dst.shape.to_string(),
@@ -403,8 +411,8 @@ void H5File::read_part(const std::string& name, const Part& part, Tensor dst) co
     impl_->transfer(name, want, part, dst.data);
     return;
   }
-  // bf16 bits widen to float; no other conversion has a meaning.
-  if (found.type != "bf16" || dst.dtype != DType::f32)
+  // bf16 bits widen to float, in whole rows; no other conversion has a meaning.
+  if (part.box != nullptr || found.type != "bf16" || dst.dtype != DType::f32)
     fault("H5Dread", path(), name, concat("it holds ", found.type, ", expected ", want));
   std::vector<BFloat16> bits(static_cast<std::size_t>(dst.num_elements()));
   impl_->transfer(name, "bf16", part, bits.data());
@@ -419,7 +427,7 @@ void H5File::write(const std::string& name, Tensor src, const H5Layout& layout) 
 
 void H5File::read_raw(const std::string& name, const std::string& type, std::int64_t begin,
                       std::int64_t rows, void* dst) const {
-  impl_->transfer(name, type, {.begin = begin, .rows = rows}, dst);
+  impl_->transfer(name, type, {.begin = begin, .rows = rows, .box = nullptr, .memory = {}}, dst);
 }
 
 void H5File::write_raw(const std::string& name, const std::string& type, const Shape& shape,

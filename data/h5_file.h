@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/placement.h"
 #include "core/tensor.h"
 
 namespace openmoe {
@@ -50,10 +51,8 @@ class H5File {
   void read(const std::string& name, Tensor dst) const;  // whole
   void read_rows(const std::string& name, std::int64_t begin,
                  Tensor dst) const;  // rows [begin, begin + dst.size(0))
-  // The same of rank 2 or 3, and of each row columns [first_column, first_column + width) of the
-  // last axis, where width is dst's.
-  void read_block(const std::string& name, std::int64_t begin, std::int64_t first_column,
-                  Tensor dst) const;
+  // A box of the dataset, its "global" tensor, into its place in dst, the "local" one.
+  void read_box(const std::string& name, const Piece& box, Tensor dst) const;
   void write(const std::string& name, Tensor src, const H5Layout& layout = {});  // creates, whole
   // The same for element types that Tensor lacks: `type` is one of Info::type's numbers ("u16",
   // "f64", ...), in memory.

@@ -36,6 +36,12 @@ class Communicator {
   // every rank.
   virtual void all_reduce_sum(std::span<float> data) = 0;
   virtual void all_reduce_sum(std::span<double> data) = 0;
+  // The same in the background: `data` may be used again after wait_for_sums(), which every rank
+  // calls. All ranks start the same sums in the same order. advance_sums() lets the library work on
+  // them for a moment; not collective.
+  virtual void start_all_reduce_sum(std::span<float> data) { all_reduce_sum(data); }
+  virtual void advance_sums() {}
+  virtual void wait_for_sums() {}
   virtual void all_reduce_sum(std::span<std::int64_t> data) = 0;
   virtual void all_reduce_max(std::span<std::int64_t> data) = 0;
   // Fixed-size exchange of `count` integers per peer: sent and received hold size() * count each,

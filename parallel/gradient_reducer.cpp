@@ -1,5 +1,6 @@
 #include "parallel/gradient_reducer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <span>
 #include <utility>
@@ -9,7 +10,9 @@
 namespace openmoe {
 namespace {
 
-void sum(const Tensor& grads, Communicator& group, DeviceCommunicator* device_group) {
+constexpr Sharding kShardings[] = {Sharding::tensor, Sharding::replicated, Sharding::expert};
+
+void sum_over(const Tensor& grads, Communicator& group, DeviceCommunicator* device_group) {
   if (group.size() == 1) return;
   if (grads.device == Device::host) {
     group.all_reduce_sum(
@@ -23,33 +26,81 @@ void sum(const Tensor& grads, Communicator& group, DeviceCommunicator* device_gr
 
 }  // namespace
 
-GradientReducer::GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid)
+GradientReducer::GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid,
+                                 std::int64_t bucket_bytes)
     : ops_(ops), params_(params), grid_(grid) {
   OPENMOE_CHECK(params.params().front().grad, "the parameter table was not allocated for training");
+  if (bucket_bytes > 0) make_buckets(bucket_bytes);
+}
+
+void GradientReducer::sum(const Tensor& grads, Sharding sharding) {
+  // A device has no tensor group yet: there, who holds all is a data rank.
+  sum_over(grads, grid_.holders(sharding),
+           sharding == Sharding::expert ? grid_.device_replicas() : grid_.device_data());
 }
 
 void GradientReducer::reduce() {
-  sum(params_.dense_grads(), grid_.data(), grid_.device_data());
-  sum(params_.expert_grads(), grid_.replicas(), grid_.device_replicas());
+  for (const Sharding sharding : kShardings) sum(params_.grads(sharding), sharding);
+}
+
+// From the last parameter of a kind to the first, as the backward pass completes them.
+void GradientReducer::make_buckets(std::int64_t bytes) {
+  OPENMOE_CHECK(params_.params().front().grad.device == Device::host, "gradients of a device");
+  for (const Sharding sharding : kShardings) {
+    if (grid_.holders(sharding).size() == 1 || params_.grads(sharding).num_elements() == 0)
+      continue;
+    bool is_open = false;
+    for (auto param = params_.params().rbegin(); param != params_.params().rend(); ++param) {
+      if (param->sharding != sharding) continue;
+      float* const begin = param->grad.as<float>();
+      if (!is_open) buckets_.push_back({sharding, begin, begin + param->grad.num_elements(), 0, 0});
+      Bucket& bucket = buckets_.back();
+      bucket.begin = begin;
+      bucket.elements += param->grad.num_elements();
+      bucket.remaining = bucket.elements;
+      is_open = (bucket.end - bucket.begin) * size_of(DType::f32) < bytes;
+    }
+  }
+}
+
+void GradientReducer::complete(const Param& param) {
+  const float* const at = param.grad.as<float>();
+  const auto bucket = std::find_if(buckets_.begin(), buckets_.end(), [&](const Bucket& b) {
+    return b.sharding == param.sharding && b.begin <= at && at < b.end;
+  });
+  if (bucket == buckets_.end()) return;  // nobody to add up with, or an empty slice at the end
+  bucket->remaining -= param.grad.num_elements();
+  OPENMOE_CHECK(bucket->remaining >= 0, param.name, " is complete twice");
+  if (bucket->remaining == 0)
+    grid_.holders(param.sharding).start_all_reduce_sum({bucket->begin, bucket->end});
+  for (const Sharding sharding : kShardings) grid_.holders(sharding).advance_sums();
+}
+
+void GradientReducer::finish() {
+  for (const Sharding sharding : kShardings) grid_.holders(sharding).wait_for_sums();
+  for (Bucket& bucket : buckets_) {
+    OPENMOE_CHECK(bucket.remaining == 0, bucket.remaining, " gradients of a bucket are missing");
+    bucket.remaining = bucket.elements;
+  }
 }
 
 void GradientReducer::reduce(Param& param) {
-  if (param.sharding == Sharding::expert)
-    sum(param.grad, grid_.replicas(), grid_.device_replicas());
-  else
-    sum(param.grad, grid_.data(), grid_.device_data());
+  sum(param.grad, param.sharding);
 }
 
 double GradientReducer::add_squares(const Param& param) {
   const double squares = ops_.sum_of_squares(param.grad);
-  (param.sharding == Sharding::expert ? expert_squares_ : dense_squares_) += squares;
+  squares_[static_cast<std::size_t>(param.sharding)] += squares;
   return squares;
 }
 
 double GradientReducer::norm_of_added() {
-  double expert_squares = std::exchange(expert_squares_, 0.0);
-  grid_.expert().all_reduce_sum(std::span<double>(&expert_squares, 1));
-  return std::sqrt(std::exchange(dense_squares_, 0.0) + expert_squares);
+  const auto added = std::exchange(squares_, {});
+  const auto of = [&](Sharding sharding) { return added[static_cast<std::size_t>(sharding)]; };
+  double shared[] = {of(Sharding::tensor), of(Sharding::expert)};
+  grid_.tensor().all_reduce_sum(std::span<double>(shared));
+  grid_.expert().all_reduce_sum(std::span<double>(&shared[1], 1));
+  return std::sqrt(of(Sharding::replicated) + shared[0] + shared[1]);
 }
 
 double GradientReducer::grad_norm() {

@@ -225,19 +225,47 @@ class MpiCommunicator : public Communicator {
     return std::make_unique<MpiCommunicator>(MpiComm(part), limits_);
   }
 
+  void start_all_reduce_sum(std::span<float> data) override {
+    for_pieces(data, [&](std::size_t begin, int count) {
+      sums_.push_back(MPI_REQUEST_NULL);
+      check_mpi(MPI_Iallreduce(MPI_IN_PLACE, data.data() + begin, count, MPI_FLOAT, MPI_SUM,
+                               comm_.get(), &sums_.back()),
+                description_, "MPI_Iallreduce, sum of f32, elements [", begin, ", ",
+                begin + static_cast<std::size_t>(count), ") of ", data.size());
+    });
+  }
+
+  void advance_sums() override {
+    int done = 0;
+    check_mpi(MPI_Testall(static_cast<int>(sums_.size()), sums_.data(), &done, MPI_STATUSES_IGNORE),
+              description_, "MPI_Testall of ", sums_.size(), " sums");
+  }
+
+  void wait_for_sums() override {
+    check_mpi(MPI_Waitall(static_cast<int>(sums_.size()), sums_.data(), MPI_STATUSES_IGNORE),
+              description_, "MPI_Waitall of ", sums_.size(), " sums");
+    sums_.clear();
+  }
+
  private:
-  template <typename T>
-  void all_reduce(std::span<T> data, MPI_Op op, const char* what) {
+  // Calls work(first element, count) for pieces that one call of the library takes.
+  template <typename T, typename Work>
+  void for_pieces(std::span<T> data, const Work& work) const {
     const std::size_t piece =
         std::min(static_cast<std::size_t>(limits_.all_reduce_piece_bytes) / sizeof(T),
                  static_cast<std::size_t>(limits_.max_count));
-    for (std::size_t begin = 0; begin < data.size(); begin += piece) {
-      const std::size_t count = std::min(piece, data.size() - begin);
-      check_mpi(MPI_Allreduce(MPI_IN_PLACE, data.data() + begin, static_cast<int>(count),
-                              mpi_type<T>(), op, comm_.get()),
-                description_, "MPI_Allreduce, ", what, ", elements [", begin, ", ", begin + count,
-                ") of ", data.size());
-    }
+    for (std::size_t begin = 0; begin < data.size(); begin += piece)
+      work(begin, static_cast<int>(std::min(piece, data.size() - begin)));
+  }
+
+  template <typename T>
+  void all_reduce(std::span<T> data, MPI_Op op, const char* what) {
+    for_pieces(data, [&](std::size_t begin, int count) {
+      check_mpi(
+          MPI_Allreduce(MPI_IN_PLACE, data.data() + begin, count, mpi_type<T>(), op, comm_.get()),
+          description_, "MPI_Allreduce, ", what, ", elements [", begin, ", ",
+          begin + static_cast<std::size_t>(count), ") of ", data.size());
+    });
   }
 
   // An all-gather of more than one call can index.
@@ -318,6 +346,7 @@ class MpiCommunicator : public Communicator {
   // counts, offsets.
   std::array<std::vector<int>, 4> counts_;
   std::map<std::int64_t, MpiRowType> row_types_;
+  std::vector<MPI_Request> sums_;  // under way
 };
 
 }  // namespace

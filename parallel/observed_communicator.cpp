@@ -26,6 +26,14 @@ class ObservedCommunicator : public Communicator {
   void all_reduce_sum(std::span<float> data) override {
     observe("all_reduce_sum of f32", data.size_bytes(), [&] { inner_.all_reduce_sum(data); });
   }
+  void start_all_reduce_sum(std::span<float> data) override {
+    observe("start of all_reduce_sum of f32", data.size_bytes(),
+            [&] { inner_.start_all_reduce_sum(data); });
+  }
+  void advance_sums() override { inner_.advance_sums(); }
+  void wait_for_sums() override {
+    observe("wait for all_reduce_sum of f32", 0, [&] { inner_.wait_for_sums(); });
+  }
   void all_reduce_sum(std::span<double> data) override {
     observe("all_reduce_sum of f64", data.size_bytes(), [&] { inner_.all_reduce_sum(data); });
   }

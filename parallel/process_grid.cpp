@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/base/check.h"
@@ -62,6 +63,24 @@ std::string check_experts(const ProcessGrid& grid, const Recipe& recipe) {
                 " does not divide model.num_experts = ", num_experts, "; with ", num_ranks,
                 num_ranks == 1 ? " rank" : " ranks", " use --ep ",
                 join(common_divisors(num_experts, num_ranks)));
+}
+
+std::string check_tensor(const ProcessGrid& grid, const Recipe& recipe) {
+  const ModelConfig& model = recipe.model;
+  const std::int64_t tp = grid.tp(), length = recipe.data.sequence_length;
+  std::int64_t common = 0;  // what tp must divide
+  std::string odd;
+  for (const auto& [name, size] :
+       {std::pair<const char*, std::int64_t>{"model.num_heads", model.num_heads},
+        {"model.ffn_dim", model.ffn_dim},
+        {"model.d_model", model.d_model},
+        {"data.sequence_length", length}}) {
+    common = std::gcd(common, size);
+    if (size % tp != 0) odd += concat(odd.empty() ? "" : ", ", name, " = ", size);
+  }
+  if (odd.empty()) return "";
+  return concat("\n  tensor parallelism: tp = ", tp, " does not divide ", odd, "; use --tp ",
+                join(common_divisors(common, common)));
 }
 
 std::string check_rows(const ProcessGrid& grid, const Recipe& recipe) {
@@ -134,13 +153,18 @@ ProcessGrid::ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp)
   tensor_->set_name("tensor");
 }
 
+Communicator& ProcessGrid::holders(Sharding sharding) {
+  if (sharding == Sharding::expert) return *replicas_;
+  return sharding == Sharding::replicated && tp_ > 1 ? *world_ : *data_;
+}
+
 std::string ProcessGrid::coordinates() const {
   return concat("rank ", world_rank(), " (dp ", dp_rank_, ", ep ", ep_rank_, ", tp ", tp_rank_,
                 ")");
 }
 
 void ProcessGrid::check(const Recipe& recipe) const {
-  std::string problems = check_experts(*this, recipe);
+  std::string problems = check_experts(*this, recipe) + check_tensor(*this, recipe);
   const std::string rows = check_rows(*this, recipe);
   problems += rows;
   // A micro-batch can only be judged against rows that are right.

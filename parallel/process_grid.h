@@ -3,7 +3,7 @@
 // world = dp x ep x tp, tp fastest, then ep: world_rank = (dp_rank * ep + ep_rank) * tp + tp_rank.
 // The dp * ep "data ranks" each compute different rows; the experts are spread over the ep ranks;
 // ranks that differ only in dp_rank hold the same experts. The tp ranks of a tensor group compute
-// the same rows and share every matrix; decoding uses them (dp = 1 there), training has tp = 1.
+// the same rows and share every matrix.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 #include <string>
 
 #include "core/config/recipe.h"
+#include "core/param_table.h"
 #include "parallel/communicator.h"
 #include "parallel/device_communicator.h"
 
@@ -42,6 +43,9 @@ class ProcessGrid {
   // The tp ranks of one data rank: activations of the same rows.
   Communicator& tensor() { return *tensor_; }
 
+  // The ranks whose values of such a parameter are the same, and whose gradients are added up.
+  Communicator& holders(Sharding sharding);
+
   // The same groups for tensors of a device. Null until a device is attached.
   struct DeviceGroups {
     std::unique_ptr<DeviceCommunicator> data, expert, replicas;
@@ -53,7 +57,8 @@ class ProcessGrid {
 
   std::string coordinates() const;  // "rank 3 (dp 1, ep 1, tp 0)"
 
-  // Checks what a recipe needs of this grid: ep divides model.num_experts; the rows of a data rank
+  // Checks what a recipe needs of this grid: ep divides model.num_experts; tp divides heads, widths
+  // and positions; the rows of a data rank
   // (data.batch_rows / data ranks) and its micro-batches are whole routing groups. Throws one
   // UserError, the same on every rank, that names every key in conflict, its value, and the nearest
   // values that would do.

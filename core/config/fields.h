@@ -175,10 +175,15 @@ void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
   using P = ParallelConfig;
   visit("ep", &P::ep, rules::between(1, 4096),
         "ranks that share one set of experts; --ep overrides");
+  visit("tp", &P::tp, rules::between(1, 4096),
+        "ranks that share every matrix and the rows of a data rank; --tp overrides");
   visit("micro_batch_rows", &P::micro_batch_rows, rules::between(0, 16777216),
         "rows a rank computes at once; 0: all of its rows");
   visit("recompute_ffn", &P::recompute_ffn, rules::any,
         "compute gate and up of FFNs and experts again in the backward instead of keeping them");
+  visit(
+      "reduction_bucket_kb", &P::reduction_bucket_kb, rules::between(0, 1 << 30),
+      "KiB of gradients that are reduced at once while the backward pass goes on; 0: all after it");
   visit("update_in_backward", &P::update_in_backward, rules::any,
         "update each parameter as soon as its gradient is complete; keeps one gradient at a time");
 }

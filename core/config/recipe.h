@@ -145,10 +145,14 @@ struct StartConfig {
 
 struct ParallelConfig {
   std::int64_t ep = 1;                // default expert-parallel degree; --ep overrides
+  std::int64_t tp = 1;                // default tensor-parallel degree; --tp overrides
   std::int64_t micro_batch_rows = 0;  // rows a rank computes at once; 0: all its rows
   // The two wide activations of every FFN and expert are computed again in the backward instead of
   // kept: less memory, about an eighth more arithmetic, the same bits.
   bool recompute_ffn = false;
+  // Gradients are reduced over ranks in buckets of at least this size as the backward pass
+  // completes them; 0: all of them after it.
+  std::int64_t reduction_bucket_kb = 0;
   // Every parameter is updated as soon as its gradient is complete, so that one gradient at a time
   // is in memory; the same bits. Needs all rows of a rank in one micro-batch.
   bool update_in_backward = false;

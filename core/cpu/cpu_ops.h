@@ -37,7 +37,8 @@ class CpuOps final : public Ops {
   template <class Fill>
   void grouped_product(DType operands, DType result, bool accumulate, const Fill& fill);
   void adafactor_matrix(float* w, float* row, float* col, const float* g, std::int64_t R,
-                        std::int64_t C, const AdafactorScalars& scalars);
+                        std::int64_t C, const AdafactorScalars& scalars,
+                        const SharedMatrix* shared);
 
   void do_zero(Tensor x) override;
   void do_copy(Tensor dst, Tensor src) override;
@@ -45,8 +46,10 @@ class CpuOps final : public Ops {
   void do_add_accumulate(Tensor y, Tensor x) override;
   void do_multiply(Tensor x, float factor) override;
   double do_sum_of_squares(Tensor x) override;
-  void do_embedding_forward(Tensor x, Tensor table, Tensor ids) override;
-  void do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids) override;
+  void do_embedding_forward(Tensor x, Tensor table, Tensor ids,
+                            const VocabularyRange& range) override;
+  void do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids,
+                             const VocabularyRange& range) override;
   void do_rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor segment_ids,
                            float eps) override;
   void do_rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
@@ -80,10 +83,12 @@ class CpuOps final : public Ops {
   void do_combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Tensor rows, Tensor gate,
                                 Tensor assignment_row) override;
   LossSums do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights,
-                                    Tensor token_loss, float z_weight, float scale) override;
+                                    Tensor token_loss, float z_weight, float scale,
+                                    const SharedVocabulary* shared) override;
   void do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                             const AdafactorScalars& scalars) override;
-  void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars) override;
+                             const AdafactorScalars& scalars, const SharedMatrix* shared) override;
+  void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,
+                         const SharedMatrix* shared) override;
 
   cpu::Scratch scratch_;
   // Of a grouped product, by the types of its operands and result.

@@ -4,7 +4,8 @@
 // inputs y, activations h, and expert rows where they need not travel.
 //
 // "c" marks the compute type, f32 or bf16 (recipe run.compute_type); all others are f32 or
-// integers.
+// integers. On a rank of a tensor group of P, H, A, F, Fg and V are this rank's shares, N' = N/P
+// the rows and D' = D/P the columns that are its own (core/tensor_group.h).
 #pragma once
 
 #include <vector>
@@ -17,7 +18,7 @@ namespace openmoe {
 
 // x' = x + Wo attention(rope(Wq y), rope(Wk y), Wv y), y = rms_norm(x)
 struct AttentionActivations {
-  Tensor rstd;     // (N)
+  Tensor rstd;     // (N')
   Tensor q, k, v;  // (N, A) c, q and k after rotation
   Tensor o;        // (N, A) c
   Tensor log_z;    // (B, H, T)
@@ -25,47 +26,53 @@ struct AttentionActivations {
 
 // x' = x + Wd (act(Wg y, Wu y))
 struct FfnActivations {
-  Tensor rstd;  // (N); absent in the parallel residual FFN, which shares the MoE sublayer's norm
+  Tensor rstd;  // (N'); absent in the parallel residual FFN, which shares the MoE sublayer's norm
   Tensor gate;  // (N, Fg) c; becomes its own gradient in the backward
   Tensor up;    // (N, F) c; likewise
 };
 
 // x' = x + sum_k gate_k expert_k(y)
 struct MoeActivations {
-  Tensor rstd;          // (N)
+  Tensor rstd;          // (N')
   RouterOutput router;  // see ops.h
   Routing routing;
-  Tensor received;  // (M_max, D) c: rows of y in expert order; scratch where all experts are here
+  Tensor received;  // (M_max, D') c: rows of y in expert order; scratch where all experts are here
   // Become their own gradients in the backward. Where they are computed again: scratch (M_c, ...)
   // of a chunk.
   Tensor expert_gate;  // (M_max, Fg) c
   Tensor expert_up;    // (M_max, F) c
-  Tensor returned;     // (S_max, D) c: expert outputs in send order
+  Tensor returned;     // (S_max, D') c: expert outputs in send order
 };
 
 struct LayerActivations {
   AttentionActivations attention;
   MoeActivations moe;  // MoE layers only
   FfnActivations ffn;
-  // The residual stream (N, D) as each sublayer reads it. The MoE sublayer's input is `x_ffn` in a
+  // The residual stream (N', D) as each sublayer reads it. The MoE sublayer's input is `x_ffn` in a
   // dense layer.
   Tensor x_attention, x_moe, x_ffn;
 };
 
 struct Scratch {
   Tensor y;           // (N, D) c: the normalised input of the sublayer at work
-  Tensor dx;          // (N, D) gradient of the residual stream
-  Tensor dx_operand;  // (N, D) c: dx as products read it; dx itself in f32
-  Tensor dy;          // (N, D)
+  Tensor dx;          // (N', D) gradient of the residual stream
+  Tensor dx_operand;  // (N, D) c: dx as products read it; in f32 dx is its own rows
+  Tensor dy;          // (N, D); also a product's partial sums before they are added up over ranks
   // The rest share memory: of the groups below, one is alive at a time.
   Tensor h;                // (N, F) c: of the dense FFN, then its gradient
   Tensor dq, dk, dv, d_o;  // (N, A) c
-  Tensor router_y;         // (N, D): y as the router reads it, in f32
+  Tensor router_y;         // (N', D): y as the router reads it, in f32
   Tensor router_logits;    // (N, E), in the backward their gradient
   Tensor dgate;            // (N, 2)
-  Tensor sent;             // (S_max, D) c: rows in send order; in the backward their gradient
-  Tensor exchanged;        // (M_max, D) c: rows in expert order; in the backward their gradient
-  Tensor received;         // (M_max, D) c: see MoeActivations
+  Tensor y_columns;        // (N, D') c: columns of y; this and the next are absent if P = 1
+  Tensor sum_columns;      // (N, D'): columns of what is added to a tensor by rows
+  Tensor sent;             // (S_max, D') c: rows in send order; in the backward their gradient
+  Tensor exchanged;        // (M_max, D') c: rows in expert order; in the backward their gradient
+  Tensor received;         // (M_max, D') c: see MoeActivations
+  Tensor expert_x;         // (M_c, D) c: all columns of a chunk's rows; this and the next two are
+                           // absent if P = 1
+  Tensor expert_d;         // (M_c, D) c: the same of their gradient
+  Tensor expert_sum;       // (M_c, D): what the chunk's experts add up to here
   Tensor expert_h;         // (M_c, F) c: of a chunk of experts, then its gradient
   Tensor logits;           // (loss_chunk_rows, V), then their gradient
   Tensor logits_operand;   // (loss_chunk_rows, V) c: that gradient as products read it; in bf16 it
@@ -78,10 +85,18 @@ struct ExpertChunk {
   std::int64_t row_begin = 0, row_end = 0;  // in expert order
   Tensor offsets;                           // (end - begin + 1) i64, host, from 0
   Tensor gate, up, h;                       // (rows, ...)
+  Tensor sum;                               // (rows, D), see Scratch::expert_sum
 
   std::int64_t num_rows() const { return row_end - row_begin; }
   Tensor of_stack(Tensor stack) const { return stack.rows(begin, end); }       // (El, ...)
-  Tensor of_rows(Tensor rows) const { return rows.rows(row_begin, row_end); }  // (M_max, D)
+  Tensor of_rows(Tensor rows) const { return rows.rows(row_begin, row_end); }  // (M_max, ...)
+};
+
+// The sizes of this rank's share of the network in a tensor group.
+struct TensorShare {
+  std::int64_t num_tokens = 0;  // N'
+  std::int64_t d_columns = 0;   // D'
+  std::int64_t num_heads = 0, attention_dim = 0, ffn_dim = 0, gate_dim = 0, vocab_size = 0;
 };
 
 struct BatchTensors {

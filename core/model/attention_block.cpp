@@ -16,11 +16,11 @@ float logit_scale(const ModelConfig& config) {
 
 void Model::attention_forward(const AttentionParams& params, AttentionActivations& act,
                               Tensor x_next, Tensor x) {
-  const Shape by_head{rows_, length_, config_.num_heads, config_.head_dim};
+  const Shape by_head{rows_, length_, share_.num_heads, config_.head_dim};
   const auto base = static_cast<float>(config_.rope_base);
   const Tensor y = scratch_.y;
   ops_.enter("attention");
-  normalize(*params.norm, act.rstd, x);
+  gather_normalized(*params.norm, act.rstd, x);
   ops_.linear_forward(act.q, y, params.q->operand);
   ops_.linear_forward(act.k, y, params.k->operand);
   ops_.linear_forward(act.v, y, params.v->operand);
@@ -30,17 +30,17 @@ void Model::attention_forward(const AttentionParams& params, AttentionActivation
                          act.k.reshaped(by_head), act.v.reshaped(by_head),
                          batch_.segment_ids.reshaped({rows_, length_}), logit_scale(config_));
   ops_.copy(x_next, x);
-  ops_.linear_forward_accumulate(x_next, act.o, params.o->operand);
+  project_accumulate(x_next, act.o, *params.o);
 }
 
 void Model::attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor x) {
-  const Shape by_head{rows_, length_, config_.num_heads, config_.head_dim};
+  const Shape by_head{rows_, length_, share_.num_heads, config_.head_dim};
   const auto base = static_cast<float>(config_.rope_base);
   const auto heads = [&](Tensor t) { return t.reshaped(by_head); };
   Scratch& s = scratch_;
   ops_.enter("attention");
   // x' = x + o Wo^T
-  const Tensor dx = operand(s.dx_operand, s.dx);
+  const Tensor dx = dx_operand();
   ops_.linear_backward_input(s.d_o, dx, params.o->operand);
   ops_.linear_backward_weight(params.o->grad, dx, act.o);
   complete(*params.o);
@@ -50,7 +50,7 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   ops_.rope_backward(heads(s.dq), base);
   ops_.rope_backward(heads(s.dk), base);
   // q = y Wq^T, k = y Wk^T, v = y Wv^T
-  normalize(*params.norm, act.rstd, x);
+  gather_normalized(*params.norm, act.rstd, x);
   ops_.linear_backward_input(s.dy, s.dq, params.q->operand);
   ops_.linear_backward_weight(params.q->grad, s.dq, s.y);
   complete(*params.q);
@@ -60,9 +60,8 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   ops_.linear_backward_input_accumulate(s.dy, s.dv, params.v->operand);
   ops_.linear_backward_weight(params.v->grad, s.dv, s.y);
   complete(*params.v);
-  ops_.rms_norm_backward_accumulate(s.dx, params.norm->grad, s.dy, x, params.norm->value,
-                                    batch_.segment_ids, act.rstd);
-  complete(*params.norm);
+  tensor_.sum_rows(s.dy);
+  norm_backward(*params.norm, x, act.rstd);
 }
 
 }  // namespace openmoe

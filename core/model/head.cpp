@@ -24,7 +24,7 @@ void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
   const bool training = gradient_scale > 0.0f;
   Param &weight = *head_, &norm = *final_norm_;
   ops_.enter("head");
-  normalize(norm, final_rstd_, x_final_);
+  gather_normalized(norm, final_rstd_, x_final_);
   for (std::int64_t begin = 0; begin < num_tokens(); begin += loss_chunk_rows_) {
     const std::int64_t end = std::min(num_tokens(), begin + loss_chunk_rows_);
     const Tensor logits = scratch_.logits.rows(0, end - begin);
@@ -35,7 +35,8 @@ void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
         token_loss ? token_loss.reshaped({num_tokens()}).rows(begin, end) : Tensor{};
     const LossSums chunk = ops_.softmax_cross_entropy(
         logits, batch_.targets.rows(begin, end), batch_.loss_weights.rows(begin, end), losses,
-        static_cast<float>(loss_.logits_z_weight), gradient_scale);
+        static_cast<float>(loss_.logits_z_weight), gradient_scale,
+        is_alone() ? nullptr : &vocabulary_);
     sums.cross_entropy += chunk.cross_entropy;
     sums.log_z_square += chunk.log_z_square;
     sums.correct += chunk.correct;
@@ -47,9 +48,8 @@ void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
   if (!training) return;
   if (head_ != embedding_) complete(weight);
   ops_.zero(scratch_.dx);
-  ops_.rms_norm_backward_accumulate(scratch_.dx, norm.grad, scratch_.dy, x_final_, norm.value,
-                                    batch_.segment_ids, final_rstd_);
-  complete(norm);
+  tensor_.sum_rows(scratch_.dy);
+  norm_backward(norm, x_final_, final_rstd_);
 }
 
 }  // namespace openmoe

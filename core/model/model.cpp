@@ -37,13 +37,14 @@ LayerParams find_layer(ParamTable& params, const ModelConfig& config, std::int64
 }  // namespace
 
 Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& exchange,
-             std::int64_t rows)
+             TensorGroup& tensor, std::int64_t rows)
     : ops_(ops),
       config_(recipe.model),
       routing_(recipe.routing.of_call(rows * recipe.data.sequence_length)),
       loss_(recipe.loss),
       params_(params),
       exchange_(exchange),
+      tensor_(tensor),
       compute_(recipe.run.compute_type == ComputeType::bf16 ? DType::bf16 : DType::f32),
       recompute_ffn_(recipe.parallel.recompute_ffn),
       rows_(rows),
@@ -51,7 +52,20 @@ Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& 
       embedding_(&params.find("model.embed_tokens.weight")),
       final_norm_(&params.find("model.norm.weight")),
       head_(config_.tied_embedding ? embedding_ : &params.find("lm_head.weight")) {
-  const std::int64_t fitting = kLogitsBytes / (config_.vocab_size * size_of(DType::f32));
+  const std::int64_t tp = tensor.size();
+  OPENMOE_CHECK(num_tokens() % tp == 0 && config_.d_model % tp == 0, num_tokens(),
+                " tokens of width ", config_.d_model, " over ", tp, " ranks");
+  share_ = {.num_tokens = num_tokens() / tp,
+            .d_columns = config_.d_model / tp,
+            .num_heads = config_.num_heads / tp,
+            .attention_dim = config_.attention_dim() / tp,
+            .ffn_dim = config_.ffn_dim / tp,
+            .gate_dim = config_.gate_dim() / tp,
+            .vocab_size = head_->local_shape[0]};
+  if (tp > 1)
+    vocabulary_ = {{.first = head_->tensor_slice.ranges[0].begin, .total = config_.vocab_size},
+                   [this](std::span<LogitSums> sums) { tensor_.combine(sums); }};
+  const std::int64_t fitting = kLogitsBytes / (share_.vocab_size * size_of(DType::f32));
   loss_chunk_rows_ = std::min(num_tokens(), std::max(kMinLogitsRows, fitting));
   for (std::int64_t i = 0; i < config_.num_layers; ++i)
     layers_.push_back(find_layer(params, config_, i));
@@ -66,7 +80,7 @@ Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& 
   host_wanted_.resize(tokens);
 }
 
-ExchangeShape Model::exchange_shape(const Recipe& recipe, std::int64_t rows) {
+ExchangeShape Model::exchange_shape(const Recipe& recipe, std::int64_t rows, std::int64_t tp) {
   const std::int64_t experts = recipe.model.num_experts;
   const std::int64_t num_tokens = rows * recipe.data.sequence_length;
   const RoutingConfig routing = recipe.routing.of_call(num_tokens);
@@ -75,7 +89,7 @@ ExchangeShape Model::exchange_shape(const Recipe& recipe, std::int64_t rows) {
           .num_experts = experts,
           .group_tokens = has_moe ? routing.group_tokens : num_tokens,
           .capacity = std::max(routing.capacity(experts, true), routing.capacity(experts, false)),
-          .d_model = recipe.model.d_model};
+          .d_model = recipe.model.d_model / tp};
 }
 
 void Model::load_batch(const Batch& batch) {
@@ -122,8 +136,13 @@ void Model::evaluate(const Batch& batch, StepSums& sums, Tensor token_loss) {
 void Model::forward(bool training, StepSums& sums) {
   ops_.enter_layer(-1, Pass::forward);
   ops_.enter("embedding");
-  ops_.embedding_forward(activations_.empty() ? x_final_ : activations_[0].x_attention,
-                         embedding_->value, batch_.inputs);
+  const Tensor x_first = activations_.empty() ? x_final_ : activations_[0].x_attention;
+  ops_.embedding_forward(is_alone() ? x_first : scratch_.dy, embedding_->value, batch_.inputs,
+                         vocabulary_.range);
+  if (!is_alone()) {
+    tensor_.sum_rows(scratch_.dy);
+    ops_.copy(x_first, own(scratch_.dy));
+  }
   std::size_t moe_index = 0;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     ops_.enter_layer(static_cast<std::int64_t>(i), Pass::forward);
@@ -137,12 +156,13 @@ void Model::forward(bool training, StepSums& sums) {
       moe_forward(params.moe, act.moe, parallel ? x_next : act.x_ffn, act.x_moe, training);
       collect(act.moe, sums.moe[moe_index++]);
       if (parallel) {  // x_next already holds x + moe(y); add ffn of the same y
+        tensor_.gather_rows(scratch_.y);
         ffn_forward(params.ffn, act.ffn, x_next);
         continue;
       }
     }
     ops_.enter("ffn");
-    normalize(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
+    gather_normalized(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
     ops_.copy(x_next, act.x_ffn);
     ffn_forward(params.ffn, act.ffn, x_next);
   }
@@ -155,41 +175,71 @@ void Model::backward(const BatchCounts& counts) {
     const LayerParams& params = layers_[i];
     LayerActivations& act = activations_[i];
     const bool parallel = params.is_moe && params.ffn.norm == nullptr;
-    const auto norm_backward = [&](Param* norm, Tensor x, Tensor rstd) {
-      ops_.rms_norm_backward_accumulate(scratch_.dx, norm->grad, scratch_.dy, x, norm->value,
-                                        batch_.segment_ids, rstd);
-      complete(*norm);
-    };
     if (!parallel) {
       ops_.enter("ffn");
-      normalize(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
+      gather_normalized(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
       ffn_backward(params.ffn, act.ffn, false);
-      norm_backward(params.ffn.norm, act.x_ffn, act.ffn.rstd);
+      norm_backward(*params.ffn.norm, act.x_ffn, act.ffn.rstd);
     }
     if (params.is_moe) {
       ops_.enter("experts");
       normalize(*params.moe.norm, act.moe.rstd, act.x_moe);
       moe_backward(params.moe, act.moe, counts);
-      if (parallel) ffn_backward(params.ffn, act.ffn, true);
-      norm_backward(params.moe.norm, act.x_moe, act.moe.rstd);
+      if (parallel) {
+        tensor_.gather_rows(scratch_.y);
+        ffn_backward(params.ffn, act.ffn, true);
+      }
+      norm_backward(*params.moe.norm, act.x_moe, act.moe.rstd);
     }
     attention_backward(params.attention, act.attention, act.x_attention);
   }
   ops_.enter_layer(-1, Pass::backward);
   ops_.enter("embedding");
-  ops_.embedding_backward(embedding_->grad, scratch_.dx, batch_.inputs);
+  if (!is_alone()) {
+    ops_.copy(own(scratch_.dy), scratch_.dx);
+    tensor_.gather_rows(scratch_.dy);
+  }
+  ops_.embedding_backward(embedding_->grad, is_alone() ? scratch_.dx : scratch_.dy, batch_.inputs,
+                          vocabulary_.range);
   complete(*embedding_);
 }
 
 void Model::normalize(const Param& norm, Tensor rstd, Tensor x) {
-  ops_.rms_norm_forward(scratch_.y, rstd, x, norm.value, batch_.segment_ids,
+  ops_.rms_norm_forward(own(scratch_.y), rstd, x, norm.value, own(batch_.segment_ids),
                         static_cast<float>(config_.norm_eps));
 }
 
-Tensor Model::operand(Tensor room, Tensor x) {
-  if (compute_ == DType::f32) return x;
-  ops_.convert(room, x);
-  return room;
+void Model::gather_normalized(const Param& norm, Tensor rstd, Tensor x) {
+  normalize(norm, rstd, x);
+  tensor_.gather_rows(scratch_.y);
+}
+
+void Model::norm_backward(Param& norm, Tensor x, Tensor rstd) {
+  ops_.rms_norm_backward_accumulate(scratch_.dx, norm.grad, own(scratch_.dy), x, norm.value,
+                                    own(batch_.segment_ids), rstd);
+  complete(norm);
+}
+
+Tensor Model::dx_operand() {
+  if (compute_ != DType::f32) ops_.convert(own(scratch_.dx_operand), scratch_.dx);
+  tensor_.gather_rows(scratch_.dx_operand);
+  return scratch_.dx_operand;
+}
+
+void Model::project_accumulate(Tensor x, Tensor h, const Param& weight) {
+  if (is_alone()) {
+    ops_.linear_forward_accumulate(x, h, weight.operand);
+    return;
+  }
+  ops_.linear_forward(scratch_.dy, h, weight.operand);
+  tensor_.sum_rows(scratch_.dy);
+  ops_.add_accumulate(x, own(scratch_.dy));
+}
+
+Tensor Model::columns_of(Tensor columns, Tensor own_rows) {
+  if (is_alone()) return own_rows;
+  tensor_.rows_to_columns(columns, own_rows);
+  return columns;
 }
 
 std::vector<const MoeActivations*> Model::moe_activations() const {

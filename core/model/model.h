@@ -1,6 +1,6 @@
 // Model: the decoder-only transformer with mixture-of-experts layers (OpenMoE, Xue et al. 2024;
-// ST-MoE, Zoph et al. 2022), forward and backward by hand, over one micro-batch. It knows Ops and
-// TokenExchange; no MPI, no CUDA.
+// ST-MoE, Zoph et al. 2022), forward and backward by hand, over one micro-batch. It knows Ops,
+// TokenExchange and TensorGroup; no MPI, no CUDA.
 //
 //   x = embedding(inputs)
 //   each layer:  x += attention(rms_norm(x))
@@ -8,6 +8,14 @@
 //                MoE layer:   sequential (released): x += moe(rms_norm(x)); x += ffn(rms_norm'(x))
 //                             parallel (paper Eq. 4): y = rms_norm(x); x += moe(y) + ffn(y)
 //   loss = cross_entropy(head(rms_norm(x))) + logits z-loss + load-balance + router z-loss
+//
+// The P ranks of a tensor group compute the same rows. Each has H/P heads, F/P of the width of
+// every FFN and expert, and its part of the vocabulary; of the residual stream, of what is
+// normalised and of their gradients it has N/P rows ("by rows" in core/tensor_group.h). So a
+// sublayer gathers its normalised input, computes with its share of the weights, and adds up the
+// results by rows. Rows travel to experts and back by columns, D/P on each rank: what goes between
+// expert ranks does not grow with P. The router's decisions are made by all ranks of the group
+// alike.
 #pragma once
 
 #include <functional>
@@ -23,15 +31,17 @@
 #include "core/moe/token_exchange.h"
 #include "core/ops.h"
 #include "core/param_table.h"
+#include "core/tensor_group.h"
 
 namespace openmoe {
 
 class Model {
  public:
-  // `rows` of a micro-batch: whole routing groups. `exchange` is not used by a dense model. All
-  // references must outlive this.
+  // `rows` of a micro-batch: whole routing groups. `exchange` is not used by a dense model.
+  // `params` are those of this rank of `tensor`, whose size divides d_model and the tokens of a
+  // micro-batch. All references must outlive this.
   Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& exchange,
-        std::int64_t rows);
+        TensorGroup& tensor, std::int64_t rows);
 
   // Every activation. `training` false leaves out what only the backward needs.
   void allocate(Arena& arena, bool training);
@@ -50,7 +60,7 @@ class Model {
   using GradientObserver = std::function<void(Param&)>;
   void observe_gradients(GradientObserver observer) { gradient_observer_ = std::move(observer); }
   // Called with (first token, logits (n, V)) for each loss chunk, before the loss overwrites the
-  // logits.
+  // logits; of a shared vocabulary, with the columns of this rank.
   using LogitsObserver = std::function<void(std::int64_t, Tensor)>;
   void observe_logits(LogitsObserver observer) { logits_observer_ = std::move(observer); }
   // Routing of the last forward pass, one per MoE layer.
@@ -58,9 +68,9 @@ class Model {
 
   std::int64_t rows() const { return rows_; }
   std::int64_t num_tokens() const { return rows_ * length_; }
-  // What an exchange for this model and micro-batch must hold. A dense model uses none; its shape
-  // is merely valid.
-  static ExchangeShape exchange_shape(const Recipe& recipe, std::int64_t rows);
+  // What an exchange for this model and micro-batch must hold on a rank of a tensor group of `tp`.
+  // A dense model uses none; its shape is merely valid.
+  static ExchangeShape exchange_shape(const Recipe& recipe, std::int64_t rows, std::int64_t tp);
 
  private:
   void load_batch(const Batch& batch);
@@ -76,12 +86,22 @@ class Model {
                    bool training);
   void experts_forward(const MoeParams& params, MoeActivations& act, Tensor out);
   void moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts);
-  // scratch y = rms_norm(x); again in the backward.
+  // Own rows of scratch y = rms_norm(x); again in the backward. gather_normalized: then all rows.
   void normalize(const Param& norm, Tensor rstd, Tensor x);
-  // `x` as products read it: itself in f32, else rounded into `room`.
-  Tensor operand(Tensor room, Tensor x);
-  // y as the router reads it, in f32.
+  void gather_normalized(const Param& norm, Tensor rstd, Tensor x);
+  // All rows of scratch dx as products read them.
+  Tensor dx_operand();
+  // x (by rows) += h w^T, summed over the tensor group.
+  void project_accumulate(Tensor x, Tensor h, const Param& weight);
+  // Scratch dx (by rows) and the norm's gradient, from own rows of scratch dy.
+  void norm_backward(Param& norm, Tensor x, Tensor rstd);
+  // Own rows of y as the router reads it, in f32.
   Tensor router_input();
+  // This rank's columns of all rows of a tensor by rows, in `columns` or, alone, the tensor itself.
+  Tensor columns_of(Tensor columns, Tensor own_rows);
+  bool is_alone() const { return tensor_.size() == 1; }
+  // The part of a per-token tensor that belongs to the rows of this rank.
+  Tensor own(Tensor whole) const { return tensor_.own_rows(whole); }
   Tensor received(MoeActivations& act) { return is_local() ? scratch_.received : act.received; }
   void allocate_batch(Arena& arena);
   void allocate_layer(Arena& arena, std::size_t index);
@@ -93,10 +113,13 @@ class Model {
   // Rows that `experts` of this rank's experts can receive at most.
   std::int64_t max_received(std::int64_t experts) const;
   std::int64_t place_experts(void* base, Device device, bool training);
+  void allocate_tensor_buffers(Arena& arena);
   // Calls work(ExpertChunk) for all of this rank's experts in turns.
   template <typename Work>
   void for_expert_chunks(MoeActivations& act, Work&& work);
   void expert_inputs(const MoeParams& params, const ExpertChunk& chunk, Tensor rows);
+  // All columns of the chunk's rows of `columns` (M_max, D/P).
+  Tensor whole_rows(Tensor room, const ExpertChunk& chunk, Tensor columns);
   void ffn_inputs(const FfnParams& params, FfnActivations& act);
   void collect(const MoeActivations& act, MoeLayerSums& sums);
   RouterOptions router_options(bool training) const;
@@ -112,9 +135,12 @@ class Model {
   LossConfig loss_;
   ParamTable& params_;
   TokenExchange& exchange_;
+  TensorGroup& tensor_;
+  SharedVocabulary vocabulary_;  // of head and embedding
   DType compute_;
   bool recompute_ffn_;
   std::int64_t rows_, length_, loss_chunk_rows_;
+  TensorShare share_;
   std::int64_t expert_chunk_ = 0;            // local experts computed at once
   std::vector<std::int64_t> chunk_offsets_;  // (expert_chunk_ + 1)
   Param *embedding_, *final_norm_, *head_;

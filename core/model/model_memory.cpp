@@ -35,10 +35,20 @@ void Model::allocate(Arena& arena, bool training) {
   const auto make = [&](const char* name, const Shape& shape) {
     return arena.allocate(name, MemoryCategory::activations, DType::f32, shape);
   };
-  x_final_ = make("x_final", {num_tokens(), config_.d_model});
-  final_rstd_ = make("final.rstd", {num_tokens()});
+  x_final_ = make("x_final", {share_.num_tokens, config_.d_model});
+  final_rstd_ = make("final.rstd", {share_.num_tokens});
   if (config_.num_moe_layers() > 0) exchange_.allocate_buffers(arena);
   allocate_scratch(arena, training);
+  allocate_tensor_buffers(arena);
+}
+
+void Model::allocate_tensor_buffers(Arena& arena) {
+  const std::int64_t row_bytes = config_.d_model * size_of(DType::f32);
+  const bool has_moe = config_.num_moe_layers() > 0;
+  const std::int64_t chunk_rows = has_moe ? max_received(expert_chunk_) : 0;
+  // Largest of their kind: the residual stream by rows and a chunk's sums; all rows and the sums.
+  tensor_.allocate_buffers(arena, std::max(share_.num_tokens, chunk_rows) * row_bytes,
+                           std::max(num_tokens(), chunk_rows) * row_bytes);
 }
 
 void Model::allocate_batch(Arena& arena) {
@@ -52,25 +62,25 @@ void Model::allocate_batch(Arena& arena) {
 
 void Model::allocate_layer(Arena& arena, std::size_t index) {
   const ModelConfig& c = config_;
-  const std::int64_t N = num_tokens(), D = c.d_model, A = c.attention_dim(), F = c.ffn_dim,
-                     Fg = c.gate_dim(), E = c.num_experts;
+  const std::int64_t N = num_tokens(), D = c.d_model, A = share_.attention_dim, F = share_.ffn_dim,
+                     Fg = share_.gate_dim, E = c.num_experts, own_N = share_.num_tokens;
   const auto make = [&](const char* name, const Shape& shape, DType dtype = DType::f32) {
     return arena.allocate(name, MemoryCategory::activations, dtype, shape);
   };
   LayerActivations& layer = activations_[index];
-  layer.x_attention = make("x_attention", {N, D});
-  layer.attention = {make("attention.rstd", {N}),
+  layer.x_attention = make("x_attention", {own_N, D});
+  layer.attention = {make("attention.rstd", {own_N}),
                      make("attention.q", {N, A}, compute_),
                      make("attention.k", {N, A}, compute_),
                      make("attention.v", {N, A}, compute_),
                      make("attention.o", {N, A}, compute_),
-                     make("attention.log_z", {rows_, c.num_heads, length_})};
+                     make("attention.log_z", {rows_, share_.num_heads, length_})};
   if (layers_[index].is_moe) {
     const std::int64_t groups = N / routing_.group_tokens;
     const std::int64_t sent_rows = exchange_.max_sent(), received_rows = exchange_.max_received();
     MoeActivations& moe = layer.moe;
-    layer.x_moe = make("x_moe", {N, D});
-    moe.rstd = make("moe.rstd", {N});
+    layer.x_moe = make("x_moe", {own_N, D});
+    moe.rstd = make("moe.rstd", {own_N});
     moe.router = {make("router.prob", {N, E}),
                   make("router.log_z", {N}),
                   make("router.choice", {N, 2}, DType::i32),
@@ -81,16 +91,17 @@ void Model::allocate_layer(Arena& arena, std::size_t index) {
                   make("router.group_routed", {groups}),
                   make("router.group_z", {groups})};
     exchange_.allocate_routing(arena, moe.routing);
-    if (!is_local()) moe.received = make("moe.received", {received_rows, D}, compute_);
+    if (!is_local())
+      moe.received = make("moe.received", {received_rows, share_.d_columns}, compute_);
     if (!recompute_ffn_) {
       moe.expert_gate = make("moe.expert_gate", {received_rows, Fg}, compute_);
       moe.expert_up = make("moe.expert_up", {received_rows, F}, compute_);
     }
-    moe.returned = make("moe.returned", {sent_rows, D}, compute_);
+    moe.returned = make("moe.returned", {sent_rows, share_.d_columns}, compute_);
   }
   if (layers_[index].ffn.norm != nullptr) {
-    layer.x_ffn = make("x_ffn", {N, D});
-    layer.ffn.rstd = make("ffn.rstd", {N});
+    layer.x_ffn = make("x_ffn", {own_N, D});
+    layer.ffn.rstd = make("ffn.rstd", {own_N});
   }
   if (recompute_ffn_) return;
   layer.ffn.gate = make("ffn.gate", {N, Fg}, compute_);
@@ -104,11 +115,11 @@ void Model::allocate_scratch(Arena& arena, bool training) {
   };
   scratch_ = {};
   scratch_.y = make("y", compute_, {N, D});
+  if (training || !is_alone()) scratch_.dy = make("dy", DType::f32, {N, D});
   if (training) {
-    scratch_.dx = make("dx", DType::f32, {N, D});
-    scratch_.dy = make("dy", DType::f32, {N, D});
-    scratch_.dx_operand =
-        compute_ == DType::f32 ? scratch_.dx : make("dx_operand", compute_, {N, D});
+    scratch_.dx_operand = make("dx_operand", compute_, {N, D});
+    scratch_.dx = compute_ == DType::f32 ? own(scratch_.dx_operand)
+                                         : make("dx", DType::f32, {share_.num_tokens, D});
   }
   const std::int64_t bytes = place_scratch(nullptr, Device::host, training);
   const Tensor shared = make("scratch", DType::u8, {bytes});
@@ -118,14 +129,14 @@ void Model::allocate_scratch(Arena& arena, bool training) {
 // Each group begins at `base`; returns the bytes of the largest.
 std::int64_t Model::place_scratch(void* base, Device device, bool training) {
   const ModelConfig& c = config_;
-  const std::int64_t N = num_tokens(), A = c.attention_dim();
+  const std::int64_t N = num_tokens(), A = share_.attention_dim;
   Scratch& s = scratch_;
 
   Placer ffn(base, device);
-  s.h = ffn.place(compute_, {N, c.ffn_dim});
+  s.h = ffn.place(compute_, {N, share_.ffn_dim});
   if (recompute_ffn_) {
-    const Tensor gate = ffn.place(compute_, {N, c.gate_dim()});
-    const Tensor up = ffn.place(compute_, {N, c.ffn_dim});
+    const Tensor gate = ffn.place(compute_, {N, share_.gate_dim});
+    const Tensor up = ffn.place(compute_, {N, share_.ffn_dim});
     for (LayerActivations& layer : activations_) {
       layer.ffn.gate = gate;
       layer.ffn.up = up;
@@ -134,8 +145,9 @@ std::int64_t Model::place_scratch(void* base, Device device, bool training) {
 
   Placer head(base, device);
   const bool rounds = training && compute_ != DType::f32;
-  if (rounds) s.logits_operand = head.place(compute_, {1, c.vocab_size});  // see Model::dlogits
-  s.logits = head.place(DType::f32, {loss_chunk_rows_, c.vocab_size});
+  if (rounds)
+    s.logits_operand = head.place(compute_, {1, share_.vocab_size});  // see Model::dlogits
+  s.logits = head.place(DType::f32, {loss_chunk_rows_, share_.vocab_size});
   if (!rounds) s.logits_operand = s.logits;
   s.logits_operand.shape = s.logits.shape;
 
@@ -162,18 +174,25 @@ std::int64_t Model::place_experts(void* base, Device device, bool training) {
                      chunk_rows = max_received(expert_chunk_);
   Scratch& s = scratch_;
   Placer moe(base, device);
-  if (compute_ != DType::f32) s.router_y = moe.place(DType::f32, {N, c.d_model});
+  if (compute_ != DType::f32) s.router_y = moe.place(DType::f32, {share_.num_tokens, c.d_model});
   s.router_logits = moe.place(DType::f32, {N, c.num_experts});
   s.dgate = moe.place(DType::f32, {N, 2});
   if (is_local())
-    s.received = moe.place(compute_, {received_rows, c.d_model});
+    s.received = moe.place(compute_, {received_rows, share_.d_columns});
   else
-    s.sent = moe.place(compute_, {sent_rows, c.d_model});
-  if (training || !is_local()) s.exchanged = moe.place(compute_, {received_rows, c.d_model});
-  s.expert_h = moe.place(compute_, {chunk_rows, c.ffn_dim});
+    s.sent = moe.place(compute_, {sent_rows, share_.d_columns});
+  if (training || !is_local()) s.exchanged = moe.place(compute_, {received_rows, share_.d_columns});
+  s.expert_h = moe.place(compute_, {chunk_rows, share_.ffn_dim});
+  if (!is_alone()) {
+    s.y_columns = moe.place(compute_, {N, share_.d_columns});
+    s.sum_columns = moe.place(DType::f32, {N, share_.d_columns});
+    s.expert_x = moe.place(compute_, {chunk_rows, c.d_model});
+    if (training) s.expert_d = moe.place(compute_, {chunk_rows, c.d_model});
+    s.expert_sum = moe.place(DType::f32, {chunk_rows, c.d_model});
+  }
   if (recompute_ffn_) {
-    const Tensor gate = moe.place(compute_, {chunk_rows, c.gate_dim()});
-    const Tensor up = moe.place(compute_, {chunk_rows, c.ffn_dim});
+    const Tensor gate = moe.place(compute_, {chunk_rows, share_.gate_dim});
+    const Tensor up = moe.place(compute_, {chunk_rows, share_.ffn_dim});
     for (LayerActivations& layer : activations_) {
       layer.moe.expert_gate = gate;
       layer.moe.expert_up = up;

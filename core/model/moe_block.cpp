@@ -22,7 +22,8 @@ void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_n
   Scratch& s = scratch_;
   ops_.enter("experts");
   normalize(*params.norm, act.rstd, x);
-  ops_.linear_forward(s.router_logits, router_input(), params.router->value);
+  ops_.linear_forward(own(s.router_logits), router_input(), params.router->value);
+  tensor_.gather_rows(s.router_logits);
   ops_.router_forward(act.router, s.router_logits, batch_.routed, router_options(training));
 
   // Where all experts are here, rows are written at once where they are wanted and the exchange
@@ -30,13 +31,18 @@ void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_n
   const Tensor sent = is_local() ? s.received : s.sent;
   const Tensor expert_out = is_local() ? act.returned : s.exchanged;
   exchange_.plan(act.routing, act.router.choice, act.router.slot);
-  ops_.gather_rows(sent, s.y, act.routing.row_token, act.routing.num_sent);
+  ops_.gather_rows(sent, columns_of(s.y_columns, own(s.y)), act.routing.row_token,
+                   act.routing.num_sent);
   exchange_.dispatch(sent, received(act), act.routing);
   experts_forward(params, act, expert_out);
   exchange_.combine(expert_out, act.returned, act.routing);
   ops_.copy(x_next, x);
-  ops_.combine_rows_forward_accumulate(x_next, act.returned, act.router.gate,
-                                       act.routing.assignment_row);
+  if (!is_alone()) ops_.zero(s.sum_columns);
+  ops_.combine_rows_forward_accumulate(is_alone() ? x_next : s.sum_columns, act.returned,
+                                       act.router.gate, act.routing.assignment_row);
+  if (is_alone()) return;
+  tensor_.columns_to_rows(own(s.dy), s.sum_columns);
+  ops_.add_accumulate(x_next, own(s.dy));
 }
 
 // Scratch that only a chunk needs does not grow with the number of experts; gate and up are kept
@@ -58,6 +64,7 @@ void Model::for_expert_chunks(MoeActivations& act, Work&& work) {
     chunk.gate = act.expert_gate.rows(kept, kept + chunk.num_rows());
     chunk.up = act.expert_up.rows(kept, kept + chunk.num_rows());
     chunk.h = scratch_.expert_h.rows(0, chunk.num_rows());
+    chunk.sum = is_alone() ? Tensor{} : scratch_.expert_sum.rows(0, chunk.num_rows());
     work(chunk);
   }
 }
@@ -66,6 +73,14 @@ void Model::complete(const Param& stack, const ExpertChunk& chunk) {
   if (!gradient_observer_) return;
   Param part = stack.slice(chunk.begin, chunk.end);
   gradient_observer_(part);
+}
+
+Tensor Model::whole_rows(Tensor room, const ExpertChunk& chunk, Tensor columns) {
+  const Tensor own_columns = chunk.of_rows(columns);
+  if (is_alone()) return own_columns;
+  const Tensor whole = room.rows(0, chunk.num_rows());
+  tensor_.gather_columns(whole, own_columns);
+  return whole;
 }
 
 // gate = received Wg, up = received Wu, by expert
@@ -78,22 +93,27 @@ void Model::expert_inputs(const MoeParams& params, const ExpertChunk& chunk, Ten
 // out = Wo act(received Wg, received Wu), by expert
 void Model::experts_forward(const MoeParams& params, MoeActivations& act, Tensor out) {
   for_expert_chunks(act, [&](const ExpertChunk& chunk) {
-    expert_inputs(params, chunk, chunk.of_rows(received(act)));
+    expert_inputs(params, chunk, whole_rows(scratch_.expert_x, chunk, received(act)));
     ops_.ffn_activation_forward(chunk.h, chunk.gate, chunk.up, config_.ffn, chunk.num_rows());
-    ops_.grouped_matmul_forward(chunk.of_rows(out), chunk.h, chunk.of_stack(params.down->operand),
-                                chunk.offsets);
+    ops_.grouped_matmul_forward(is_alone() ? chunk.of_rows(out) : chunk.sum, chunk.h,
+                                chunk.of_stack(params.down->operand), chunk.offsets);
+    if (!is_alone()) tensor_.sum_columns(chunk.of_rows(out), chunk.sum);
   });
 }
 
-// scratch dy = the gradient of y, which scratch y holds, from scratch dx, the gradient of x_next.
+// Own rows of scratch dy = the gradient of y, own rows of which scratch y holds, from scratch dx,
+// the gradient of x_next; 0 in the rows of other ranks.
 void Model::moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts) {
   Scratch& s = scratch_;
   // x' = x + combine(returned, gate)
   const Tensor d_returned = is_local() ? s.exchanged : s.sent;
-  ops_.combine_rows_backward(d_returned, s.dgate, s.dx, act.returned, act.router.gate,
-                             act.routing.assignment_row);
+  ops_.combine_rows_backward(d_returned, s.dgate, columns_of(s.sum_columns, s.dx), act.returned,
+                             act.router.gate, act.routing.assignment_row);
+  tensor_.sum(s.dgate);
   exchange_.dispatch(d_returned, s.exchanged, act.routing);
-  if (is_local()) ops_.gather_rows(s.received, s.y, act.routing.row_token, act.routing.num_sent);
+  if (is_local())
+    ops_.gather_rows(s.received, columns_of(s.y_columns, own(s.y)), act.routing.row_token,
+                     act.routing.num_sent);
   experts_backward(params, act);
   const Tensor d_sent = exchange_.combine(s.exchanged, s.sent, act.routing);
 
@@ -104,17 +124,29 @@ void Model::moe_backward(const MoeParams& params, MoeActivations& act, const Bat
                                                       std::max(1.0, counts.routed_tokens))};
   ops_.router_backward(s.router_logits, s.dgate, batch_.routed, act.router, scale,
                        router_options(true));
-  ops_.linear_backward_weight(params.router->grad, s.router_logits, router_input());
-  ops_.linear_backward_input(s.dy, s.router_logits, params.router->value);
+  const Tensor d_logits = own(s.router_logits), dy = own(s.dy);
+  ops_.linear_backward_weight(params.router->grad, d_logits, router_input());
+  if (is_alone()) {
+    ops_.linear_backward_input(dy, d_logits, params.router->value);
+    complete(*params.router);
+    ops_.gather_rows_backward_accumulate(dy, d_sent, act.routing.assignment_row);
+    return;
+  }
+  ops_.zero(s.sum_columns);
+  ops_.gather_rows_backward_accumulate(s.sum_columns, d_sent, act.routing.assignment_row);
+  ops_.zero(s.dy);
+  tensor_.columns_to_rows(dy, s.sum_columns);
+  ops_.linear_backward_input_accumulate(dy, d_logits, params.router->value);
   complete(*params.router);
-  ops_.gather_rows_backward_accumulate(s.dy, d_sent, act.routing.assignment_row);
 }
 
 // exchanged: in, the gradient of the experts' outputs; out, that of their inputs.
 void Model::experts_backward(const MoeParams& params, MoeActivations& act) {
   for_expert_chunks(act, [&](const ExpertChunk& chunk) {
     const Tensor gate = chunk.gate, up = chunk.up, h = chunk.h, offsets = chunk.offsets;
-    const Tensor rows = chunk.of_rows(received(act)), d = chunk.of_rows(scratch_.exchanged);
+    const Tensor rows = whole_rows(scratch_.expert_x, chunk, received(act));
+    const Tensor d = whole_rows(scratch_.expert_d, chunk, scratch_.exchanged);
+    const Tensor d_rows = is_alone() ? d : chunk.sum;
     const auto weight = [&](const Param* param) { return chunk.of_stack(param->operand); };
     const auto grad = [&](const Param* param) { return chunk.of_stack(param->grad); };
     if (recompute_ffn_) expert_inputs(params, chunk, rows);
@@ -124,12 +156,13 @@ void Model::experts_backward(const MoeParams& params, MoeActivations& act) {
     ops_.grouped_matmul_backward_input(h, d, weight(params.down), offsets);
     complete(*params.down, chunk);
     ops_.ffn_activation_backward(gate, up, h, gate, up, config_.ffn, chunk.num_rows());
-    ops_.grouped_matmul_backward_input(d, gate, weight(params.gate), offsets);
+    ops_.grouped_matmul_backward_input(d_rows, gate, weight(params.gate), offsets);
     ops_.grouped_matmul_backward_weight(grad(params.gate), gate, rows, offsets);
     complete(*params.gate, chunk);
-    ops_.grouped_matmul_backward_input_accumulate(d, up, weight(params.up), offsets);
+    ops_.grouped_matmul_backward_input_accumulate(d_rows, up, weight(params.up), offsets);
     ops_.grouped_matmul_backward_weight(grad(params.up), up, rows, offsets);
     complete(*params.up, chunk);
+    if (!is_alone()) tensor_.sum_columns(chunk.of_rows(scratch_.exchanged), d_rows);
   });
 }
 
@@ -137,8 +170,8 @@ void Model::experts_backward(const MoeParams& params, MoeActivations& act) {
 // choice of experts is the one place where rounding changes what is computed, not only how exactly
 // (Fedus et al. 2022, section 2.4, "selective precision").
 Tensor Model::router_input() {
-  if (compute_ == DType::f32) return scratch_.y;
-  ops_.convert(scratch_.router_y, scratch_.y);
+  if (compute_ == DType::f32) return own(scratch_.y);
+  ops_.convert(scratch_.router_y, own(scratch_.y));
   return scratch_.router_y;
 }
 

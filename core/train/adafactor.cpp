@@ -4,6 +4,18 @@
 #include <cmath>
 
 namespace openmoe {
+namespace {
+
+// How the ranks of `tensor` share each matrix of a parameter that they have slices of.
+SharedMatrix shared_matrix(const Param& param, TensorGroup& tensor) {
+  const Shape whole = Param::matrices_of(param.global_shape);
+  const bool by_columns = param.tensor_slice.axis == param.global_shape.rank - 1;
+  return {.axis = by_columns ? SharedMatrix::Axis::columns : SharedMatrix::Axis::rows,
+          .num_elements = whole[1] * whole[2],
+          .sum = [&tensor](std::span<double> values) { tensor.sum(values); }};
+}
+
+}  // namespace
 
 double learning_rate_at(const OptimizerConfig& config, std::int64_t step) {
   const auto warmup = static_cast<double>(config.warmup_steps);
@@ -11,7 +23,8 @@ double learning_rate_at(const OptimizerConfig& config, std::int64_t step) {
          std::sqrt(std::max(static_cast<double>(step), warmup));
 }
 
-void adafactor_update(Ops& ops, Param& param, const OptimizerConfig& config, std::int64_t step) {
+void adafactor_update(Ops& ops, TensorGroup& tensor, Param& param, const OptimizerConfig& config,
+                      std::int64_t step) {
   if (!config.routers_learn(step) && param.name.ends_with("mlp.gate_weight")) return;
   AdafactorScalars scalars;
   scalars.learning_rate = static_cast<float>(learning_rate_at(config, step));
@@ -20,20 +33,22 @@ void adafactor_update(Ops& ops, Param& param, const OptimizerConfig& config, std
   scalars.clip_threshold = static_cast<float>(config.clip_threshold);
   scalars.epsilon_square = static_cast<float>(config.epsilon_square);
   scalars.epsilon_scale = static_cast<float>(config.epsilon_scale);
+  const SharedMatrix slice = shared_matrix(param, tensor);
+  const SharedMatrix* const shared = param.tensor_slice.axis < 0 ? nullptr : &slice;
   if (param.factored) {
     const Shape matrices = param.as_matrices();
     ops.adafactor_factored(param.value.reshaped(matrices), param.stat_row, param.stat_col,
-                           param.grad.reshaped(matrices), scalars);
+                           param.grad.reshaped(matrices), scalars, shared);
   } else {
-    ops.adafactor_full(param.value, param.stat_row, param.grad, scalars);
+    ops.adafactor_full(param.value, param.stat_row, param.grad, scalars, shared);
   }
   param.round_operand(ops);
 }
 
-void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config,
-                    std::int64_t step) {
+void adafactor_step(Ops& ops, TensorGroup& tensor, ParamTable& params,
+                    const OptimizerConfig& config, std::int64_t step) {
   ops.enter("optimizer");
-  for (Param& param : params.params()) adafactor_update(ops, param, config, step);
+  for (Param& param : params.params()) adafactor_update(ops, tensor, param, config, step);
 }
 
 }  // namespace openmoe

@@ -12,6 +12,7 @@
 
 #include "core/ops.h"
 #include "core/param_table.h"
+#include "core/tensor_group.h"
 
 namespace openmoe {
 
@@ -20,9 +21,11 @@ namespace openmoe {
 double learning_rate_at(const OptimizerConfig& config, std::int64_t step);
 
 // One update of `param` from its gradient, which must already be summed over all ranks; also of the
-// rounded copy that products read.
-void adafactor_update(Ops& ops, Param& param, const OptimizerConfig& config, std::int64_t step);
+// rounded copy that products read. Collective over `tensor`, whose ranks share statistics.
+void adafactor_update(Ops& ops, TensorGroup& tensor, Param& param, const OptimizerConfig& config,
+                      std::int64_t step);
 // One update of every parameter in this way.
-void adafactor_step(Ops& ops, ParamTable& params, const OptimizerConfig& config, std::int64_t step);
+void adafactor_step(Ops& ops, TensorGroup& tensor, ParamTable& params,
+                    const OptimizerConfig& config, std::int64_t step);
 
 }  // namespace openmoe

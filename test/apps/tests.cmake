@@ -17,34 +17,26 @@ if(NOT OPENMOE_SANITIZE)
 endif()
 openmoe_discover_tests(test_apps apps TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "apps\;mpi" FIXTURES_REQUIRED sample_shards PROCESSORS 2)
 
-foreach(ranks 1 2 4)
-  foreach(ep 1 2)
-    if(ep GREATER ranks)
-      continue()
-    endif()
-    set(name "golden: all files on ${ranks} ranks, ep ${ep}")
+# ranks:ep:tp:files that run. Which files run is part of the test: one of them has too few routing groups for 4 data ranks. The
+# expression stands in for the exit code, so what a sanitizer says must fail the test too.
+function(openmoe_golden_tests folder what)
+  foreach(grid IN LISTS ARGN)
+    string(REPLACE ":" ";" grid "${grid}")
+    list(GET grid 0 ranks)
+    list(GET grid 1 ep)
+    list(GET grid 2 tp)
+    list(GET grid 3 expected)
+    set(name "golden: ${what} on ${ranks} ranks, ep ${ep}, tp ${tp}")
     add_test(NAME ${name} COMMAND ${OPENMOE_MPIRUN} -np ${ranks} ${CMAKE_BINARY_DIR}/openmoe selftest
-                                  --golden ${CMAKE_SOURCE_DIR}/test/golden --ep ${ep})
-    # Which files run is part of the test: one of them has too few routing groups for 4 ranks. The expression stands in for the
-    # exit code, so what a sanitizer says must fail the test too.
-    set(expected "5 passed, 0 failed, 0 skipped")
-    if(ranks EQUAL 4)
-      set(expected "4 passed, 0 failed, 1 skipped")
-    endif()
-    set_tests_properties(${name} PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} PASS_REGULAR_EXPRESSION ${expected}
+                                  --golden ${folder} --ep ${ep} --tp ${tp})
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} PASS_REGULAR_EXPRESSION "${expected} passed, 0 failed"
                          FAIL_REGULAR_EXPRESSION "Sanitizer" LABELS "golden;mpi" PROCESSORS 2
                          ENVIRONMENT "OMP_NUM_THREADS=1")
   endforeach()
-endforeach()
-
-foreach(ranks 1 2)
-  set(name "golden: bf16 files on ${ranks} ranks, ep ${ranks}")
-  add_test(NAME ${name} COMMAND ${OPENMOE_MPIRUN} -np ${ranks} ${CMAKE_BINARY_DIR}/openmoe selftest
-                                --golden ${CMAKE_SOURCE_DIR}/test/golden/bf16 --ep ${ranks})
-  set_tests_properties(${name} PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} PASS_REGULAR_EXPRESSION "3 passed, 0 failed, 0 skipped"
-                       FAIL_REGULAR_EXPRESSION "Sanitizer"
-                       LABELS "golden;mpi" PROCESSORS 2 ENVIRONMENT "OMP_NUM_THREADS=1")
-endforeach()
+endfunction()
+openmoe_golden_tests(${CMAKE_SOURCE_DIR}/test/golden "all files"
+                     1:1:1:5 2:1:1:5 2:2:1:5 2:1:2:5 4:1:1:4 4:2:1:4 4:2:2:5 4:1:2:5 8:2:2:4)
+openmoe_golden_tests(${CMAKE_SOURCE_DIR}/test/golden/bf16 "bf16 files" 1:1:1:3 2:2:1:3 2:1:2:3 4:2:2:3)
 
 # Conversion against the real libraries, which live in Python; what is not installed is skipped by the test and said.
 add_executable(logits_tool apps/logits_tool.cpp)

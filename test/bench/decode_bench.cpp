@@ -29,7 +29,7 @@ double seconds_since(Clock::time_point begin) {
 
 // Uniform values of the right deviation: fast, and no value is so small that arithmetic slows down.
 void fill(infer::DecodeWeights& weights, const Recipe& recipe) {
-  const ParamTable table(recipe.model, recipe.optimizer, 1, 0);
+  const ParamTable table(recipe.model, recipe.optimizer);
   std::vector<float> values;
   std::uint64_t seed = 1;
   for (const Param& param : table.params()) {

@@ -65,9 +65,9 @@ class Learner {
         batch_(random_batch(recipe)),
         counts_(count_batch(batch_, recipe.routing, true)),
         ops_(make_cpu_ops()),
-        params_(recipe_.model, recipe_.optimizer, 1, 0),
-        exchange_(Model::exchange_shape(recipe_, recipe.data.batch_rows)),
-        model_(*ops_, recipe_, params_, exchange_, recipe.data.batch_rows),
+        params_(recipe_.model, recipe_.optimizer),
+        exchange_(Model::exchange_shape(recipe_, recipe.data.batch_rows, 1)),
+        model_(*ops_, recipe_, params_, exchange_, tensor_, recipe.data.batch_rows),
         sums_(recipe.model.num_moe_layers(), recipe.model.num_experts) {
     Arena dry;
     allocate(dry);
@@ -86,7 +86,7 @@ class Learner {
   void run_step() {
     for (Param& param : params_.params()) ops_->zero(param.grad);
     model_.train(batch_, counts_, sums_);
-    adafactor_step(*ops_, params_, recipe_.optimizer, next_step_++);
+    adafactor_step(*ops_, tensor_, params_, recipe_.optimizer, next_step_++);
   }
   StepLosses losses() const { return losses_from(sums_, counts_, recipe_.loss); }
   std::vector<float> values() const {
@@ -110,6 +110,7 @@ class Learner {
   std::unique_ptr<Ops> ops_;
   ParamTable params_;
   LocalExchange exchange_;
+  LocalTensorGroup tensor_;
   Model model_;
   StepSums sums_;
   std::unique_ptr<Arena> arena_;

@@ -38,11 +38,21 @@ TEST_CASE("h5: tensors come back, whole and by rows, with and without compressio
     file.read_rows(name, 1, host_view(rows.data(), {2, 5, 2}));
     CHECK(rows == std::vector<float>(values.begin() + 10, values.end()));
     std::vector<float> second(2 * 5);  // the second column of the last two rows
-    file.read_block(name, 1, 1, host_view(second.data(), {2, 5, 1}));
+    const Tensor column = host_view(second.data(), {2, 5, 1});
+    file.read_box(name, {{1, 0, 1}, {0, 0, 0}, {2, 5, 1}}, column);
     for (std::size_t at = 0; at < second.size(); ++at) CHECK(second[at] == values[10 + 2 * at + 1]);
-    CHECK_THROWS_AS(file.read_block(name, 1, 2, host_view(second.data(), {2, 5, 1})), RuntimeFault);
-    CHECK_THROWS_AS(file.read_block(name, 1, 0, host_view(second.data(), {2, 1, 2})), RuntimeFault);
-    CHECK_THROWS_AS(file.read_block(name, 2, 0, host_view(second.data(), {2, 5, 1})), RuntimeFault);
+    // The middle of the second plane, into the corner of a larger tensor; the rest stays.
+    std::vector<float> larger(2 * 4 * 3, 9.0f);
+    file.read_box(name, {{1, 1, 0}, {1, 1, 1}, {1, 3, 2}}, host_view(larger.data(), {2, 4, 3}));
+    for (std::size_t at = 0; at < larger.size(); ++at) {
+      const std::size_t plane = at / 12, j = at / 3 % 4, k = at % 3;
+      const bool is_inside = plane == 1 && j >= 1 && k >= 1;
+      CHECK(larger[at] == (is_inside ? values[10 + 2 * j + k - 1] : 9.0f));
+    }
+    CHECK_THROWS_AS(file.read_box(name, {{1, 0, 2}, {0, 0, 0}, {2, 5, 1}}, column), RuntimeFault);
+    CHECK_THROWS_AS(file.read_box(name, {{2, 0, 0}, {0, 0, 0}, {2, 5, 1}}, column), RuntimeFault);
+    CHECK_THROWS_AS(file.read_box(name, {{0, 0, 0}, {0, 1, 0}, {2, 5, 1}}, column),
+                    std::logic_error);
     CHECK(file.info(name).shape == Shape{3, 5, 2});
     CHECK(file.info(name).type == "f32");
     CHECK_THROWS_AS(file.read(name, host_view(whole.data(), {3, 10, 1})), RuntimeFault);

@@ -54,9 +54,9 @@ struct Reference {
   explicit Reference(const Recipe& wanted)
       : recipe(wanted),
         ops(make_cpu_ops()),
-        params(recipe.model, recipe.optimizer, 1, 0),
-        exchange(Model::exchange_shape(recipe, 2)),
-        model(*ops, recipe, params, exchange, 2) {
+        params(recipe.model, recipe.optimizer),
+        exchange(Model::exchange_shape(recipe, 2, 1)),
+        model(*ops, recipe, params, exchange, tensor, 2) {
     Arena dry;
     params.allocate(dry, GradientMemory::none);
     model.allocate(dry, false);
@@ -86,6 +86,7 @@ struct Reference {
   std::unique_ptr<Ops> ops;
   ParamTable params;
   LocalExchange exchange;
+  LocalTensorGroup tensor;
   Model model;
   std::unique_ptr<Arena> arena;
 };
@@ -273,7 +274,7 @@ TEST_CASE("each rank of a tensor group takes less of weights, cache and checkpoi
   recipe.model.ffn_dim = 64;
   recipe.model.vocab_size = 64;
   recipe.model.num_experts = 8;
-  const ParamTable table(recipe.model, recipe.optimizer, 1, 0);
+  const ParamTable table(recipe.model, recipe.optimizer);
   const auto bytes_read = [&](const infer::DecodeWeights& weights) {
     std::int64_t elements = 0;
     for (const Param& param : table.params())

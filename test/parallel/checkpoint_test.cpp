@@ -41,7 +41,8 @@ ModelConfig small_model() {
 // The tensors of one rank of a grid.
 struct Tables {
   Tables(ProcessGrid& grid, const ModelConfig& model = small_model(), bool training = true)
-      : ops(make_cpu_ops()), table(model, optimizer(), grid.ep(), grid.ep_rank()) {
+      : ops(make_cpu_ops()),
+        table(model, optimizer(), {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank()}) {
     Arena dry;
     table.allocate(dry, training ? GradientMemory::whole : GradientMemory::none);
     arena.emplace(*ops, dry.used_bytes());
@@ -58,18 +59,27 @@ struct Tables {
   std::optional<Arena> arena;
 };
 
-// Calls body(tensor, name, global index of its first element) for every saved tensor.
+// Calls body(element, name, its global index) for every element of every saved tensor.
 template <typename Body>
-void for_each_tensor(ParamTable& table, const Body& body) {
+void for_each_element(ParamTable& table, const Body& body) {
   for (Param& param : table.params()) {
-    const auto visit = [&](const std::string& kind, const Tensor& tensor) {
+    const auto visit = [&](const std::string& kind, Tensor Param::*member) {
+      const Tensor& tensor = param.*member;
       if (!tensor) return;
-      const std::int64_t row = tensor.num_elements() / tensor.size(0);
-      body(tensor, kind + param.name, static_cast<std::uint64_t>(param.local_begin * row));
+      const Placement placement = param.placement(member);
+      for (const Piece& piece : placement.pieces) {
+        const Runs runs(piece, placement.global_shape, placement.local_shape);
+        for (std::int64_t i = 0; i < runs.count(); ++i)
+          for (std::int64_t j = 0; j < runs.length(); ++j) {
+            const auto [global, local] = runs.at(i);
+            body(static_cast<char*>(tensor.data) + 4 * (local + j), kind + param.name,
+                 static_cast<std::uint64_t>(global + j));
+          }
+      }
     };
-    visit("value ", param.value);
-    visit("row ", param.stat_row);
-    visit("col ", param.stat_col);
+    visit("value ", &Param::value);
+    visit("row ", &Param::stat_row);
+    visit("col ", &Param::stat_col);
   }
 }
 
@@ -79,24 +89,20 @@ std::uint32_t bits_of(std::uint64_t seed, const std::string& name, std::uint64_t
 }
 
 void fill(ParamTable& table, std::uint64_t seed) {
-  for_each_tensor(table, [&](const Tensor& tensor, const std::string& name, std::uint64_t first) {
-    for (std::int64_t i = 0; i < tensor.num_elements(); ++i) {
-      const std::uint32_t bits = bits_of(seed, name, first + static_cast<std::uint64_t>(i));
-      std::memcpy(static_cast<char*>(tensor.data) + 4 * i, &bits, 4);
-    }
+  for_each_element(table, [&](char* element, const std::string& name, std::uint64_t index) {
+    const std::uint32_t bits = bits_of(seed, name, index);
+    std::memcpy(element, &bits, 4);
   });
 }
 
 // Names the first tensor that differs, "" when all are as filled. Statistics only when asked for.
 std::string first_difference(ParamTable& table, std::uint64_t seed, bool with_optimizer = true) {
   std::string difference;
-  for_each_tensor(table, [&](const Tensor& tensor, const std::string& name, std::uint64_t first) {
+  for_each_element(table, [&](const char* element, const std::string& name, std::uint64_t index) {
     if (!with_optimizer && !name.starts_with("value ")) return;
-    for (std::int64_t i = 0; i < tensor.num_elements(); ++i) {
-      const std::uint32_t bits = bits_of(seed, name, first + static_cast<std::uint64_t>(i));
-      if (difference.empty() && std::memcmp(static_cast<char*>(tensor.data) + 4 * i, &bits, 4) != 0)
-        difference = concat(name, " at ", i);
-    }
+    const std::uint32_t bits = bits_of(seed, name, index);
+    if (difference.empty() && std::memcmp(element, &bits, 4) != 0)
+      difference = concat(name, " at ", index);
   });
   return difference;
 }
@@ -177,10 +183,11 @@ TEST_CASE("a checkpoint of any grid loads on any grid, bit for bit") {
   Communicator& world = mpi().world();
   struct GridShape {
     int ranks;
-    std::int64_t ep;
+    std::int64_t ep, tp;
   };
-  const GridShape shapes[] = {{1, 1}, {2, 1}, {2, 2}, {3, 3}, {4, 1},
-                              {4, 2}, {4, 4}, {6, 2}, {6, 6}};
+  const GridShape shapes[] = {{1, 1, 1}, {2, 1, 1}, {2, 2, 1}, {2, 1, 2}, {3, 3, 1},
+                              {4, 1, 1}, {4, 2, 1}, {4, 4, 1}, {4, 2, 2}, {6, 2, 1},
+                              {6, 6, 1}, {6, 3, 2}, {6, 1, 2}};
   SharedFolder shared;
   std::int64_t step = 0;
   for (const GridShape& writer : shapes) {
@@ -191,7 +198,7 @@ TEST_CASE("a checkpoint of any grid loads on any grid, bit for bit") {
     const std::uint64_t seed = 100 + static_cast<std::uint64_t>(++step);
     std::string failure;
     if (world.rank_in_group() < writer.ranks) {
-      ProcessGrid grid(*writers, writer.ep, 1);
+      ProcessGrid grid(*writers, writer.ep, writer.tp);
       failure = message_of<std::exception>([&] { save(grid, shared.run(), step, seed); });
     }
     CAPTURE(failure);
@@ -199,17 +206,18 @@ TEST_CASE("a checkpoint of any grid loads on any grid, bit for bit") {
     const std::string folder = checkpoint_folder(shared.run(), step);
     REQUIRE_ALL_RANKS(latest_checkpoint(shared.run()) == folder);
     // Only ranks of dp_rank 0 have something of their own.
-    REQUIRE_ALL_RANKS(static_cast<std::int64_t>(entries_of(folder).size()) == writer.ep + 1);
+    REQUIRE_ALL_RANKS(static_cast<std::int64_t>(entries_of(folder).size()) ==
+                      writer.ep * writer.tp + 1);
     for (const GridShape& reader : shapes) {
       if (reader.ranks > world.size()) continue;
-      INFO("from " << writer.ranks << " ranks, ep " << writer.ep << " to " << reader.ranks
-                   << ", ep " << reader.ep);
+      INFO("from " << writer.ranks << " ranks, ep " << writer.ep << ", tp " << writer.tp << " to "
+                   << reader.ranks << ", ep " << reader.ep << ", tp " << reader.tp);
       const auto readers =
           world.split(world.rank_in_group() < reader.ranks ? 0 : 1, world.rank_in_group());
       std::string difference;
       bool meta_is_right = true;
       if (world.rank_in_group() < reader.ranks) {
-        ProcessGrid grid(*readers, reader.ep, 1);
+        ProcessGrid grid(*readers, reader.ep, reader.tp);
         Tables tables(grid);
         difference = message_of<std::exception>([&] {
           const CheckpointMeta meta = load_checkpoint(folder, tables.table, grid, true);

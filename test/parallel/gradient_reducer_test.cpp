@@ -1,6 +1,7 @@
 // GradientReducer on every grid: gradients are integers small enough that sums are exact.
 #include <cmath>
 #include <memory>
+#include <vector>
 
 #include "core/cpu/cpu_ops.h"
 #include "parallel/gradient_reducer.h"
@@ -39,7 +40,7 @@ void check_grid(std::int64_t ep, bool dense) {
   Communicator& world = mpi().world();
   ProcessGrid grid(world, ep, 1);
   const auto ops = make_cpu_ops();
-  ParamTable table(small_model(dense), OptimizerConfig{}, ep, grid.ep_rank());
+  ParamTable table(small_model(dense), OptimizerConfig{}, {.ep = ep, .ep_rank = grid.ep_rank()});
   Arena dry;
   table.allocate(dry, GradientMemory::whole);
   Arena arena(*ops, dry.used_bytes());
@@ -50,15 +51,18 @@ void check_grid(std::int64_t ep, bool dense) {
   table.zero_gradients(*ops);
   REQUIRE_ALL_RANKS(reducer.grad_norm() == 0.0);
 
-  double squares = 0.0;  // of the whole model
-  for (std::size_t p = 0; p < table.params().size(); ++p) {
-    Param& param = table.params()[p];
-    const std::int64_t first = first_element(param);
-    for (std::int64_t i = 0; i < param.grad.num_elements(); ++i)
-      param.grad.as<float>()[i] = gradient(grid.world_rank(), p, first + i);
-  }
+  const auto fill = [&] {
+    for (std::size_t p = 0; p < table.params().size(); ++p) {
+      Param& param = table.params()[p];
+      const std::int64_t first = first_element(param);
+      for (std::int64_t i = 0; i < param.grad.num_elements(); ++i)
+        param.grad.as<float>()[i] = gradient(grid.world_rank(), p, first + i);
+    }
+  };
+  fill();
   reducer.reduce();
   bool right = true;
+  double squares = 0.0;  // of the whole model
   for (std::size_t p = 0; p < table.params().size(); ++p) {
     const Param& param = table.params()[p];
     const bool is_expert = param.sharding == Sharding::expert;
@@ -80,6 +84,35 @@ void check_grid(std::int64_t ep, bool dense) {
   const std::string here = of_root;
   world.broadcast(of_root, 0);
   REQUIRE_ALL_RANKS(here == of_root);
+
+  // In buckets, as a backward pass completes them: the same, twice in a row.
+  std::vector<std::vector<float>> reduced;
+  for (const Param& param : table.params()) {
+    const float* const grad = param.grad.as<float>();
+    reduced.emplace_back(grad, grad + param.grad.num_elements());
+  }
+  for (const std::int64_t bucket_bytes : {1, 300, 1 << 20}) {
+    GradientReducer buckets(*ops, table, grid, bucket_bytes);
+    REQUIRE_ALL_RANKS(buckets.has_buckets() == (world.size() > 1));
+    for (int step = 0; step < 2; ++step) {
+      fill();
+      for (auto param = table.params().rbegin(); param != table.params().rend(); ++param)
+        if (param->sharding == Sharding::expert) {
+          const std::int64_t half = param->local_shape[0] / 2;
+          buckets.complete(param->slice(0, half));
+          buckets.complete(param->slice(half, param->local_shape[0]));
+        } else {
+          buckets.complete(*param);
+        }
+      buckets.finish();
+      bool same = true;
+      for (std::size_t p = 0; p < reduced.size(); ++p)
+        same = same &&
+               std::equal(reduced[p].begin(), reduced[p].end(), table.params()[p].grad.as<float>());
+      REQUIRE_ALL_RANKS(same);
+    }
+    REQUIRE_ALL_RANKS(buckets.grad_norm() == Approx(norm).epsilon(1e-12));
+  }
 }
 
 }  // namespace

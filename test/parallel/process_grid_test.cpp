@@ -169,6 +169,24 @@ TEST_CASE("check names the keys in conflict and values that would do") {
   REQUIRE_ALL_RANKS(contains(refusal(recipe), "would do: " + std::to_string(3 * size)));
 }
 
+TEST_CASE("check of tensor parallelism names what does not divide") {
+  Communicator& world = mpi().world();
+  const std::int64_t size = world.size();
+  ProcessGrid grid(world, 1, size);
+  Recipe recipe = fitting_recipe();
+  recipe.model.d_model = recipe.model.ffn_dim = recipe.data.sequence_length = 60 * 64;
+  recipe.model.num_heads = size;
+  recipe.routing.group_tokens = recipe.data.sequence_length;
+  recipe.data.batch_rows = 1;  // the ranks share every row
+  REQUIRE_ALL_RANKS(message_of<UserError>([&] { grid.check(recipe); }).empty());
+  recipe.model.num_heads = 2 * size + 1;
+  const std::string message = message_of<UserError>([&] { grid.check(recipe); });
+  CAPTURE(message);
+  REQUIRE_ALL_RANKS(size == 1 ||
+                    contains(message, concat("tp = ", size, " does not divide model.num_heads = ",
+                                             2 * size + 1, "; use --tp 1")));
+}
+
 TEST_CASE("check of micro-batches") {
   Communicator& world = mpi().world();
   ProcessGrid grid(world, 1, 1);
