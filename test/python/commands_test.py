@@ -218,9 +218,6 @@ class Evaluate(unittest.TestCase):
         self.assertEqual(alone.count("log_likelihoods"), 2)
         for ranks, *options in GRIDS:
             self.assertEqual(samples(*options, ranks=ranks), alone, options)
-        refused = call("evaluate", model, "--data", shards, "--tp", "2", ranks=2)
-        self.assertEqual(refused.returncode, 2)
-        self.assertIn(b"--tp 2 with --data", refused.stderr)
 
     def test_the_checker_of_humaneval(self):
         checker = [sys.executable, os.path.join(source, "scripts/tasks/check_humaneval.py")]
@@ -232,17 +229,21 @@ class Evaluate(unittest.TestCase):
             self.assertEqual(done.returncode, code, completion)
 
     def test_losses_are_those_of_validation_on_any_grid(self):
-        run("evaluate", model, "--data", shards, "--sources", "arxiv", "the_stack", "--rows", "6", "--out", path("one.json"))
-        run("evaluate", model, "--data", shards, "--sources", "arxiv", "the_stack", "--rows", "6", "--ep", "2", "--out",
-            path("two.json"), ranks=2)
-        with open(path("one.json")) as a, open(path("two.json")) as b:
-            one, two = json.load(a)["losses"], json.load(b)["losses"]
-        self.assertEqual([row["source"] for row in one], ["arxiv", "the_stack"])
-        for x, y in zip(one, two):
-            self.assertAlmostEqual(x["loss"], y["loss"], places=5)
-            self.assertEqual((x["loss_tokens"], x["bytes"]), (y["loss_tokens"], y["bytes"]))
-            self.assertAlmostEqual(x["bits_per_byte"], x["loss"] * x["loss_tokens"] / 0.6931471805599453 / x["bytes"], places=6)
-            self.assertGreater(x["bytes"], 2 * x["loss_tokens"])
+        def losses(*options, ranks=1):
+            run("evaluate", model, "--data", shards, "--sources", "arxiv", "the_stack", "--rows", "6", "--out",
+                path("losses.json"), *options, ranks=ranks)
+            with open(path("losses.json")) as f:
+                return json.load(f)["losses"]
+        alone = losses()
+        self.assertEqual([row["source"] for row in alone], ["arxiv", "the_stack"])
+        for row in alone:
+            self.assertAlmostEqual(row["bits_per_byte"], row["loss"] * row["loss_tokens"] / 0.6931471805599453 / row["bytes"],
+                                   places=6)
+            self.assertGreater(row["bytes"], 2 * row["loss_tokens"])
+        for ranks, *options in ((2, "--ep", "2"), (2, "--tp", "2"), (4, "--ep", "2", "--tp", "2")):
+            for x, y in zip(losses(*options, ranks=ranks), alone):
+                self.assertAlmostEqual(x["loss"], y["loss"], places=5)
+                self.assertEqual((x["loss_tokens"], x["bytes"]), (y["loss_tokens"], y["bytes"]))
 
 
 class Start(unittest.TestCase):
