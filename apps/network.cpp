@@ -12,9 +12,17 @@ namespace openmoe {
 namespace {
 
 std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape, bool is_dense,
-                                             Communicator& expert_group) {
+                                             Communicator& expert_group,
+                                             const ExchangeRoute& route) {
   if (is_dense || expert_group.size() == 1) return std::make_unique<LocalExchange>(shape);
-  return std::make_unique<ExpertExchange>(shape, expert_group);
+  return std::make_unique<ExpertExchange>(shape, expert_group, route);
+}
+
+// Nobody is there to say which hosts they are on.
+ExchangeRoute planned_route(const ParallelConfig& config) {
+  if (config.exchange == ExchangeKind::fixed_capacity) return {config.exchange, 1};
+  const bool by_nodes = config.exchange == ExchangeKind::two_level && config.ranks_per_node > 0;
+  return by_nodes ? ExchangeRoute{config.exchange, config.ranks_per_node} : ExchangeRoute{};
 }
 
 // The one function that both sizes and allocates.
@@ -40,7 +48,8 @@ Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t
                     ? make_cuda_exchange(ops, Model::exchange_shape(recipe, rows, grid.tp()),
                                          grid.device_expert())
                     : make_exchange(Model::exchange_shape(recipe, rows, grid.tp()),
-                                    recipe.model.num_moe_layers() == 0, grid.expert())),
+                                    recipe.model.num_moe_layers() == 0, grid.expert(),
+                                    choose_route(recipe.parallel, grid.expert()))),
       tensor_(make_host_tensor_group(ops, grid.tensor())),
       model_(ops, recipe, params_, *exchange_, *tensor_, rows) {
   if (ops.device() == Device::cuda && grid.tp() > 1)
@@ -63,8 +72,9 @@ void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_
   const auto expert_group = make_planned_group(static_cast<int>(ep));
   const auto tensor_group = make_planned_group(static_cast<int>(tp));
   ParamTable params(recipe.model, recipe.optimizer, {.ep = ep, .tp = tp});
-  const auto exchange = make_exchange(Model::exchange_shape(recipe, rows, tp),
-                                      recipe.model.num_moe_layers() == 0, *expert_group);
+  const auto exchange =
+      make_exchange(Model::exchange_shape(recipe, rows, tp), recipe.model.num_moe_layers() == 0,
+                    *expert_group, planned_route(recipe.parallel));
   const auto tensor = make_host_tensor_group(*ops, *tensor_group);
   Model model(*ops, recipe, params, *exchange, *tensor, rows);
   allocate(dry, params, model, recipe, training);

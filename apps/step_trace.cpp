@@ -120,7 +120,7 @@ void StepTrace::end_collective(const CollectiveCall& call, double seconds) {
   const double end = now();
   events_.push_back(
       {concat(call.group->name, ": ", call.verb), collectives, {end - seconds, end}, call.bytes});
-  const bool is_exchange = std::strcmp(call.group->name, "expert") == 0 &&
+  const bool is_exchange = std::strncmp(call.group->name, "expert", 6) == 0 &&
                            std::strncmp(call.verb, "all_to_all", 10) == 0;
   if (is_exchange) exchange_spans_.push_back(events_.back().time);
 }

@@ -21,8 +21,9 @@ char* row_at(const Tensor& rows, std::int64_t row) {
 
 }  // namespace
 
-ExpertExchange::ExpertExchange(const ExchangeShape& shape, Communicator& group)
-    : planner_(shape, group.size()), group_(group) {
+ExpertExchange::ExpertExchange(const ExchangeShape& shape, Communicator& group,
+                               const ExchangeRoute& route)
+    : planner_(shape, group.size()), group_(group), transport_(make_row_transport(route, group)) {
   const auto ranks = static_cast<std::size_t>(group.size());
   next_expert_row_.reserve(static_cast<std::size_t>(num_local_experts()));
   blocks_.reserve(static_cast<std::size_t>(shape.num_experts));
@@ -40,6 +41,9 @@ void ExpertExchange::allocate_buffers(Arena& arena) {
   const std::int64_t rows = needs_staging ? (planner_.ep() - 1) * planner_.max_rows_per_pair() : 0;
   staging_ = arena.allocate("staged rows", MemoryCategory::exchange, DType::f32,
                             {rows, planner_.shape().d_model});
+  if (planner_.ep() > 1)
+    transport_->allocate_buffers(arena, planner_.shape().max_sent(), planner_.max_rows_per_pair(),
+                                 planner_.shape().d_model * size_of(DType::f32));
 }
 
 void ExpertExchange::plan(Routing& routing, Tensor choice, Tensor slot) {
@@ -138,9 +142,9 @@ Tensor ExpertExchange::dispatch(Tensor sent, Tensor buffer, const Routing& routi
   check_rows(sent, buffer, routing);
   OPENMOE_CHECK(sent.data != buffer.data || routing.num_sent == 0, "rows cannot move in place");
   lay_out(routing);
-  group_.all_to_all_rows(sent.data, {peer_sent_, peer_sent_offsets_},
-                         arrives_in_place() ? buffer.data : staging_.data,
-                         {peer_received_, peer_received_offsets_}, row_bytes_of(sent));
+  transport_->exchange(sent.data, {peer_sent_, peer_sent_offsets_},
+                       arrives_in_place() ? buffer.data : staging_.data,
+                       {peer_received_, peer_received_offsets_}, row_bytes_of(sent));
   copy_blocks(Direction::to_experts, sent, buffer);
   return buffer;
 }
@@ -151,9 +155,9 @@ Tensor ExpertExchange::combine(Tensor rows, Tensor buffer, const Routing& routin
   OPENMOE_CHECK(rows.data != buffer.data || routing.num_received == 0, "rows cannot move in place");
   lay_out(routing);
   copy_blocks(Direction::from_experts, buffer, rows);
-  group_.all_to_all_rows(arrives_in_place() ? rows.data : staging_.data,
-                         {peer_received_, peer_received_offsets_}, buffer.data,
-                         {peer_sent_, peer_sent_offsets_}, row_bytes_of(rows));
+  transport_->exchange(arrives_in_place() ? rows.data : staging_.data,
+                       {peer_received_, peer_received_offsets_}, buffer.data,
+                       {peer_sent_, peer_sent_offsets_}, row_bytes_of(rows));
   return buffer;
 }
 

@@ -1,6 +1,7 @@
-// ExpertExchange: the token exchange of ranks that each hold a part of the experts, by
-// variable-size all-to-all over the ep group. Host memory. Counts travel in plan(), rows in
-// dispatch() and combine(); rows that stay on their rank are copied straight to their place.
+// ExpertExchange: the token exchange of ranks that each hold a part of the experts, by an
+// all-to-all over the ep group, of the kind that the recipe names (row_transport.h). Host memory.
+// Counts travel in plan(), rows in dispatch() and combine(); rows that stay on their rank are
+// copied straight to their place.
 //
 //   dispatch:  sent (expert major, so one block per peer) ==all_to_all==> staged by (source, local
 //              expert) --copy--> by (local expert, source)
@@ -10,17 +11,20 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/moe/routing_plan.h"
 #include "parallel/communicator.h"
+#include "parallel/row_transport.h"
 
 namespace openmoe {
 
 class ExpertExchange : public TokenExchange {
  public:
-  // `group` are the ep ranks, and must outlive this. Every rank of it must have the same shape.
-  ExpertExchange(const ExchangeShape& shape, Communicator& group);
+  // `group` are the ep ranks, and must outlive this. Every rank of it must have the same shape and
+  // route.
+  ExpertExchange(const ExchangeShape& shape, Communicator& group, const ExchangeRoute& route = {});
 
   std::int64_t num_local_experts() const override { return planner_.num_local_experts(); }
   std::int64_t max_sent() const override { return planner_.shape().max_sent(); }
@@ -54,6 +58,7 @@ class ExpertExchange : public TokenExchange {
 
   RoutingPlanner planner_;
   Communicator& group_;
+  std::unique_ptr<RowTransport> transport_;
   Tensor staging_;  // (rows of other ranks, D)
   std::vector<Block> blocks_;
   std::int64_t block_rows_ = 0;                // rows of all blocks

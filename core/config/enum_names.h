@@ -1,4 +1,5 @@
-// Spelling of the recipe's enumerations: the C++ names, in the order of their values.
+// Spelling of the recipe's enumerations: the C++ names, in the order of their values, where they
+// are no keywords.
 #pragma once
 
 #include <array>
@@ -50,6 +51,12 @@ struct EnumNames<OptimizerStart> {
 template <>
 struct EnumNames<ComputeType> {
   static constexpr std::array<std::string_view, 2> values = {"f32", "bf16"};
+};
+
+template <>
+struct EnumNames<ExchangeKind> {
+  static constexpr std::array<std::string_view, 4> values = {"auto", "direct", "fixed_capacity",
+                                                             "two_level"};
 };
 
 template <>

@@ -177,6 +177,12 @@ void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
         "ranks that share one set of experts; --ep overrides");
   visit("tp", &P::tp, rules::between(1, 4096),
         "ranks that share every matrix and the rows of a data rank; --tp overrides");
+  visit(
+      "exchange", &P::exchange, rules::any,
+      "how rows travel to their experts: directly, in blocks of fixed size, or first within a node "
+      "and then between nodes, which auto takes when there are several");
+  visit("ranks_per_node", &P::ranks_per_node, rules::between(0, 4096),
+        "ranks of an expert group on a node, for two_level; 0: as the hosts' names say");
   visit("micro_batch_rows", &P::micro_batch_rows, rules::between(0, 16777216),
         "rows a rank computes at once; 0: all of its rows");
   visit("recompute_ffn", &P::recompute_ffn, rules::any,

@@ -22,6 +22,8 @@ enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
 enum class OptimizerStart { fresh, continued };
 enum class ComputeType { f32, bf16 };
+// How rows travel to their experts; see parallel/row_transport.h.
+enum class ExchangeKind { automatic, direct, fixed_capacity, two_level };
 enum class OnNonFinite { stop, skip };
 enum class OnSpike { ignore, skip, rewind };
 
@@ -144,8 +146,11 @@ struct StartConfig {
 };
 
 struct ParallelConfig {
-  std::int64_t ep = 1;                // default expert-parallel degree; --ep overrides
-  std::int64_t tp = 1;                // default tensor-parallel degree; --tp overrides
+  std::int64_t ep = 1;  // default expert-parallel degree; --ep overrides
+  std::int64_t tp = 1;  // default tensor-parallel degree; --tp overrides
+  ExchangeKind exchange = ExchangeKind::automatic;
+  // of an expert group, for two_level; 0: as the hosts' names say
+  std::int64_t ranks_per_node = 0;
   std::int64_t micro_batch_rows = 0;  // rows a rank computes at once; 0: all its rows
   // The two wide activations of every FFN and expert are computed again in the backward instead of
   // kept: less memory, about an eighth more arithmetic, the same bits.

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/base/rng.h"
+#include "core/config/enum_names.h"
 #include "core/cpu/cpu_ops.h"
 #include "core/moe/local_exchange.h"
 #include "parallel/expert_exchange.h"
@@ -34,8 +35,9 @@ std::vector<ExchangeShape> shapes(std::int64_t ep) {
 // One exchange with its memory, and what all ranks of its group decided.
 class Setup {
  public:
-  Setup(const ExchangeShape& shape, Communicator& group, Load load, std::uint64_t seed)
-      : shape_(shape), group_(group), ops_(make_cpu_ops()), exchange(shape, group) {
+  Setup(const ExchangeShape& shape, Communicator& group, Load load, std::uint64_t seed,
+        const ExchangeRoute& route = {})
+      : shape_(shape), group_(group), ops_(make_cpu_ops()), exchange(shape, group, route) {
     Arena dry;
     allocate(dry);
     arena_ = std::make_unique<Arena>(*ops_, dry.used_bytes());
@@ -168,6 +170,14 @@ void fill_random(Tensor tensor, std::uint64_t seed, int rank) {
     tensor.as<float>()[i] = static_cast<float>(rng.normal_at(static_cast<std::uint64_t>(i)));
 }
 
+// Every kind of exchange, and every size of node that divides the group.
+std::vector<ExchangeRoute> routes(std::int64_t ep) {
+  std::vector<ExchangeRoute> all = {{}, {ExchangeKind::fixed_capacity, 1}};
+  for (std::int64_t n = 1; n <= ep; ++n)
+    if (ep % n == 0) all.push_back({ExchangeKind::two_level, n});
+  return all;
+}
+
 // The expert groups of every ep that the world allows.
 template <typename Body>
 void for_each_grid(const Body& body) {
@@ -177,8 +187,11 @@ void for_each_grid(const Body& body) {
     INFO("ep " << ep);
     ProcessGrid grid(world, ep, 1);
     for (const ExchangeShape& shape : shapes(ep)) {
-      INFO("experts " << shape.num_experts << ", capacity " << shape.capacity);
-      body(grid, shape);
+      for (const ExchangeRoute& route : routes(ep)) {
+        INFO("experts " << shape.num_experts << ", capacity " << shape.capacity << ", "
+                        << enum_name(route.kind) << ", nodes of " << route.ranks_per_node);
+        body(grid, shape, route);
+      }
     }
   }
 }
@@ -186,10 +199,10 @@ void for_each_grid(const Body& body) {
 }  // namespace
 
 TEST_CASE("every row reaches its expert in the promised order and comes back") {
-  for_each_grid([](ProcessGrid& grid, const ExchangeShape& shape) {
+  for_each_grid([](ProcessGrid& grid, const ExchangeShape& shape, const ExchangeRoute& route) {
     for (const Load load : kAllLoads) {
       INFO("load " << static_cast<int>(load));
-      Setup s(shape, grid.expert(), load, 7);
+      Setup s(shape, grid.expert(), load, 7, route);
       s.exchange.plan(s.routing, s.choice, s.slot);
       const std::vector<ExpectedRow> sent = s.expected_sent();
       REQUIRE_ALL_RANKS(handle_is_right(s, sent));
@@ -218,11 +231,11 @@ TEST_CASE("every row reaches its expert in the promised order and comes back") {
 }
 
 TEST_CASE("dispatch and combine are each other's adjoint") {
-  for_each_grid([](ProcessGrid& grid, const ExchangeShape& shape) {
+  for_each_grid([](ProcessGrid& grid, const ExchangeShape& shape, const ExchangeRoute& route) {
     for (const Load load : kAllLoads) {
-      Setup s(shape, grid.expert(), load, 11);
+      Setup s(shape, grid.expert(), load, 11, route);
       s.exchange.plan(s.routing, s.choice, s.slot);
-      Setup other(shape, grid.expert(), load, 11);
+      Setup other(shape, grid.expert(), load, 11, route);
       fill_random(s.sent, 1, grid.world_rank());
       fill_random(other.received, 2, grid.world_rank());
       // <dispatch(x), r> and <x, combine(r)>, over the ranks of the group
@@ -238,9 +251,9 @@ TEST_CASE("dispatch and combine are each other's adjoint") {
 }
 
 TEST_CASE("two handles of one exchange do not disturb each other") {
-  for_each_grid([](ProcessGrid& grid, const ExchangeShape& shape) {
-    Setup first(shape, grid.expert(), Load::random, 3);
-    Setup second(shape, grid.expert(), Load::skewed, 4);
+  for_each_grid([](ProcessGrid& grid, const ExchangeShape& shape, const ExchangeRoute& route) {
+    Setup first(shape, grid.expert(), Load::random, 3, route);
+    Setup second(shape, grid.expert(), Load::skewed, 4, route);
     first.exchange.plan(first.routing, first.choice, first.slot);
     // The same exchange plans and moves another layer's rows in between.
     first.exchange.plan(second.routing, second.choice, second.slot);
@@ -340,6 +353,26 @@ TEST_CASE("buffers that are too small are refused before any row moves") {
       s.exchange.combine(s.received, s.returned.rows(0, s.routing.num_sent - 1), s.routing),
       std::logic_error);
   REQUIRE_THROWS_AS(s.exchange.dispatch(s.sent, s.sent, s.routing), std::logic_error);
+}
+
+TEST_CASE("the route follows the recipe, and the hosts where it says auto") {
+  Communicator& world = mpi().world();
+  const std::int64_t size = world.size();
+  ParallelConfig config;  // all ranks are on one host here
+  REQUIRE_ALL_RANKS(choose_route(config, world).kind == ExchangeKind::direct);
+  config.exchange = ExchangeKind::fixed_capacity;
+  REQUIRE_ALL_RANKS(choose_route(config, world).kind == ExchangeKind::fixed_capacity);
+  config.exchange = ExchangeKind::two_level;
+  REQUIRE_ALL_RANKS(choose_route(config, world).ranks_per_node == size);
+  config.exchange = ExchangeKind::automatic;
+  config.ranks_per_node = 2;
+  const bool pays = size % 2 == 0 && size > 2;
+  REQUIRE_ALL_RANKS((choose_route(config, world).kind == ExchangeKind::two_level) == pays);
+  config.exchange = ExchangeKind::two_level;
+  const std::string message = message_of<UserError>([&] { choose_route(config, world); });
+  REQUIRE_ALL_RANKS(message.empty() == (size % 2 == 0));
+  REQUIRE_ALL_RANKS(size % 2 == 0 ||
+                    message.find("parallel.ranks_per_node: found 2") != std::string::npos);
 }
 
 }  // namespace openmoe::test

@@ -1,0 +1,263 @@
+#include "parallel/row_transport.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "core/base/check.h"
+#include "core/base/error.h"
+
+namespace openmoe {
+namespace {
+
+using Counts = std::vector<std::int64_t>;
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  if (gethostname(name.data(), name.size() - 1) != 0) return "unknown";
+  return name.data();
+}
+
+// Ranks of each host where they lie in equal stretches; else 0.
+std::int64_t equal_stretch(const std::vector<std::string>& hosts) {
+  std::size_t length = 1;
+  while (length < hosts.size() && hosts[length] == hosts[0]) ++length;
+  if (hosts.size() % length != 0) return 0;
+  for (std::size_t r = 0; r < hosts.size(); ++r) {
+    const bool begins = r % length == 0;
+    if (r > 0 && (hosts[r] == hosts[r - 1]) == begins) return 0;
+  }
+  return static_cast<std::int64_t>(length);
+}
+
+class DirectTransport : public RowTransport {
+ public:
+  explicit DirectTransport(Communicator& group) : group_(group) {}
+  void allocate_buffers(Arena&, std::int64_t, std::int64_t, std::int64_t) override {}
+  void exchange(const void* sent, const RowBlocks& sent_blocks, void* received,
+                const RowBlocks& received_blocks, std::int64_t row_bytes) override {
+    group_.all_to_all_rows(sent, sent_blocks, received, received_blocks, row_bytes);
+  }
+
+ private:
+  Communicator& group_;
+};
+
+// Copies of stretches of rows between two buffers.
+class RowCopier {
+ public:
+  RowCopier(void* to, const void* from, std::int64_t row_bytes)
+      : to_(static_cast<char*>(to)), from_(static_cast<const char*>(from)), row_bytes_(row_bytes) {}
+  void copy(std::int64_t to_row, std::int64_t from_row, std::int64_t rows) {
+    if (rows > 0)
+      std::memcpy(to_ + to_row * row_bytes_, from_ + from_row * row_bytes_,
+                  static_cast<std::size_t>(rows * row_bytes_));
+  }
+
+ private:
+  char* to_;
+  const char* from_;
+  std::int64_t row_bytes_;
+};
+
+class BufferedTransport : public RowTransport {
+ protected:
+  void make_buffers(Arena& arena, std::int64_t out_rows, std::int64_t in_rows,
+                    std::int64_t row_bytes) {
+    out_ =
+        arena.allocate("rows to send", MemoryCategory::exchange, DType::u8, {out_rows * row_bytes});
+    in_ =
+        arena.allocate("rows received", MemoryCategory::exchange, DType::u8, {in_rows * row_bytes});
+  }
+  // What lies in a buffer must fit in it.
+  static void* room(const Tensor& buffer, std::int64_t rows, std::int64_t row_bytes) {
+    OPENMOE_CHECK(rows * row_bytes <= buffer.size_bytes(), rows, " rows of ", row_bytes,
+                  " bytes in a buffer of ", buffer.size_bytes());
+    return buffer.data;
+  }
+
+  Tensor out_, in_;
+};
+
+class FixedCapacityTransport : public BufferedTransport {
+ public:
+  explicit FixedCapacityTransport(Communicator& group)
+      : group_(group), counts_(static_cast<std::size_t>(group.size())) {}
+
+  void allocate_buffers(Arena& arena, std::int64_t, std::int64_t rows_per_pair,
+                        std::int64_t row_bytes) override {
+    capacity_ = rows_per_pair;
+    for (std::size_t r = 0; r < counts_.size(); ++r)
+      counts_[r] = static_cast<int>(r) == group_.rank_in_group() ? 0 : capacity_;
+    const std::int64_t rows = capacity_ * (group_.size() - 1);
+    make_buffers(arena, rows, rows, row_bytes);
+  }
+
+  void exchange(const void* sent, const RowBlocks& sent_blocks, void* received,
+                const RowBlocks& received_blocks, std::int64_t row_bytes) override {
+    const std::int64_t rows = capacity_ * (group_.size() - 1);
+    RowCopier pack(room(out_, rows, row_bytes), sent, row_bytes);
+    std::int64_t place = 0;
+    for (std::size_t r = 0; r < counts_.size(); ++r) {
+      OPENMOE_CHECK(sent_blocks.num_rows[r] <= counts_[r], sent_blocks.num_rows[r], " rows for ",
+                    counts_[r]);
+      pack.copy(place, sent_blocks.row_offsets[r], sent_blocks.num_rows[r]);
+      place += counts_[r];
+    }
+    group_.all_to_all_rows(out_.data, {counts_, {}}, room(in_, rows, row_bytes), {counts_, {}},
+                           row_bytes);
+    RowCopier unpack(received, in_.data, row_bytes);
+    place = 0;
+    for (std::size_t r = 0; r < counts_.size(); ++r) {
+      unpack.copy(received_blocks.row_offsets[r], place, received_blocks.num_rows[r]);
+      place += counts_[r];
+    }
+  }
+
+ private:
+  Communicator& group_;
+  std::int64_t capacity_ = 0;  // rows of a block
+  Counts counts_;
+};
+
+// Rank k n + j of the group is rank j of node k, of m nodes of n ranks.
+class TwoLevelTransport : public BufferedTransport {
+ public:
+  TwoLevelTransport(Communicator& group, std::int64_t ranks_per_node)
+      : n_(ranks_per_node), m_(group.size() / ranks_per_node) {
+    OPENMOE_CHECK(n_ >= 1 && n_ * m_ == group.size(), group.size(), " ranks on nodes of ", n_);
+    const int rank = group.rank_in_group(), n = static_cast<int>(n_);
+    node_ = group.split(rank / n, rank % n);
+    node_->set_name("expert, in a node");
+    across_ = group.split(rank % n, rank / n);
+    across_->set_name("expert, over nodes");
+    leaving_.resize(static_cast<std::size_t>(group.size()));
+    passing_.resize(leaving_.size());
+  }
+
+  void allocate_buffers(Arena& arena, std::int64_t rows_sent, std::int64_t rows_per_pair,
+                        std::int64_t row_bytes) override {
+    // A rank passes on what any rank of its node sends to any rank of its place.
+    const std::int64_t passing = n_ * m_ * rows_per_pair;
+    make_buffers(arena, std::max(rows_sent, passing), passing, row_bytes);
+  }
+
+  void exchange(const void* sent, const RowBlocks& sent_blocks, void* received,
+                const RowBlocks& received_blocks, std::int64_t row_bytes) override {
+    // leaving_, and what was sent, by (place of the receiver, its node).
+    const std::int64_t out_rows =
+        std::accumulate(sent_blocks.num_rows.begin(), sent_blocks.num_rows.end(), std::int64_t{0});
+    RowCopier pack(room(out_, out_rows, row_bytes), sent, row_bytes);
+    std::int64_t next = 0;
+    for (std::int64_t j = 0; j < n_; ++j)
+      for (std::int64_t k = 0; k < m_; ++k) {
+        const auto r = static_cast<std::size_t>(k * n_ + j);
+        pack.copy(next, sent_blocks.row_offsets[r], sent_blocks.num_rows[r]);
+        leaving_[static_cast<std::size_t>(j * m_ + k)] = sent_blocks.num_rows[r];
+        next += sent_blocks.num_rows[r];
+      }
+    node_->all_to_all(leaving_, passing_, m_);
+    node_->all_to_all_rows(
+        out_.data, {sums(leaving_, n_, m_), {}},
+        room(in_, std::accumulate(passing_.begin(), passing_.end(), std::int64_t{0}), row_bytes),
+        {more_sums(passing_, n_, m_), {}}, row_bytes);
+
+    // From (sender of this node, node of the receiver) to (node of the receiver, sender).
+    room(out_, std::accumulate(passing_.begin(), passing_.end(), std::int64_t{0}), row_bytes);
+    RowCopier turn(out_.data, in_.data, row_bytes);
+    next = 0;
+    to_node_.assign(static_cast<std::size_t>(m_), 0);
+    for (std::int64_t k = 0; k < m_; ++k) {
+      std::int64_t from = 0;
+      for (std::int64_t i = 0; i < n_; ++i)
+        for (std::int64_t other = 0; other < m_; ++other) {
+          const std::int64_t rows = passing_[static_cast<std::size_t>(i * m_ + other)];
+          if (other == k) {
+            turn.copy(next, from, rows);
+            next += rows;
+            to_node_[static_cast<std::size_t>(k)] += rows;
+          }
+          from += rows;
+        }
+    }
+
+    // What arrives is by (node, place) of its sender: by rank.
+    arriving_.assign(received_blocks.num_rows.begin(), received_blocks.num_rows.end());
+    room(in_, std::accumulate(arriving_.begin(), arriving_.end(), std::int64_t{0}), row_bytes);
+    across_->all_to_all_rows(out_.data, {to_node_, {}}, in_.data, {sums(arriving_, m_, n_), {}},
+                             row_bytes);
+    RowCopier unpack(received, in_.data, row_bytes);
+    next = 0;
+    for (std::size_t r = 0; r < arriving_.size(); ++r) {
+      unpack.copy(received_blocks.row_offsets[r], next, arriving_[r]);
+      next += arriving_[r];
+    }
+  }
+
+ private:
+  // Sums of `groups` stretches of `length` each.
+  static void sum_into(Counts& result, const Counts& counts, std::int64_t groups,
+                       std::int64_t length) {
+    result.assign(static_cast<std::size_t>(groups), 0);
+    for (std::int64_t g = 0; g < groups; ++g)
+      for (std::int64_t i = 0; i < length; ++i)
+        result[static_cast<std::size_t>(g)] += counts[static_cast<std::size_t>(g * length + i)];
+  }
+  const Counts& sums(const Counts& counts, std::int64_t groups, std::int64_t length) {
+    sum_into(sums_, counts, groups, length);
+    return sums_;
+  }
+  const Counts& more_sums(const Counts& counts, std::int64_t groups, std::int64_t length) {
+    sum_into(more_sums_, counts, groups, length);
+    return more_sums_;
+  }
+
+  std::int64_t n_, m_;
+  std::unique_ptr<Communicator> node_, across_;
+  Counts leaving_;   // (n, m): rows from here to rank j of node k
+  Counts passing_;   // (n, m): rows from rank i of this node to the rank of this place on node k
+  Counts arriving_;  // by rank: rows for this rank
+  Counts to_node_, sums_, more_sums_;
+};
+
+}  // namespace
+
+ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group) {
+  if (config.exchange == ExchangeKind::direct || config.exchange == ExchangeKind::fixed_capacity)
+    return {config.exchange, 1};
+  const std::int64_t size = group.size();
+  std::int64_t per_node = config.ranks_per_node;
+  if (per_node == 0) {
+    const std::vector<std::string> hosts = group.all_gather(host_name());
+    per_node = equal_stretch(hosts);
+  }
+  const bool is_even = per_node > 0 && size % per_node == 0;
+  if (config.exchange == ExchangeKind::two_level && !is_even)
+    throw UserError(
+        per_node == 0
+            ? concat("parallel.exchange: found two_level, but the ", size,
+                     " ranks of an expert group do not lie in equal stretches on their hosts; "
+                     "allowed: direct, or the same number of ranks on every host, or "
+                     "parallel.ranks_per_node")
+            : concat("parallel.ranks_per_node: found ", per_node, ", which does not divide the ",
+                     size, " ranks of an expert group"));
+  const bool pays = is_even && per_node > 1 && per_node < size;
+  if (config.exchange == ExchangeKind::two_level || pays)
+    return {ExchangeKind::two_level, per_node};
+  return {ExchangeKind::direct, 1};
+}
+
+std::unique_ptr<RowTransport> make_row_transport(const ExchangeRoute& route, Communicator& group) {
+  if (route.kind == ExchangeKind::fixed_capacity)
+    return std::make_unique<FixedCapacityTransport>(group);
+  if (route.kind == ExchangeKind::two_level)
+    return std::make_unique<TwoLevelTransport>(group, route.ranks_per_node);
+  return std::make_unique<DirectTransport>(group);
+}
+
+}  // namespace openmoe

@@ -1,0 +1,44 @@
+// RowTransport: how rows travel between the ranks of an expert group. Every kind brings the same
+// rows to the same places.
+//   direct          one variable-size all-to-all of the group
+//   fixed_capacity  one all-to-all of equal blocks, as large as two ranks may ever need, padded
+//   two_level       first inside each node, to the rank whose place in its node is that of the
+//                   receiver; then between the ranks of that place on all nodes. A rank then sends
+//                   to as many others as there are nodes, not as there are ranks.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/arena.h"
+#include "core/config/recipe.h"
+#include "parallel/communicator.h"
+
+namespace openmoe {
+
+struct ExchangeRoute {
+  ExchangeKind kind = ExchangeKind::direct;  // not automatic
+  std::int64_t ranks_per_node = 1;           // of the expert group; of two_level
+};
+
+// The kind that the recipe names; automatic: two_level where the ranks of the group lie in equal
+// stretches on several hosts, more than one on each. Collective over the group. Throws the same
+// UserError on all of its ranks when the nodes are not equal stretches and two_level was asked for.
+ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group);
+
+class RowTransport {
+ public:
+  virtual ~RowTransport() = default;
+  // Room for exchanges of rows of at most `row_bytes`, `rows_sent` by a rank and `rows_per_pair`
+  // between any two.
+  virtual void allocate_buffers(Arena& arena, std::int64_t rows_sent, std::int64_t rows_per_pair,
+                                std::int64_t row_bytes) = 0;
+  // As Communicator::all_to_all_rows. Blocks have offsets; none goes from a rank to itself.
+  virtual void exchange(const void* sent, const RowBlocks& sent_blocks, void* received,
+                        const RowBlocks& received_blocks, std::int64_t row_bytes) = 0;
+};
+
+// `group` must outlive it. Collective over the group.
+std::unique_ptr<RowTransport> make_row_transport(const ExchangeRoute& route, Communicator& group);
+
+}  // namespace openmoe
