@@ -1,6 +1,7 @@
 #include "apps/network.h"
 
 #include "core/base/error.h"
+#include "core/config/enum_names.h"
 #include "core/cpu/cpu_ops.h"
 #include "core/moe/local_exchange.h"
 #include "cuda/device_ops.h"
@@ -44,18 +45,22 @@ Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t
                  bool training)
     : ops_(ops),
       params_(recipe.model, recipe.optimizer, share_of(grid)),
+      route_(recipe.model.num_moe_layers() > 0 ? choose_route(recipe.parallel, grid.expert())
+                                               : ExchangeRoute{}),
       exchange_(ops.device() == Device::cuda
                     ? make_cuda_exchange(ops, Model::exchange_shape(recipe, rows, grid.tp()),
                                          grid.device_expert())
                     : make_exchange(Model::exchange_shape(recipe, rows, grid.tp()),
-                                    recipe.model.num_moe_layers() == 0, grid.expert(),
-                                    choose_route(recipe.parallel, grid.expert()))),
+                                    recipe.model.num_moe_layers() == 0, grid.expert(), route_)),
       tensor_(make_host_tensor_group(ops, grid.tensor())),
       model_(ops, recipe, params_, *exchange_, *tensor_, rows) {
   if (ops.device() == Device::cuda && grid.tp() > 1)
     throw UserError(concat("--tp: found ", grid.tp(),
                            ", allowed with --device cuda: 1; tensor parallelism runs on --device "
                            "cpu so far"));
+  if (ops.device() == Device::cuda && route_.kind != ExchangeKind::direct)
+    throw UserError(concat("parallel.exchange: found ", enum_name(recipe.parallel.exchange),
+                           ", allowed with --device cuda: direct"));
   if (ops.device() == Device::cuda && recipe.run.compute_type == ComputeType::bf16)
     throw UserError(
         "run.compute_type: found bf16, allowed with --device cuda: f32; bf16 training runs on "

@@ -13,6 +13,7 @@
 #include "core/param_table.h"
 #include "core/tensor_group.h"
 #include "parallel/process_grid.h"
+#include "parallel/row_transport.h"
 
 namespace openmoe {
 
@@ -28,11 +29,13 @@ class Network {
   Model& model() { return model_; }
   const Arena& arena() const { return *arena_; }
   TensorGroup& tensor() { return *tensor_; }
+  const ExchangeRoute& route() const { return route_; }  // of rows to their experts
   Ops& ops() { return ops_; }
 
  private:
   Ops& ops_;
   ParamTable params_;
+  ExchangeRoute route_;
   std::unique_ptr<TokenExchange> exchange_;
   std::unique_ptr<TensorGroup> tensor_;
   Model model_;

@@ -24,6 +24,7 @@
 #include "apps/trainer.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "core/config/enum_names.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/peak.h"
 #include "core/op_profile.h"
@@ -125,6 +126,13 @@ void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& networ
   std::printf("capacity    %lld slots per expert and group of %lld tokens\n",
               static_cast<long long>(recipe.routing.capacity(recipe.model.num_experts, true)),
               static_cast<long long>(recipe.routing.group_tokens));
+  if (grid.ep() > 1 && recipe.model.num_moe_layers() > 0) {
+    const ExchangeRoute& route = network.route();
+    std::printf("exchange    %s", std::string(enum_name(route.kind)).c_str());
+    if (route.kind == ExchangeKind::two_level)
+      std::printf(", %lld ranks per node", static_cast<long long>(route.ranks_per_node));
+    std::printf("\n");
+  }
   std::printf("memory of rank 0\n%s", network.arena().table().c_str());
   std::fflush(stdout);
 }

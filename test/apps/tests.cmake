@@ -38,6 +38,11 @@ openmoe_golden_tests(${CMAKE_SOURCE_DIR}/test/golden "all files"
                      1:1:1:5 2:1:1:5 2:2:1:5 2:1:2:5 4:1:1:4 4:2:1:4 4:2:2:5 4:1:2:5 8:2:2:4)
 openmoe_golden_tests(${CMAKE_SOURCE_DIR}/test/golden/bf16 "bf16 files" 1:1:1:3 2:2:1:3 2:1:2:3 4:2:2:3)
 
+add_test(NAME "mpi: two hosts without shared memory"
+         COMMAND ${CMAKE_SOURCE_DIR}/test/two_hosts_test.sh ${CMAKE_BINARY_DIR}/openmoe ${OPENMOE_TEST_SHARDS} ${CMAKE_SOURCE_DIR})
+set_tests_properties("mpi: two hosts without shared memory" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "mpi" PROCESSORS 2
+                     SKIP_RETURN_CODE 77 FIXTURES_REQUIRED sample_shards)
+
 # Conversion against the real libraries, which live in Python; what is not installed is skipped by the test and said.
 add_executable(logits_tool apps/logits_tool.cpp)
 target_link_libraries(logits_tool PRIVATE openmoe_apps openmoe_device)
