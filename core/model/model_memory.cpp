@@ -46,9 +46,11 @@ void Model::allocate_tensor_buffers(Arena& arena) {
   const std::int64_t row_bytes = config_.d_model * size_of(DType::f32);
   const bool has_moe = config_.num_moe_layers() > 0;
   const std::int64_t chunk_rows = has_moe ? max_received(expert_chunk_) : 0;
-  // Largest of their kind: the residual stream by rows and a chunk's sums; all rows and the sums.
+  // Largest of their kind: the residual stream by rows and a chunk's sums; all rows, the same sums,
+  // and the gradients of the gates from every rank.
+  const std::int64_t gate_bytes = tensor_.size() * num_tokens() * 2 * size_of(DType::f32);
   tensor_.allocate_buffers(arena, std::max(share_.num_tokens, chunk_rows) * row_bytes,
-                           std::max(num_tokens(), chunk_rows) * row_bytes);
+                           std::max(std::max(num_tokens(), chunk_rows) * row_bytes, gate_bytes));
 }
 
 void Model::allocate_batch(Arena& arena) {
