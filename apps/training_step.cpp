@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/base/check.h"
+#include "core/base/error.h"
 #include "core/train/adafactor.h"
 
 namespace openmoe {
@@ -52,6 +53,14 @@ TrainingStep::TrainingStep(Network& network, ProcessGrid& grid, const Recipe& re
       grid_(grid),
       recipe_(recipe),
       reducer_(network.ops(), network.params(), grid, bucket_bytes(recipe, network)) {
+  if (recipe.parallel.shard_update) {
+    if (network.ops().device() != Device::host)
+      throw UserError(
+          "parallel.shard_update: found true, allowed with --device cuda: false; it runs on "
+          "--device "
+          "cpu so far");
+    sharded_.emplace(network.ops(), network.params(), grid, network.tensor());
+  }
   network.params().zero_gradients(network.ops());
   bad_gradients_.resize(network.params().params().size());
 }
@@ -89,23 +98,30 @@ StepOutcome TrainingStep::run_whole(const Batch& batch, const BatchCounts& count
   if (reducer_.has_buckets()) {
     network_.model().observe_gradients({});
     reducer_.finish();
+  } else if (sharded_) {
+    sharded_->reduce();
   } else {
     reducer_.reduce();
   }
   sum_over_ranks(out.sums, grid_);
   out.losses = losses_from(out.sums, counts, recipe_.loss);
-  out.grad_norm = reducer_.grad_norm();
+  out.grad_norm = sharded_ ? sharded_->grad_norm() : reducer_.grad_norm();
   network_.ops().enter("optimizer");
   if (out.is_finite()) {
     out.was_accepted = accepts(out.losses);
     if (!out.was_accepted) return out;
-    adafactor_step(network_.ops(), network_.tensor(), network_.params(), recipe_.optimizer, step);
+    if (sharded_)
+      sharded_->update(recipe_.optimizer, step);
+    else
+      adafactor_step(network_.ops(), network_.tensor(), network_.params(), recipe_.optimizer, step);
     return out;
   }
   const auto& params = network_.params().params();
-  for (std::size_t i = 0; i < params.size(); ++i)
-    bad_gradients_[i] =
-        std::isfinite(network_.ops().sum_of_squares(params[i].grad)) ? 0 : grid_.world_rank() + 1;
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    const bool is_finite = sharded_ ? sharded_->is_finite(i)
+                                    : std::isfinite(network_.ops().sum_of_squares(params[i].grad));
+    bad_gradients_[i] = is_finite ? 0 : grid_.world_rank() + 1;
+  }
   return out;
 }
 

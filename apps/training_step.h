@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "core/model/step_stats.h"
 #include "parallel/gradient_reducer.h"
 #include "parallel/process_grid.h"
+#include "parallel/sharded_update.h"
 
 namespace openmoe {
 
@@ -45,7 +47,8 @@ class TrainingStep {
 
   // Forward and backward passes over micro-batches of the network's rows, reduction, update: step
   // `step` of the schedule. `counts` are those of the global batch. Afterwards every Param::grad is
-  // that of the global batch's loss, unless gradients have one place between them. `observe`, if
+  // that of the global batch's loss, unless gradients have one place between them or the update is
+  // sharded. `observe`, if
   // given, is called after each micro-batch with it and its first row in `batch`. Collective.
   using Observer = std::function<void(const Batch&, std::int64_t)>;
   StepOutcome run(const Batch& batch, const BatchCounts& counts, std::int64_t step,
@@ -74,6 +77,7 @@ class TrainingStep {
   ProcessGrid& grid_;
   const Recipe& recipe_;
   GradientReducer reducer_;
+  std::optional<ShardedUpdate> sharded_;  // parallel.shard_update
   Batch micro_batch_;
   Acceptance accepts_;
   // By place in the table: rank + 1 where the gradient of the last step, if that was not finite, is

@@ -44,6 +44,10 @@ class Communicator {
   virtual void wait_for_sums() {}
   virtual void all_reduce_sum(std::span<std::int64_t> data) = 0;
   virtual void all_reduce_max(std::span<std::int64_t> data) = 0;
+  // In place: `data` is one piece per rank, back to back in rank order, of counts[r] elements each;
+  // every rank brings all and ends with its own as the sum over ranks, the others undefined.
+  // `counts` is the same on every rank.
+  virtual void reduce_scatter_sum(std::span<float> data, std::span<const std::int64_t> counts) = 0;
   // Fixed-size exchange of `count` integers per peer: sent and received hold size() * count each,
   // in rank order.
   virtual void all_to_all(std::span<const std::int64_t> sent, std::span<std::int64_t> received,

@@ -26,6 +26,14 @@ void sum_over(const Tensor& grads, Communicator& group, DeviceCommunicator* devi
 
 }  // namespace
 
+double total_norm(const std::array<double, kNumShardings>& squares, ProcessGrid& grid) {
+  const auto of = [&](Sharding sharding) { return squares[static_cast<std::size_t>(sharding)]; };
+  double shared[] = {of(Sharding::tensor), of(Sharding::expert)};
+  grid.tensor().all_reduce_sum(std::span<double>(shared));
+  grid.expert().all_reduce_sum(std::span<double>(&shared[1], 1));
+  return std::sqrt(of(Sharding::replicated) + shared[0] + shared[1]);
+}
+
 GradientReducer::GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid,
                                  std::int64_t bucket_bytes)
     : ops_(ops), params_(params), grid_(grid) {
@@ -95,12 +103,7 @@ double GradientReducer::add_squares(const Param& param) {
 }
 
 double GradientReducer::norm_of_added() {
-  const auto added = std::exchange(squares_, {});
-  const auto of = [&](Sharding sharding) { return added[static_cast<std::size_t>(sharding)]; };
-  double shared[] = {of(Sharding::tensor), of(Sharding::expert)};
-  grid_.tensor().all_reduce_sum(std::span<double>(shared));
-  grid_.expert().all_reduce_sum(std::span<double>(&shared[1], 1));
-  return std::sqrt(of(Sharding::replicated) + shared[0] + shared[1]);
+  return total_norm(std::exchange(squares_, {}), grid_);
 }
 
 double GradientReducer::grad_norm() {

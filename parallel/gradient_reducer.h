@@ -16,6 +16,10 @@
 
 namespace openmoe {
 
+// From the squares of this rank's part of each kind of parameter, the norm over the whole model,
+// each parameter counted once; the same bits on every rank. Collective over the ep and tp groups.
+double total_norm(const std::array<double, kNumShardings>& squares, ProcessGrid& grid);
+
 class GradientReducer {
  public:
   // `params` must be allocated for training. All references must outlive this. bucket_bytes > 0:

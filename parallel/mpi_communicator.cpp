@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <exception>
 #include <limits>
 #include <map>
@@ -169,6 +170,26 @@ class MpiCommunicator : public Communicator {
     check_mpi(MPI_Alltoallv(sent, sent_counts.data(), sent_offsets.data(), type, received,
                             received_counts.data(), received_offsets.data(), type, comm_.get()),
               description_, "MPI_Alltoallv of rows of ", row_bytes, " bytes");
+  }
+
+  void reduce_scatter_sum(std::span<float> data, std::span<const std::int64_t> pieces) override {
+    std::int64_t total = 0, own_begin = 0;
+    for (std::size_t r = 0; r < pieces.size(); ++r) {
+      if (static_cast<int>(r) == rank_) own_begin = total;
+      total += pieces[r];
+    }
+    OPENMOE_CHECK(
+        pieces.size() == counts_[0].size() && data.size() == static_cast<std::size_t>(total),
+        data.size(), " elements for ", total, " in ", pieces.size(), " pieces for ", size_,
+        " ranks");
+    if (total > limits_.max_count) return all_reduce(data, MPI_SUM, "sum of f32");
+    fill_counts({pieces, {}}, counts_[0], counts_[1]);
+    check_mpi(MPI_Reduce_scatter(MPI_IN_PLACE, data.data(), counts_[0].data(), MPI_FLOAT, MPI_SUM,
+                                 comm_.get()),
+              description_, "MPI_Reduce_scatter of ", total, " f32");
+    // In place, MPI leaves the result at the front.
+    const auto own = static_cast<std::size_t>(pieces[static_cast<std::size_t>(rank_)]);
+    if (own > 0) std::memmove(data.data() + own_begin, data.data(), own * sizeof(float));
   }
 
   void all_gather(std::span<float> data, std::span<const std::int64_t> pieces) override {

@@ -43,6 +43,10 @@ class ObservedCommunicator : public Communicator {
   void all_reduce_max(std::span<std::int64_t> data) override {
     observe("all_reduce_max of i64", data.size_bytes(), [&] { inner_.all_reduce_max(data); });
   }
+  void reduce_scatter_sum(std::span<float> data, std::span<const std::int64_t> counts) override {
+    observe("reduce_scatter_sum of f32", data.size_bytes(),
+            [&] { inner_.reduce_scatter_sum(data, counts); });
+  }
   void all_to_all(std::span<const std::int64_t> sent, std::span<std::int64_t> received,
                   std::int64_t count) override {
     observe("all_to_all", sent.size_bytes(), [&] { inner_.all_to_all(sent, received, count); });

@@ -17,6 +17,9 @@ class PlannedGroup : public Communicator {
   void all_reduce_sum(std::span<double>) override { refuse("all_reduce_sum"); }
   void all_reduce_sum(std::span<std::int64_t>) override { refuse("all_reduce_sum"); }
   void all_reduce_max(std::span<std::int64_t>) override { refuse("all_reduce_max"); }
+  void reduce_scatter_sum(std::span<float>, std::span<const std::int64_t>) override {
+    refuse("reduce_scatter_sum");
+  }
   void all_to_all(std::span<const std::int64_t>, std::span<std::int64_t>, std::int64_t) override {
     refuse("all_to_all");
   }

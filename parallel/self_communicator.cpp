@@ -17,6 +17,7 @@ class SelfCommunicator : public Communicator {
   void all_reduce_sum(std::span<double>) override {}
   void all_reduce_sum(std::span<std::int64_t>) override {}
   void all_reduce_max(std::span<std::int64_t>) override {}
+  void reduce_scatter_sum(std::span<float>, std::span<const std::int64_t>) override {}
 
   void all_to_all(std::span<const std::int64_t> sent, std::span<std::int64_t> received,
                   std::int64_t count) override {

@@ -184,6 +184,20 @@ void check_objectives(const Checker& check) {
                                               "half a row to inputs and half to targets"));
 }
 
+void check_update(const Checker& check) {
+  const ParallelConfig& parallel = check.recipe.parallel;
+  if (!check.errors.clean({"parallel.shard_update"}) || !parallel.shard_update) return;
+  if (parallel.update_in_backward)
+    check.fail("parallel.shard_update",
+               "found true, allowed: false, since parallel.update_in_backward updates every "
+               "parameter on its own; set one of the two to false");
+  if (parallel.reduction_bucket_kb > 0)
+    check.fail(
+        "parallel.shard_update",
+        "found true, allowed: false, since parallel.reduction_bucket_kb sums whole gradients "
+        "on every rank; set that to 0, or this to false");
+}
+
 void check_run(const Checker& check) {
   const Recipe& recipe = check.recipe;
   if (!check.errors.clean({"run.on_nonfinite", "run.keep_every", "run.checkpoint_every"})) return;
@@ -212,6 +226,7 @@ void check_recipe(const Recipe& recipe, ConfigErrors& errors, const OriginOf& or
   check_groups(check);
   check_objectives(check);
   check_phases(check);
+  check_update(check);
   check_run(check);
 }
 

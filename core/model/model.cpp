@@ -65,7 +65,9 @@ Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& 
   if (tp > 1)
     vocabulary_ = {{.first = head_->tensor_slice.ranges[0].begin, .total = config_.vocab_size},
                    [this](std::span<LogitSums> sums) { tensor_.combine(sums); }};
-  const std::int64_t fitting = kLogitsBytes / (share_.vocab_size * size_of(DType::f32));
+  // The same on all ranks of a tensor group, whose parts of the vocabulary may differ by one.
+  const std::int64_t columns = (config_.vocab_size + tp - 1) / tp;
+  const std::int64_t fitting = kLogitsBytes / (columns * size_of(DType::f32));
   loss_chunk_rows_ = std::min(num_tokens(), std::max(kMinLogitsRows, fitting));
   for (std::int64_t i = 0; i < config_.num_layers; ++i)
     layers_.push_back(find_layer(params, config_, i));

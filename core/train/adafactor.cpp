@@ -4,9 +4,7 @@
 #include <cmath>
 
 namespace openmoe {
-namespace {
 
-// How the ranks of `tensor` share each matrix of a parameter that they have slices of.
 SharedMatrix shared_matrix(const Param& param, TensorGroup& tensor) {
   const Shape whole = Param::matrices_of(param.global_shape);
   const bool by_columns = param.tensor_slice.axis == param.global_shape.rank - 1;
@@ -15,16 +13,14 @@ SharedMatrix shared_matrix(const Param& param, TensorGroup& tensor) {
           .sum = [&tensor](std::span<double> values) { tensor.sum(values); }};
 }
 
-}  // namespace
-
 double learning_rate_at(const OptimizerConfig& config, std::int64_t step) {
   const auto warmup = static_cast<double>(config.warmup_steps);
   return config.peak_learning_rate * std::sqrt(warmup) /
          std::sqrt(std::max(static_cast<double>(step), warmup));
 }
 
-void adafactor_update(Ops& ops, TensorGroup& tensor, Param& param, const OptimizerConfig& config,
-                      std::int64_t step) {
+void adafactor_update(Ops& ops, Param& param, const OptimizerConfig& config, std::int64_t step,
+                      const SharedMatrix* shared) {
   if (!config.routers_learn(step) && param.name.ends_with("mlp.gate_weight")) return;
   AdafactorScalars scalars;
   scalars.learning_rate = static_cast<float>(learning_rate_at(config, step));
@@ -33,8 +29,6 @@ void adafactor_update(Ops& ops, TensorGroup& tensor, Param& param, const Optimiz
   scalars.clip_threshold = static_cast<float>(config.clip_threshold);
   scalars.epsilon_square = static_cast<float>(config.epsilon_square);
   scalars.epsilon_scale = static_cast<float>(config.epsilon_scale);
-  const SharedMatrix slice = shared_matrix(param, tensor);
-  const SharedMatrix* const shared = param.tensor_slice.axis < 0 ? nullptr : &slice;
   if (param.factored) {
     const Shape matrices = param.as_matrices();
     ops.adafactor_factored(param.value.reshaped(matrices), param.stat_row, param.stat_col,
@@ -43,6 +37,12 @@ void adafactor_update(Ops& ops, TensorGroup& tensor, Param& param, const Optimiz
     ops.adafactor_full(param.value, param.stat_row, param.grad, scalars, shared);
   }
   param.round_operand(ops);
+}
+
+void adafactor_update(Ops& ops, TensorGroup& tensor, Param& param, const OptimizerConfig& config,
+                      std::int64_t step) {
+  const SharedMatrix shared = shared_matrix(param, tensor);
+  adafactor_update(ops, param, config, step, param.tensor_slice.axis < 0 ? nullptr : &shared);
 }
 
 void adafactor_step(Ops& ops, TensorGroup& tensor, ParamTable& params,

@@ -20,8 +20,16 @@ namespace openmoe {
 // square root.
 double learning_rate_at(const OptimizerConfig& config, std::int64_t step);
 
+// How the ranks of `tensor` share each matrix of a parameter that they have slices of. `tensor`
+// must outlive it.
+SharedMatrix shared_matrix(const Param& param, TensorGroup& tensor);
+
 // One update of `param` from its gradient, which must already be summed over all ranks; also of the
-// rounded copy that products read. Collective over `tensor`, whose ranks share statistics.
+// rounded copy that products read. `shared` is null where the parameter is whole here; else
+// collective over the ranks that share it.
+void adafactor_update(Ops& ops, Param& param, const OptimizerConfig& config, std::int64_t step,
+                      const SharedMatrix* shared);
+// The same of a parameter as `tensor` shares it.
 void adafactor_update(Ops& ops, TensorGroup& tensor, Param& param, const OptimizerConfig& config,
                       std::int64_t step);
 // One update of every parameter in this way.
