@@ -35,8 +35,8 @@ void print_collectives(Table& table, const Json& plan) {
     return;
   }
   table.print(
-      "collectives per rank and step; bytes that the rank brings, MiB, where they depend on the "
-      "routing:\nif experts are chosen equally often, and the most there can be\n");
+      "collectives per rank and step, with the bytes that the rank brings: if experts are chosen "
+      "equally often, and at most\n");
   table.print("  %-9s %6s  %-32s %9s %12s %12s\n", "group", "ranks", "collective", "calls", "MiB",
               "at most");
   for (const Json& row : plan["collectives"])
@@ -50,7 +50,7 @@ void print_time(Table& table, const Json& plan) {
   const Json& time = plan["time"];
   const double step = time["step_seconds"];
   const auto share = [&](const std::string& what, double seconds) {
-    table.print("%-26s %20.3f %6.1f%%\n", what.c_str(), 1e3 * seconds, 100.0 * seconds / step);
+    table.print("%-38s %12.3f %6.1f%%\n", what.c_str(), 1e3 * seconds, 100.0 * seconds / step);
   };
   table.print("time of a step on machine %s, ms, computed\n",
               plan["machine"]["name"].get<std::string>().c_str());

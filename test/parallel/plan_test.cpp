@@ -43,11 +43,19 @@ Batch random_batch(const Recipe& recipe, std::int64_t rows, std::int64_t data_ra
   return batch;
 }
 
+std::int64_t resident_bytes() {
+  std::ifstream file("/proc/self/statm");
+  std::int64_t pages = 0, resident_pages = 0;
+  file >> pages >> resident_pages;
+  return resident_pages * sysconf(_SC_PAGESIZE);
+}
+
 // What a step did.
 struct RealStep {
   std::vector<PlanRecord::Collective> collectives;
   std::map<std::pair<std::int64_t, std::int64_t>, Routing> routings;  // by (micro-batch, layer)
-  std::int64_t memory = 0;
+  std::int64_t memory = 0;                                            // of the arena
+  std::int64_t resident = 0;                                          // that the process grew by
   RehearsalGrid grid;
 };
 
@@ -57,6 +65,7 @@ RealStep real_step(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
   ProcessGrid grid(*world, ep, tp);
   grid.check(recipe);
   const auto ops = make_cpu_ops();
+  const std::int64_t resident_before = resident_bytes();
   Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid), true);
   network.params().initialize(*ops, 1);
   TrainingStep training(network, grid, recipe);
@@ -77,6 +86,7 @@ RealStep real_step(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
   const BatchCounts counts = agree_on_step(batch, recipe, grid, 0).counts;
   const StepOutcome outcome = training.run(batch, counts, 0, keep_routing);
   observers.remove(record);
+  real.resident = resident_bytes() - resident_before;
   REQUIRE_ALL_RANKS(outcome.is_finite());
   real.collectives = record.collectives();
   return real;
@@ -173,6 +183,24 @@ TEST_CASE("the plan follows micro-batches, buckets, recomputation and updates in
     INFO(change[0]);
     check_grids(recipe_of(kReleased, change));
   }
+}
+
+// A model large enough for what is not planned (buffers of products and of MPI) to be small.
+TEST_CASE("the memory that a rank's process grows by in a step is the planned memory") {
+  const Recipe recipe = recipe_of("recipes/quickstart.json", {"data.batch_rows=48"});
+  const std::int64_t ranks = mpi().world().size();
+  if (ranks > 2) return;
+  for (const std::int64_t ep : {1, 2})
+    for (const std::int64_t tp : {1, 2}) {
+      if (ranks % (ep * tp) != 0) continue;
+      INFO("ep " << ep << ", tp " << tp);
+      real_step(recipe_of(kReleased, {}), ep, tp);  // what a process makes once is made
+      const RealStep real = real_step(recipe, ep, tp);
+      Arena dry;
+      size_rank(dry, recipe, real.grid);
+      REQUIRE_ALL_RANKS(real.resident ==
+                        Approx(static_cast<double>(dry.used_bytes())).epsilon(0.03));
+    }
 }
 
 }  // namespace openmoe::test
