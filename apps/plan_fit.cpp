@@ -1,7 +1,8 @@
 #include "apps/plan_fit.h"
 
 #include <algorithm>
-#include <numeric>
+#include <bit>
+#include <utility>
 #include <vector>
 
 #include "apps/network.h"
@@ -52,6 +53,10 @@ Candidate recomputing(const Candidate& from) {
 Candidate updating_in_backward(const Candidate& from) {
   if (from.recipe.parallel.update_in_backward) return from;
   Candidate changed = from.with("--set parallel.update_in_backward=true");
+  if (from.recipe.parallel.micro_batch_rows > 0) {  // it needs all rows at once
+    changed = changed.with("--set parallel.micro_batch_rows=0");
+    changed.recipe.parallel.micro_batch_rows = 0;
+  }
   changed.recipe.parallel.update_in_backward = true;
   return changed;
 }
@@ -86,16 +91,24 @@ Candidate on_grid(const Candidate& from, std::int64_t ranks, std::int64_t ep, st
   return changed;
 }
 
-// Grids of `ranks` ranks with more ep or tp than `from`, the least more first; of equals, more ep:
-// its traffic is less.
+std::int64_t factors_of_two(std::int64_t from, std::int64_t to) {
+  const std::int64_t ratio = std::max(from, to) / std::min(from, to);
+  return std::bit_width(static_cast<std::uint64_t>(ratio)) - 1;
+}
+
+// Grids of `ranks` ranks with more ep or more tp than `from`, the least changed first; of equals
+// that of more ep, whose traffic is less.
 std::vector<Candidate> wider_grids(const Candidate& from, std::int64_t ranks) {
   std::vector<Candidate> grids;
-  for (std::int64_t tp = from.tp; tp <= ranks; tp *= 2)
-    for (std::int64_t ep = from.ep; ep * tp <= ranks; ep *= 2)
-      if (ranks % (ep * tp) == 0 && (ranks != from.ranks || ep != from.ep || tp != from.tp))
+  for (std::int64_t ep = 1; ep <= ranks; ep *= 2)
+    for (std::int64_t tp = from.tp; ep * tp <= ranks; tp *= 2)
+      if (ranks % (ep * tp) == 0 && (ep > from.ep || tp > from.tp))
         grids.push_back(on_grid(from, ranks, ep, tp));
-  std::stable_sort(grids.begin(), grids.end(), [](const Candidate& a, const Candidate& b) {
-    return a.ep * a.tp < b.ep * b.tp;
+  std::stable_sort(grids.begin(), grids.end(), [&](const Candidate& a, const Candidate& b) {
+    const auto changes = [&](const Candidate& grid) {
+      return factors_of_two(from.ep, grid.ep) + factors_of_two(from.tp, grid.tp);
+    };
+    return std::pair(changes(a), b.ep) < std::pair(changes(b), a.ep);
   });
   return grids;
 }
