@@ -1,4 +1,5 @@
 // openmoe plan: the numbers of the published models, and memory that follows the grid.
+#include <cstdio>
 #include <utility>
 
 #include "test/support/catch.h"
@@ -280,6 +281,53 @@ TEST_CASE("train allocates what was planned", "[plan]") {
           json::parse(planned.output).at("memory").at("total").get<double>() / (1 << 20);
       CHECK(std::stod(trained.output.substr(total + 5)) == Approx(planned_mib).epsilon(0.03));
     }
+}
+
+TEST_CASE("the README's table of planned runs is what plan computes", "[plan]") {
+  std::ifstream file(source_path("README.md"));
+  int rows = 0;
+  for (std::string line; std::getline(file, line);) {
+    char name[32] = "";
+    long long gpus = 0, dp = 0, ep = 0, tp = 0;
+    double gib = 0.0, step = 0.0, compute = 0.0, optimizer = 0.0, exposed = 0.0, tokens = 0.0,
+           days = 0.0, share = 0.0;
+    const int fields = std::sscanf(
+        line.c_str(),
+        "| %31[^|] | %lld | %lld x %lld x %lld | %lf | %lf | %lf %% | %lf %% | %lf %% | %lfM | %lf "
+        "| %lf |",
+        name, &gpus, &dp, &ep, &tp, &gib, &step, &compute, &optimizer, &exposed, &tokens, &days,
+        &share);
+    if (fields != 13) continue;
+    INFO(line);
+    ++rows;
+    const std::string model = name;
+    const std::string size = model.starts_with("Base") ? "base"
+                             : model.starts_with("8B") ? "8b"
+                                                       : "34b";
+    const json of = plan("recipes/released/openmoe-" + size + ".json",
+                         "--machine " + source_path("recipes/machines/h100-node.json") +
+                             " --set run.compute_type=bf16 --set parallel.reduction_bucket_kb=65536"
+                             " --ranks " +
+                             std::to_string(gpus) + " --ep " + std::to_string(ep) + " --tp " +
+                             std::to_string(tp) +
+                             (model.find("1,024 rows") != std::string::npos
+                                  ? " --set data.batch_rows=1024 --set run.num_steps=62500"
+                                  : ""));
+    const json& time = of.at("time");
+    const double seconds = time.at("step_seconds");
+    CHECK(of.at("grid").at("dp") == dp);
+    CHECK(of.at("memory").at("total").get<double>() / (1 << 30) == Approx(gib).margin(0.06));
+    CHECK(seconds == Approx(step).epsilon(0.01));
+    CHECK(100 * time.at("compute_seconds").get<double>() / seconds == Approx(compute).margin(0.6));
+    CHECK(100 * time.at("optimizer_seconds").get<double>() / seconds ==
+          Approx(optimizer).margin(0.6));
+    CHECK(100 * time.at("exposed_communication_seconds").get<double>() / seconds ==
+          Approx(exposed).margin(0.6));
+    CHECK(time.at("tokens_per_second").get<double>() / 1e6 == Approx(tokens).epsilon(0.01));
+    CHECK(time.at("days").get<double>() == Approx(days).epsilon(0.01));
+    CHECK(time.at("share_of_peak").get<double>() == Approx(share).margin(0.006));
+  }
+  CHECK(rows == 9);
 }
 
 }  // namespace openmoe::test

@@ -104,7 +104,8 @@ bool is_routed(const PlanRecord::Collective& kind, const RehearsalGrid& grid) {
          (kind.group == "expert" || (kind.group == "tensor" && grid.tp > 1));
 }
 
-void check_plan(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
+// Returns whether this step's routing moved other bytes than a balanced one.
+bool check_plan(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
   INFO("ep " << ep << ", tp " << tp);
   const RealStep real = real_step(recipe, ep, tp);
   const RouteRows as_it_was = [&](std::int64_t micro_batch, std::int64_t layer,
@@ -119,6 +120,7 @@ void check_plan(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
   rehearse_step(recipe, real.grid, as_it_was, exact, /*every_micro_batch=*/true);
   rehearse_step(recipe, real.grid, balanced_rows(recipe, real.grid, rows), balanced);
   rehearse_step(recipe, real.grid, most_rows(recipe, real.grid, rows), most);
+  bool is_unbalanced = false;
   bool same = exact.collectives().size() == real.collectives.size() &&
               balanced.collectives().size() == real.collectives.size();
   for (const auto& kind : real.collectives) {
@@ -140,20 +142,24 @@ void check_plan(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
                           (is_routed(kind, real.grid) || in_balanced->bytes == kind.bytes);
     CHECK(is_right);
     same = same && is_right;
+    is_unbalanced = is_unbalanced || in_balanced->bytes != kind.bytes;
   }
   REQUIRE_ALL_RANKS(same);
   Arena dry;
   size_rank(dry, recipe, real.grid);
   REQUIRE_ALL_RANKS(dry.used_bytes() == Approx(static_cast<double>(real.memory)).epsilon(0.03));
   if (recipe.model.vocab_size % tp == 0) REQUIRE_ALL_RANKS(dry.used_bytes() == real.memory);
+  return is_unbalanced;
 }
 
 // On every grid of the world that the recipe suits.
-void check_grids(const Recipe& recipe) {
+bool check_grids(const Recipe& recipe) {
   const std::int64_t ranks = mpi().world().size();
+  bool is_unbalanced = false;
   for (const std::int64_t ep : {1, 2, 4})
     for (const std::int64_t tp : {1, 2})
-      if (ranks % (ep * tp) == 0) check_plan(recipe, ep, tp);
+      if (ranks % (ep * tp) == 0 && check_plan(recipe, ep, tp)) is_unbalanced = true;
+  return is_unbalanced;
 }
 
 const char* const kReleased = "test/recipes/tiny-released.json";
@@ -177,12 +183,18 @@ TEST_CASE("the plan follows micro-batches, buckets, recomputation and updates in
       {"parallel.update_in_backward=true"},
       {"parallel.recompute_ffn=true", "run.compute_type=bf16"},
       {"model.tied_embedding=true", "model.vocab_size=8193"},
-      {"model.moe_interval=1", "routing.capacity_counts=assignments", "routing.capacity_factor=2"},
       {"model.moe_interval=0"}};
   for (const auto& change : changes) {
     INFO(change[0]);
     check_grids(recipe_of(kReleased, change));
   }
+}
+
+TEST_CASE("the plan of a step in which experts get different numbers of rows") {
+  const bool is_unbalanced = check_grids(
+      recipe_of(kReleased, {"model.moe_interval=1", "routing.capacity_counts=assignments",
+                            "routing.capacity_factor=2"}));
+  REQUIRE_ALL_RANKS(is_unbalanced == (mpi().world().size() > 1));
 }
 
 // A model large enough for what is not planned (buffers of products and of MPI) to be small.
