@@ -22,6 +22,13 @@
 namespace openmoe::test {
 namespace {
 
+// A sanitizer's own memory grows with the program's.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kIsSanitized = true;
+#else
+constexpr bool kIsSanitized = false;
+#endif
+
 Recipe recipe_of(const std::string& file, const std::vector<std::string>& changes) {
   return load_recipe(std::string(OPENMOE_TEST_SOURCE_DIR) + "/" + file, changes);
 }
@@ -201,7 +208,7 @@ TEST_CASE("the plan of a step in which experts get different numbers of rows") {
 TEST_CASE("the memory that a rank's process grows by in a step is the planned memory") {
   const Recipe recipe = recipe_of("recipes/quickstart.json", {"data.batch_rows=48"});
   const std::int64_t ranks = mpi().world().size();
-  if (ranks > 2) return;
+  if (ranks > 2 || kIsSanitized) return;
   for (const std::int64_t ep : {1, 2})
     for (const std::int64_t tp : {1, 2}) {
       if (ranks % (ep * tp) != 0) continue;
