@@ -206,7 +206,7 @@ TEST_CASE("the plan of a step in which experts get different numbers of rows") {
 
 // A model large enough for what is not planned (buffers of products and of MPI) to be small.
 TEST_CASE("the memory that a rank's process grows by in a step is the planned memory") {
-  const Recipe recipe = recipe_of("recipes/quickstart.json", {"data.batch_rows=48"});
+  const Recipe recipe = recipe_of("recipes/quickstart.json", {"data.batch_rows=32"});
   const std::int64_t ranks = mpi().world().size();
   if (ranks > 2 || kIsSanitized) return;
   for (const std::int64_t ep : {1, 2})
