@@ -1,55 +1,41 @@
-// openmoe plan: parameters, FLOPs and memory of a recipe on a grid, before anything is queued.
+// openmoe plan: parameters, FLOPs, memory, collectives and time of a recipe on a grid, before
+// anything is queued.
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "apps/command.h"
-#include "apps/network.h"
-#include "apps/trainer.h"
+#include "apps/machine.h"
+#include "apps/machine_measure.h"
+#include "apps/plan_fit.h"
+#include "apps/plan_record.h"
+#include "apps/plan_step.h"
+#include "apps/plan_table.h"
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
 #include "core/param_table.h"
-#include "parallel/planned_group.h"
-#include "parallel/process_grid.h"
 
 namespace openmoe {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr double kSecondsPerDay = 86400.0;
+
 struct PlanOptions {
   RecipeOptions recipe;
   GridOptions grid;
   std::int64_t ranks = 0;  // 0: the ranks of this job, or ep * tp when it has one
+  std::string machine;     // file; "": none
+  bool measure = false;    // this machine
   bool as_json = false;
 };
 
-// Bytes on one rank by category, and the grid they belong to.
-void add_memory(Json& plan, const Recipe& recipe, std::int64_t ep, std::int64_t tp,
-                std::int64_t ranks) {
-  const auto world = make_planned_group(static_cast<int>(ranks));
-  const ProcessGrid grid(*world, ep, tp);
-  grid.check(recipe);
-  Arena arena;
-  size_network(arena, recipe, ep, tp, micro_batch_rows(recipe, grid), true);
-  plan["grid"] = {{"ranks", ranks},
-                  {"dp", grid.dp()},
-                  {"ep", grid.ep()},
-                  {"tp", grid.tp()},
-                  {"rows_per_rank", recipe.data.batch_rows / grid.num_data_ranks()},
-                  {"micro_batch_rows", micro_batch_rows(recipe, grid)}};
-  Json memory;
-  for (int i = 0; i < kNumMemoryCategories; ++i) {
-    const auto category = static_cast<MemoryCategory>(i);
-    memory[name_of(category)] = arena.used_bytes(category);
-  }
-  memory["total"] = arena.used_bytes();
-  plan["memory"] = memory;
-}
-
-Json make_plan(const Recipe& recipe) {
+Json parameters_of(const Recipe& recipe) {
   const ParameterCounts counts = count_parameters(recipe.model);
   const double flops = flops_per_token(recipe);
   const std::int64_t positions = recipe.data.batch_rows * recipe.data.sequence_length;
@@ -66,29 +52,71 @@ Json make_plan(const Recipe& recipe) {
   return plan;
 }
 
-void print_table(const Json& plan) {
-  const auto line = [](const char* what, const char* format, double value) {
-    char text[64];
-    std::snprintf(text, sizeof text, format, value);
-    std::printf("%-26s %20s\n", what, text);
-  };
-  std::printf("%s\n", plan["name"].get<std::string>().c_str());
-  const Json& parameters = plan["parameters"];
-  line("parameters of the model", "%.0f", parameters["total"]);
-  line("  active per token", "%.0f", parameters["active"]);
-  line("  with embedding and head", "%.0f", parameters["active_with_embedding"]);
-  line("FLOPs per token", "%.4g", plan["flops_per_token"]);
-  line("positions per step", "%.0f", plan["positions_per_step"]);
-  line("FLOPs per step", "%.4g", plan["flops_per_step"]);
-  line("positions of the run", "%.0f", plan["positions"]);
-  line("FLOPs of the run", "%.4g", plan["flops"]);
-  const Json& grid = plan["grid"];
-  std::printf(
-      "memory per rank (MiB), %lld ranks = dp %lld x ep %lld x tp %lld, %lld rows at once\n",
-      grid["ranks"].get<long long>(), grid["dp"].get<long long>(), grid["ep"].get<long long>(),
-      grid["tp"].get<long long>(), grid["micro_batch_rows"].get<long long>());
-  for (const auto& item : plan["memory"].items())
-    line(("  " + item.key()).c_str(), "%.1f", item.value().get<double>() / (1 << 20));
+// Bytes on one rank by category, and the grid they belong to.
+void add_memory(Json& plan, const Recipe& recipe, const RehearsalGrid& grid) {
+  Arena arena;
+  size_rank(arena, recipe, grid);
+  plan["grid"] = {{"ranks", grid.ranks()},
+                  {"dp", grid.dp},
+                  {"ep", grid.ep},
+                  {"tp", grid.tp},
+                  {"rows_per_rank", recipe.data.batch_rows / (grid.dp * grid.ep)},
+                  {"micro_batch_rows", micro_batch_rows(recipe, grid)}};
+  Json memory;
+  for (int i = 0; i < kNumMemoryCategories; ++i) {
+    const auto category = static_cast<MemoryCategory>(i);
+    memory[name_of(category)] = arena.used_bytes(category);
+  }
+  memory["total"] = arena.used_bytes();
+  plan["memory"] = memory;
+}
+
+// `most`: with as many rows to and from experts as there can be.
+void add_collectives(Json& plan, const PlanRecord& balanced, const PlanRecord& most) {
+  OPENMOE_CHECK(balanced.collectives().size() == most.collectives().size(), "two rehearsals");
+  Json rows = Json::array();
+  for (std::size_t i = 0; i < balanced.collectives().size(); ++i) {
+    const PlanRecord::Collective& of = balanced.collectives()[i];
+    rows.push_back({{"group", of.group},
+                    {"verb", of.verb},
+                    {"ranks", of.ranks},
+                    {"calls", of.calls},
+                    {"bytes", of.bytes},
+                    {"most_bytes", most.collectives()[i].bytes}});
+  }
+  plan["collectives"] = rows;
+}
+
+void add_time(Json& plan, const Recipe& recipe, const RehearsalGrid& grid, const Machine& machine,
+              const PlanRecord& record) {
+  Json parts, groups;
+  double compute = 0.0, optimizer = 0.0;
+  for (const PlanRecord::Part& part : record.parts()) {
+    parts[part.name] = part.seconds;
+    (part.name == "optimizer" || part.name == "gradient reduction" ? optimizer : compute) +=
+        part.seconds;
+  }
+  for (const PlanRecord::Collective& kind : record.collectives()) {
+    if (!groups.contains(kind.group)) {
+      const GroupPlace place = place_of(kind.group, grid);
+      groups[kind.group] = {
+          {"ranks", place.ranks}, {"nodes", place.nodes(machine)}, {"seconds", 0.0}};
+    }
+    groups[kind.group]["seconds"] = groups[kind.group]["seconds"].get<double>() + kind.seconds;
+  }
+  const double step = record.step_seconds();
+  const double ranks = static_cast<double>(grid.ranks());
+  const double flops = plan["flops_per_step"];
+  plan["time"] = {
+      {"compute_seconds", compute},
+      {"optimizer_seconds", optimizer},
+      {"exposed_communication_seconds", record.exposed_seconds()},
+      {"step_seconds", step},
+      {"tokens_per_second", plan["positions_per_step"].get<double>() / step},
+      {"days", step * static_cast<double>(recipe.run.num_steps) / kSecondsPerDay},
+      {"share_of_peak", flops / step / ranks / machine.peak_of(recipe.run.compute_type)},
+      {"communication", groups},
+      {"parts", parts}};
 }
 
 // In place of a plan, as --help is: no recipe is asked for.
@@ -97,24 +125,63 @@ void print_table(const Json& plan) {
   throw CLI::Success();
 }
 
-int run_plan(const MpiEnvironment& mpi, const PlanOptions& options) {
+std::string mib(double bytes) {
+  char text[48];
+  std::snprintf(text, sizeof text, "%.1f MiB", bytes / (1 << 20));
+  return text;
+}
+
+// What to say of a job that does not fit the machine; "": it does.
+std::string why_not(const Json& plan, const Recipe& recipe, const RehearsalGrid& grid,
+                    const Machine& machine) {
+  const double needed = plan["memory"]["total"], usable = machine.usable_bytes();
+  if (needed <= usable) return "";
+  const auto change = find_fitting_change(recipe, grid, usable);
+  return concat("recipe '", recipe.name, "' does not fit ", grid.ranks(), " ranks of machine '",
+                machine.name, "': a rank needs ", mib(needed), ", allowed: ", mib(usable), " (",
+                machine.memory_fraction, " of ", mib(machine.memory_bytes), "); ",
+                change ? concat("it fits, with ", mib(static_cast<double>(change->bytes)),
+                                ", given ", change->what)
+                       : concat("no grid of up to 4096 ranks was found that does"));
+}
+
+int run_plan(MpiEnvironment& mpi, const PlanOptions& options) {
+  if (options.measure && !options.machine.empty())
+    throw UserError("--measure: found with --machine, allowed: one of them");
   const Recipe recipe = load_recipe(options.recipe.path, options.recipe.overrides);
-  Json plan = make_plan(recipe);
   const std::int64_t ep = options.grid.ep_of(recipe), tp = options.grid.tp_of(recipe);
   const std::int64_t job_ranks = mpi.world_size() > 1 ? mpi.world_size() : ep * tp;
-  add_memory(plan, recipe, ep, tp, options.ranks > 0 ? options.ranks : job_ranks);
-  if (mpi.world_rank() != 0) return kExitSuccess;
-  if (options.as_json)
-    std::cout << plan.dump(2) << "\n";
-  else
-    print_table(plan);
+  const RehearsalGrid grid =
+      planned_grid(recipe, options.ranks > 0 ? options.ranks : job_ranks, ep, tp);
+  std::optional<Machine> machine;
+  if (options.measure) machine = measure_machine(mpi);
+  if (!options.machine.empty()) machine = load_machine(options.machine);
+
+  Json plan = parameters_of(recipe);
+  add_memory(plan, recipe, grid);
+  PlanRecord balanced = machine ? PlanRecord(grid, *machine) : PlanRecord(grid), most(grid);
+  const std::int64_t rows = micro_batch_rows(recipe, grid);
+  rehearse_step(recipe, grid, balanced_rows(recipe, grid, rows), balanced);
+  rehearse_step(recipe, grid, most_rows(recipe, grid, rows), most);
+  add_collectives(plan, balanced, most);
+  std::string problem;
+  if (machine) {
+    plan["machine"] = Json::parse(to_json(*machine));
+    add_time(plan, recipe, grid, *machine, balanced);
+    problem = why_not(plan, recipe, grid, *machine);
+    plan["fits"] = problem.empty();
+  }
+  if (mpi.world_rank() == 0)
+    std::cout << (options.as_json ? plan.dump(2) + "\n" : plan_table(plan));
+  if (!problem.empty()) throw UserError(problem);
   return kExitSuccess;
 }
 
 }  // namespace
 
 void register_plan(CLI::App& app, CommandContext& context) {
-  CLI::App* command = app.add_subcommand("plan", "parameters, FLOPs and memory of a recipe");
+  CLI::App* command =
+      app.add_subcommand("plan", "parameters, FLOPs, memory, communication and time of a recipe");
   auto options = std::make_shared<PlanOptions>();
   add_recipe_options(*command, options->recipe);
   add_grid_options(*command, options->grid);
@@ -122,6 +189,11 @@ void register_plan(CLI::App& app, CommandContext& context) {
       ->add_option("--ranks", options->ranks,
                    "ranks to plan for (default: those of this job, or ep times tp)")
       ->check(CLI::Range(1, 1 << 20));
+  command->add_option("--machine", options->machine,
+                      "description of a machine, such as recipes/machines/h100-node.json: adds the "
+                      "time of a step; exit code 2 where memory does not suffice");
+  command->add_flag("--measure", options->measure,
+                    "the same for this machine, measured now by the ranks of this job");
   command->add_flag("--json", options->as_json, "print one JSON object");
   command->add_flag_callback(
       "--keys", [&context] { print_keys(context.mpi); }, "print the reference of all recipe keys");

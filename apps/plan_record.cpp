@@ -1,0 +1,121 @@
+#include "apps/plan_record.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string_view>
+#include <utility>
+
+namespace openmoe {
+namespace {
+
+double real(std::int64_t count) {
+  return static_cast<double>(count);
+}
+
+// ObservedCommunicator's names.
+bool is_started(std::string_view verb) {
+  return verb.starts_with("start of ");
+}
+bool is_wait(std::string_view verb) {
+  return verb.starts_with("wait for ");
+}
+bool is_exchange(std::string_view verb) {
+  return verb.starts_with("all_to_all");
+}
+
+// Steps of a tree over n ranks, each with the latency of the slower link that it takes.
+double latency_seconds(const Machine& machine, const GroupPlace& place) {
+  const Link& link = place.nodes(machine) > 1 ? machine.inter_node : machine.intra_node;
+  return link.latency * std::ceil(std::log2(real(place.ranks)));
+}
+
+}  // namespace
+
+std::int64_t GroupPlace::per_node(const Machine& machine) const {
+  return std::clamp<std::int64_t>(machine.ranks_per_node / stride, 1, ranks);
+}
+
+std::int64_t GroupPlace::nodes(const Machine& machine) const {
+  const std::int64_t on_one = per_node(machine);
+  return (ranks + on_one - 1) / on_one;
+}
+
+GroupPlace place_of(const std::string& group, const RehearsalGrid& grid) {
+  if (group == "data") return {grid.dp * grid.ep, grid.tp};
+  if (group == "expert") return {grid.ep, grid.tp};
+  if (group == "replicas") return {grid.dp, grid.ep * grid.tp};
+  if (group == "tensor") return {grid.tp, 1};
+  return {grid.ranks(), 1};
+}
+
+double sum_seconds(const Machine& machine, const GroupPlace& place, double bytes) {
+  if (place.ranks == 1) return 0.0;
+  const double m = real(place.per_node(machine)), k = real(place.nodes(machine));
+  return 2.0 * (m - 1.0) / m * bytes / machine.intra_node.reached() +
+         2.0 * (k - 1.0) / k * bytes / m / machine.inter_node.reached() +
+         2.0 * latency_seconds(machine, place);
+}
+
+double exchange_seconds(const Machine& machine, const GroupPlace& place, double bytes) {
+  if (place.ranks == 1) return 0.0;
+  const double n = real(place.ranks), m = real(place.per_node(machine));
+  return std::max(bytes * (m - 1.0) / (n - 1.0) / machine.intra_node.reached(),
+                  bytes * (n - m) / (n - 1.0) / machine.inter_node.reached()) +
+         latency_seconds(machine, place);
+}
+
+double PlanRecord::seconds_of(const OpWork& work) const {
+  if (!machine_) return 0.0;
+  const Speed& products = work.operands == DType::bf16 ? machine_->bf16 : machine_->f32;
+  return std::max(work.flops / products.reached(), work.bytes / machine_->memory.reached());
+}
+
+double PlanRecord::seconds_of(const Collective& kind, std::int64_t bytes) const {
+  if (!machine_ || is_wait(kind.verb)) return 0.0;
+  const GroupPlace place = place_of(kind.group, grid_);
+  return is_exchange(kind.verb) ? exchange_seconds(*machine_, place, real(bytes))
+                                : sum_seconds(*machine_, place, real(bytes));
+}
+
+void PlanRecord::on_work(const OpWork& work) {
+  const double seconds = seconds_of(work) * real(times_);
+  Part& part = current_part();
+  part.seconds += seconds;
+  part.flops += work.flops * real(times_);
+  now_ += seconds;
+}
+
+void PlanRecord::end_collective(const CollectiveCall& call, double) {
+  if (call.group->world_ranks.size() == 1) return;
+  Collective& kind = find(call);
+  kind.calls += times_;
+  kind.bytes += call.bytes * times_;
+  const double seconds = seconds_of(kind, call.bytes) * real(times_);
+  kind.seconds += seconds;
+  if (is_started(call.verb)) {
+    sums_end_ = std::max(sums_end_, now_) + seconds;
+    return;
+  }
+  const double end = is_wait(call.verb) ? std::max(now_, sums_end_) : now_ + seconds;
+  exposed_ += end - now_;
+  now_ = end;
+}
+
+const char* PlanRecord::enter(const char* part) {
+  return std::exchange(part_, part);
+}
+
+PlanRecord::Collective& PlanRecord::find(const CollectiveCall& call) {
+  for (Collective& kind : collectives_)
+    if (kind.group == call.group->name && kind.verb == call.verb) return kind;
+  return collectives_.emplace_back(
+      Collective{call.group->name, call.verb, std::ssize(call.group->world_ranks), 0, 0, 0.0});
+}
+
+PlanRecord::Part& PlanRecord::current_part() {
+  for (Part& part : parts_)
+    if (part.name == part_) return part;
+  return parts_.emplace_back(Part{part_, 0.0, 0.0});
+}
+
+}  // namespace openmoe

@@ -1,0 +1,23 @@
+// RehearsalWorld: one rank of a process grid that does not exist, for code that is run to learn
+// what it asks of the ranks. Every verb returns at once and moves nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "parallel/communicator.h"
+
+namespace openmoe {
+
+struct RehearsalGrid {
+  std::int64_t dp = 1, ep = 1, tp = 1;
+  std::int64_t world_rank = 0;  // whose part is played
+
+  std::int64_t ranks() const { return dp * ep * tp; }
+};
+
+// The world of a ProcessGrid of these degrees, whose splits (data, expert, replicas, tensor, in the
+// order of its constructor) have the sizes that they would have.
+std::unique_ptr<Communicator> make_rehearsal_world(const RehearsalGrid& grid);
+
+}  // namespace openmoe
