@@ -73,8 +73,13 @@ double PlanRecord::seconds_of(const OpWork& work) const {
 double PlanRecord::seconds_of(const Collective& kind, std::int64_t bytes) const {
   if (!machine_ || is_wait(kind.verb)) return 0.0;
   const GroupPlace place = place_of(kind.group, grid_);
-  return is_exchange(kind.verb) ? exchange_seconds(*machine_, place, real(bytes))
-                                : sum_seconds(*machine_, place, real(bytes));
+  if (is_exchange(kind.verb)) return exchange_seconds(*machine_, place, real(bytes));
+  // The two halves of a sum; of the second the bytes of one piece are known.
+  if (kind.verb.starts_with("reduce_scatter"))
+    return sum_seconds(*machine_, place, real(bytes)) / 2.0;
+  if (kind.verb.starts_with("all_gather"))
+    return sum_seconds(*machine_, place, real(bytes * place.ranks)) / 2.0;
+  return sum_seconds(*machine_, place, real(bytes));
 }
 
 void PlanRecord::on_work(const OpWork& work) {

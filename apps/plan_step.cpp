@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "parallel/gradient_reducer.h"
 #include "parallel/observed_communicator.h"
 #include "parallel/process_grid.h"
+#include "parallel/sharded_update.h"
 
 namespace openmoe {
 namespace {
@@ -49,6 +51,7 @@ class Rehearsal {
     const std::int64_t bucket_kb =
         recipe.parallel.update_in_backward ? 0 : recipe.parallel.reduction_bucket_kb;
     reducer_ = std::make_unique<GradientReducer>(*ops_, params_, grid_, bucket_kb << 10);
+    if (recipe.parallel.shard_update) sharded_.emplace(*ops_, params_, grid_, *tensor_);
     // What it takes to be there is not part of a step.
     quiet_.listener = &listener;
     ops_->set_profile(&listener);
@@ -97,6 +100,13 @@ class Rehearsal {
       model_.observe_gradients([this](Param& param) { reducer_->complete(param); });
     model_.train(batch_, counts_, sums_);
     ops_->enter("gradient reduction");
+    if (sharded_) {
+      sharded_->reduce();
+      sum_over_ranks(sums_, grid_);
+      sharded_->grad_norm();
+      sharded_->update(recipe_.optimizer, step());
+      return;
+    }
     if (reducer_->has_buckets())
       reducer_->finish();
     else
@@ -139,6 +149,7 @@ class Rehearsal {
   Model model_;
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<GradientReducer> reducer_;
+  std::optional<ShardedUpdate> sharded_;
   Batch batch_;
   BatchCounts counts_;
   StepSums sums_;

@@ -23,6 +23,7 @@ class RehearsalGroup : public Communicator {
   void all_reduce_sum(std::span<double>) override {}
   void all_reduce_sum(std::span<std::int64_t>) override {}
   void all_reduce_max(std::span<std::int64_t>) override {}
+  void reduce_scatter_sum(std::span<float>, std::span<const std::int64_t>) override {}
   void all_to_all(std::span<const std::int64_t>, std::span<std::int64_t>, std::int64_t) override {}
   void all_to_all_rows(const void*, const RowBlocks&, void*, const RowBlocks&,
                        std::int64_t) override {}
