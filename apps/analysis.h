@@ -49,7 +49,7 @@ struct AnalysisOptions {
 
 class Analysis {
  public:
-  // `models` in the order of the command line; the last one of the first run is the main one, of
+  // `models`, those of a run by rising step; the last one of the first run is the main one, of
   // which figures of a single state are made. pieces: text of token ids, may be short. References
   // must outlive this.
   Analysis(const std::vector<AnalysedModel>& models, const std::vector<std::string>& pieces,

@@ -1,4 +1,5 @@
 // The report: one HTML file with everything in it, and no scripts.
+#include <cmath>
 #include <map>
 #include <sstream>
 
@@ -49,6 +50,7 @@ std::string cell_text(const Cell& cell) {
     case Cell::Kind::integer:
       return concat("<td class=\"n\">", cell.integer, "</td>");
     case Cell::Kind::number: {
+      if (std::isnan(cell.number)) return "<td class=\"n\">\u2013</td>";  // not computable
       char text[32];
       std::snprintf(text, sizeof text, "%.4g", cell.number);
       return concat("<td class=\"n\">", text, "</td>");

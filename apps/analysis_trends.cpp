@@ -1,6 +1,7 @@
 // What determines the expert, and how it changes over checkpoints: Figure 11, information,
 // prediction, stability, losses.
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "apps/analysis.h"
@@ -40,6 +41,7 @@ TokenTable token_table(const RoutingTrace& trace, const LayerTrace& layer) {
 // A point of a run in the plots over steps.
 void add_point(LinePlot& plot, const AnalysedModel& model, std::size_t index, double y) {
   const std::string name = model.run.empty() ? "run" : model.run;
+  if (std::isnan(y)) return;
   auto found = std::find_if(plot.series.begin(), plot.series.end(),
                             [&](const Series& series) { return series.name == name; });
   if (found == plot.series.end()) {
@@ -49,6 +51,17 @@ void add_point(LinePlot& plot, const AnalysedModel& model, std::size_t index, do
   found->x.push_back(model.step >= 0 ? static_cast<double>(model.step)
                                      : static_cast<double>(index));
   found->y.push_back(y);
+}
+
+std::string prediction_text(const std::string& key, const Prediction& p,
+                            const RoutingTrace& trace) {
+  if (std::isnan(p.accuracy))
+    return concat(key,
+                  ": not computable, since documents with it must be in both halves (the text has ",
+                  trace.documents.size(), " in all). ");
+  if (std::isnan(p.low)) return concat(key, ": ", percent(p.accuracy), " (one document only). ");
+  return concat(key, ": ", percent(p.accuracy), " (", percent(p.low), " to ", percent(p.high),
+                "). ");
 }
 
 // Runs of a single checkpoint have no course.
@@ -126,8 +139,9 @@ Figure Analysis::prediction() {
       "Share of tokens whose expert is the most frequent one of the same key in the other half of "
       "the documents, those of each source taking turns (for all choices: the share of the K "
       "choices that are among the K most "
-      "frequent). The interval is a bootstrap over documents, 95 %. \"nothing\" always names the "
-      "most frequent expert.";
+      "frequent). The interval is a bootstrap over documents, 95 %, of the last checkpoint of each "
+      "run. \"nothing\" always names the most frequent expert. Empty: not computable, or not "
+      "computed.";
   figure.table.columns = {"model", "layer", "key", "counted", "accuracy", "low", "high", "tokens"};
   LinePlot over_steps;
   over_steps.log_x = true;
@@ -157,9 +171,7 @@ Figure Analysis::prediction() {
           high.push_back(p.high);
           if (&layer != &model.trace.layers[shown_layer(model.trace)]) continue;
           if (std::string(why.id) == "token_id") add_point(over_steps, model, m, p.accuracy);
-          if (&model == main_)
-            figure.finding += concat(why.text, ": ", percent(p.accuracy), " (", percent(p.low),
-                                     " to ", percent(p.high), "). ");
+          if (&model == main_) figure.finding += prediction_text(why.text, p, model.trace);
         }
       }
       bars.groups.push_back(layer_name(layer));

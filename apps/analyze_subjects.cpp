@@ -89,6 +89,17 @@ std::vector<Checkpoint> find_checkpoints(const SubjectOptions& options) {
   return found;
 }
 
+// Those of one name by their steps, in whatever order they were named: the last is the newest.
+// Names stay in the order of their first.
+template <typename Subject>
+void sort_steps(std::vector<Subject>& subjects) {
+  std::map<std::string, std::size_t> place;
+  for (const Subject& subject : subjects) place.emplace(subject.run, place.size());
+  std::stable_sort(subjects.begin(), subjects.end(), [&](const Subject& a, const Subject& b) {
+    return std::pair(place.at(a.run), a.step) < std::pair(place.at(b.run), b.step);
+  });
+}
+
 // Checkpoints or logs of one name are the course of one run.
 template <typename Subject>
 void check_steps(const std::vector<Subject>& subjects) {
@@ -253,6 +264,7 @@ void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
   on_every_rank(context.mpi.world(), [&] {
     checkpoints = find_checkpoints(options);
     check_steps(checkpoints);
+    sort_steps(checkpoints);
     SubjectFacts facts;
     text = prepare_text(checkpoints, options, facts, context.mpi.world().rank_in_group() == 0);
     check(facts);
@@ -314,6 +326,7 @@ void read_logs(Subjects& subjects, const std::vector<std::string>& logs) {
                      subjects.models.front().label(), shape_of(subjects.models.front().trace));
   }
   check_steps(subjects.models);
+  sort_steps(subjects.models);
 }
 
 }  // namespace

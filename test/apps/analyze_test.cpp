@@ -344,6 +344,17 @@ TEST_CASE("favourite experts are remembered over a resume", "[analyze]") {
           shares("whole", step)["unchanged_favourites"]);
   }
 
+  // A damaged log costs the comparison, not the run.
+  std::filesystem::remove_all(folder / "resumed/checkpoints/step-00000006");
+  write_file(folder / "resumed/routing/step-00000002.h5", "damaged");
+  const CommandResult again = run_openmoe(2, command + folder / "resumed" + " --resume");
+  INFO(again.output);
+  REQUIRE(again.exit_code == 0);
+  CHECK(again.output.find("warning: favourite experts of earlier steps are not known") !=
+        std::string::npos);
+  CHECK_FALSE(shares("resumed", 3).contains("unchanged_favourites"));
+  CHECK(shares("resumed", 5)["first"] == shares("whole", 5)["first"]);
+
   // A file where the folder belongs.
   std::filesystem::create_directories(folder / "blocked");
   write_file(folder / "blocked/routing", "");
@@ -369,6 +380,44 @@ TEST_CASE("the recipe's least capacity counts in simulated drops", "[analyze]") 
   INFO(output);
   CHECK(output.find("domains: 0.0 % of first choices lost in the first half of a row, 0.0 % in the "
                     "second") != std::string::npos);
+}
+
+// A shell names step-1000 before step-200.
+TEST_CASE("logs of one run are taken by their steps", "[analyze]") {
+  const TemporaryFolder folder;
+  const auto log_of = [&](int step, bool has_second) {
+    const std::string path = folder / ("step-" + std::to_string(step) + ".jsonl");
+    std::ofstream file(path);
+    file
+        << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 3, "top_k": 2, )"
+        << R"("layers": [0], "name": "run", "step": )" << step << "}\n";
+    for (int s = 0; s < (has_second ? 2 : 1); ++s)
+      file << R"({"tokens": [3, 4], "choices": [[[0, 1], [1, 2]]]})"
+           << "\n";
+    return path;
+  };
+  const std::string late = log_of(1000, false), middle = log_of(200, true),
+                    early = log_of(50, true);
+  const std::string rest = " --permutations 9 --resamples 9 --min-count 1 --out " + folder / "out";
+  const std::string output = analyze(1, "--log " + late + " " + middle + " " + early + rest).output;
+  std::vector<std::string> models;
+  for (const json& figure : figures(folder / "out")) {
+    if (figure.at("id") == "drops_by_position")
+      CHECK(figure.at("rows").at(0).at(0) == "run @ 1000");
+    if (figure.at("id") != "prediction") continue;
+    for (const json& row : figure.at("rows")) {
+      if (models.empty() || models.back() != row.at(0)) models.push_back(row.at(0));
+      // A single document predicts nothing; intervals are those of the last.
+      CHECK(row.at(4).is_null() == (row.at(0) == "run @ 1000"));
+      CHECK(row.at(5).is_null());
+    }
+    CHECK(figure.at("finding").get<std::string>().find("token id: not computable") !=
+          std::string::npos);
+  }
+  CHECK(models == std::vector<std::string>{"run @ 50", "run @ 200", "run @ 1000"});
+  CHECK(output.find("0.0 % (") == std::string::npos);
+  CHECK(read_text(folder / "out/prediction.csv").find("run @ 1000,0,token_id,first,,,,0\n") !=
+        std::string::npos);
 }
 
 }  // namespace openmoe::test
