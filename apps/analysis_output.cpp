@@ -207,6 +207,8 @@ void write_analysis(const std::string& folder, const std::vector<Figure>& figure
   nlohmann::ordered_json results;
   results["command"] = subject.command;
   for (const auto& [name, value] : subject.facts) results["facts"][name] = value;
+  results["left_out"] = nlohmann::ordered_json::object();
+  for (const auto& [title, reason] : subject.left_out) results["left_out"][title] = reason;
   const std::string part = concat(folder, "/", kTablesPart);
   H5File file(part, H5File::Mode::create);
   file.set_attribute("", "format", std::string(kFormat));

@@ -200,7 +200,9 @@ Figure Analysis::over_checkpoints() {
       "For a token id: the share of its first choices that go to each expert, checkpoint by "
       "checkpoint of the first run, and how much of that the last checkpoint has in common "
       "(overlap: "
-      "sum over experts of the smaller share).";
+      "sum over experts of the smaller share). Empty where the id does not occur.";
+  figure.absence = "there is one checkpoint or log of " + main_->run +
+                   ", a course needs two (--every-checkpoint, or logs of one name)";
   figure.table.columns = {"model",  "layer", "token_id",         "token",
                           "expert", "first", "overlap_with_last"};
   constexpr std::size_t kShown = 4;
@@ -216,15 +218,21 @@ Figure Analysis::over_checkpoints() {
     const auto shares = [&](const AnalysedModel& model) {
       std::vector<std::int32_t> keys;
       for (const std::int32_t id : model.trace.token_ids) keys.push_back(id == tokens[i] ? 0 : -1);
-      return count_experts(model.trace, model.trace.layers[l], keys, 1, Counted::first).shares(0);
+      const CountTable table =
+          count_experts(model.trace, model.trace.layers[l], keys, 1, Counted::first);
+      return table.total(0) > 0 ? table.shares(0)
+                                : std::vector<double>(static_cast<std::size_t>(table.experts),
+                                                      Prediction::kUnknown);
     };
     const std::vector<double> last = shares(*main_);
     for (const AnalysedModel* model : course) {
       const std::vector<double> now = shares(*model);
+      const bool is_known = !std::isnan(now[0]) && !std::isnan(last[0]);
+      const double common = is_known ? overlap(now, last) : Prediction::kUnknown;
       for (std::size_t e = 0; e < now.size(); ++e)
         figure.table.rows.push_back({model->label(), layer().layer,
                                      static_cast<std::int64_t>(tokens[i]), piece(tokens[i]),
-                                     static_cast<std::int64_t>(e), now[e], overlap(now, last)});
+                                     static_cast<std::int64_t>(e), now[e], common});
       map.rows.push_back(model->step >= 0 ? std::to_string(model->step) : model->label());
       map.values.push_back(now);
     }
@@ -247,6 +255,11 @@ Figure Analysis::stability() {
       "of ids whose favourite expert is the same. Ids seen at least ",
       options_.min_count, " times.");
   figure.table.columns = {"model", "layer", "other", "ids", "mean_overlap", "same_favourite"};
+  figure.absence = models_.size() == last_of_runs().size()
+                       ? "there is one checkpoint or log of each run, a course needs two "
+                         "(--every-checkpoint, or "
+                         "logs of one name)"
+                       : rare_ids();
   LinePlot with_last, favourites;
   with_last.log_x = favourites.log_x = true;
   with_last.from_zero = favourites.from_zero = true;
@@ -291,6 +304,7 @@ Figure Analysis::losses() {
   figure.title = "Loss of each source on the same text";
   figure.definition = "Cross-entropy in nats per token of the rows that were analysed.";
   figure.table.columns = {"model", "step", "source", "loss"};
+  figure.absence = "logs record no losses";
   for (const AnalysedModel& model : models_)
     for (const auto& [source, loss] : model.losses)
       figure.table.rows.push_back({model.label(), model.step, source, loss});

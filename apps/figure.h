@@ -69,6 +69,7 @@ struct Figure {
   std::string title;
   std::string definition;  // what is counted, exactly
   std::string finding;     // its numbers in a sentence
+  std::string absence;     // why its table is empty, where it is
   Table table;
   std::vector<Plot> plots;
 };

@@ -35,8 +35,8 @@ constexpr std::int64_t kMaxLength = std::int64_t{1} << 30;
 }
 
 bool is_integer(const std::string& type) {
-  return type == "i32" || type == "i64" || type == "u8" || type == "u16" || type == "u32" ||
-         type == "u64";
+  return type == "i8" || type == "i16" || type == "i32" || type == "i64" || type == "u8" ||
+         type == "u16" || type == "u32" || type == "u64";
 }
 
 // That a dataset's declared size is that of bytes which the file holds, before memory is taken for
@@ -242,6 +242,9 @@ RoutingLog read_routing_log(const std::string& path) {
         ending == ".h5" || ending == ".hdf5" ? read_hdf5(path) : read_routing_json(path);
     check_routing_log(log, path, true);
     return log;
+  } catch (const RuntimeFault& fault) {
+    // A group where a dataset belongs, a number where a text belongs: what the library says.
+    fail(path, concat("cannot be read as a routing log: ", fault.what()));
   } catch (const std::bad_alloc&) {
     throw UserError(path + ": does not fit into memory; write fewer sequences or layers to a log");
   } catch (const std::length_error&) {

@@ -58,9 +58,9 @@ std::vector<StudySource> read_study_shards(const std::string& folder,
       if (const std::string& found = reader.header().tokenizer_sha256; found != tokenizer)
         throw UserError(tokenizer == tokenizer_sha256
                             ? concat(path, ": was made with another tokenizer (", found,
-                                     ") than the data that the checkpoint was trained on (",
-                                     tokenizer,
-                                     "); prepare the text with the tokenizer kept with the run")
+                                     ") than that of the checkpoint (", tokenizer,
+                                     "); prepare the text with the tokenizer kept with the run, or "
+                                     "name the checkpoint's with --tokenizer and --sentinels")
                             : path + ": was made with another tokenizer than the shards before it");
       read_shard(source, reader);
     }
