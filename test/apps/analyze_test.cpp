@@ -487,6 +487,9 @@ TEST_CASE("figures that are left out are named, demands that fit nothing are ref
           "--domains wikipeda: fits none of the texts; sources and their "
           "tags here: wikipedia");
   refused("--tokens '#99999999'", "--tokens #99999999: allowed: #0 to #4");
+  refused("--drop tokens:2 --drop tokens:2", "--drop tokens:2: is named twice");
+  refused("--min-count 0", "allowed: a whole number, 1 or more");
+  refused("--layer -1", "allowed: a whole number, 0 or more");
 }
 
 }  // namespace openmoe::test

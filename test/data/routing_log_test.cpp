@@ -124,6 +124,8 @@ TEST_CASE("malformed routing logs in JSON Lines are refused with one message", "
   refused(header + R"({"tokens": [1], "choices": [[[0, 1]], [[0]]]})", "a list of 2 experts");
   refused(header + R"({"tokens": [1], "choices": [[[0, 1]], [[0, 4]]]})", "allowed: 0 to 3");
   refused(header + R"({"tokens": [1], "choices": [[[0, 1]], [[0, -1]]]})", "an expert is -1");
+  refused(header + R"({"tokens": [9223372036854775813], "choices": [[[0, 1]], [[0, 2]]]})",
+          "a token is 9223372036854775813");
   refused(header + R"({"tokens": [1.5], "choices": [[[0, 1]], [[0, 2]]]})", "an integer");
   refused(header + R"({"tokens": [1], "choices": [[[0, 1]], [[2, 2]]]})", "chosen twice");
   refused(header + R"({"source": 3, "tokens": [1]})", "\"source\" is not a string");
