@@ -242,6 +242,9 @@ TEST_CASE("analyze refuses what it cannot analyse with one message", "[analyze]"
   refused(folder / "a/run" + " --split train --input " + source_path("data/sample/c4.jsonl"),
           "--split: says what of --data");
   write_file(folder / "file", "");
+  write_file(folder / "body.jsonl", "{\"body\": \"text\"}\n");
+  refused(folder / "a/run" + " --input " + folder / "body.jsonl",
+          "prepare the text with --text-field and use --data");
   refused(folder / "a/run" + data + " --write-logs " + folder / "file", "--write-logs ");
   refused("a/b=" + folder / "a/run" + data + " --write-logs " + folder / "logs", "choose another");
 
@@ -490,6 +493,23 @@ TEST_CASE("figures that are left out are named, demands that fit nothing are ref
   refused("--drop tokens:2 --drop tokens:2", "--drop tokens:2: is named twice");
   refused("--min-count 0", "allowed: a whole number, 1 or more");
   refused("--layer -1", "allowed: a whole number, 0 or more");
+}
+
+TEST_CASE("the report of very many experts stays below 5 MB", "[analyze]") {
+  const TemporaryFolder folder;
+  std::ofstream log(folder / "wide.jsonl");
+  log << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 8192, "top_k": 2, "layers": [0]})"
+      << "\n";
+  for (int s = 0; s < 2; ++s)
+    log << R"({"tokens": [3, 4], "choices": [[[0, 1], [1, 2]]]})"
+        << "\n";
+  log.close();
+  analyze(1, "--log " + folder / "wide.jsonl" +
+                 " --permutations 1 --resamples 1 --min-count 1 --out " + folder / "out");
+  const std::string report = read_text(folder / "out/report.html");
+  CHECK(report.size() < 5'000'000);
+  CHECK(report.find("<a href=\"positions-1.svg\">") != std::string::npos);
+  CHECK(std::filesystem::exists(folder / "out/positions-1.svg"));
 }
 
 }  // namespace openmoe::test
