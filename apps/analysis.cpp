@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <set>
 
 #include "apps/analysis_text.h"
 #include "core/base/check.h"
@@ -47,6 +48,33 @@ std::string AnalysedModel::label() const {
   return run.empty() ? concat("step ", step) : concat(run, " @ ", step);
 }
 
+std::string option_of(const Axis& axis) {
+  std::string option = "--" + axis.id;
+  std::replace(option.begin(), option.end(), '_', '-');
+  return option;
+}
+
+void check_axis(const Axis& axis, const std::vector<const RoutingTrace*>& texts) {
+  if (axis.selector.empty()) return;
+  std::set<std::string> known;
+  for (const RoutingTrace* text : texts)
+    for (const DocumentOrigin& origin : text->documents) {
+      const std::string& source = text->sources[static_cast<std::size_t>(origin.source)];
+      if (selects(axis.selector, source, origin.tag)) return;
+      known.insert(origin.tag.empty() ? source : source + ":" + origin.tag);
+    }
+  constexpr std::size_t kListed = 40;
+  std::string list;
+  std::size_t listed = 0;
+  for (const std::string& name : known) {
+    if (++listed > kListed) break;
+    list += (listed > 1 ? ", " : "") + name;
+  }
+  if (known.size() > kListed) list += concat(" and ", known.size() - kListed, " more");
+  throw UserError(concat(option_of(axis), " ", axis.selector,
+                         ": fits none of the texts; sources and their tags here: ", list));
+}
+
 std::vector<Axis> default_axes() {
   return {
       {"domains", "domain", "Figure 5", "*,!parallel-*,!the_stack,!conversations*"},
@@ -83,8 +111,20 @@ std::vector<Figure> Analysis::figures() {
   figures.push_back(drops());
   figures.push_back(drops_before_after());
   figures.push_back(losses());
+  for (const Figure& figure : figures) {
+    if (!figure.table.rows.empty()) continue;
+    std::string absence = figure.absence;
+    if (!figure.finding.empty()) absence += "; " + figure.finding;
+    left_out_.emplace_back(figure.title + (figure.paper.empty() ? "" : " (" + figure.paper + ")"),
+                           absence);
+  }
   std::erase_if(figures, [](const Figure& figure) { return figure.table.rows.empty(); });
   return figures;
+}
+
+std::string Analysis::rare_ids() const {
+  return concat("no token id is seen ", options_.min_count,
+                " times; --min-count says how often it must");
 }
 
 std::array<CountTable, 4> Analysis::count_ways(std::size_t l, const std::vector<std::int32_t>& keys,
@@ -205,6 +245,7 @@ Figure Analysis::shares_by_axis(const Axis& axis) {
       "router does not tell apart.";
   figure.table.columns = {"layer", axis.id, "expert",     "tokens",
                           "first", "all",   "first_kept", "all_kept"};
+  figure.absence = concat("no text fits ", axis.selector, " (", option_of(axis), ")");
   const Grouping grouping = group(trace(), axis.selector);
   const std::vector<std::int32_t> keys = keys_of(trace(), grouping);
   const auto rows = static_cast<std::int64_t>(grouping.names.size());
@@ -248,6 +289,7 @@ Figure Analysis::divergences() {
   figure.table.columns = {"model",     "axis",      "layer",      "counted",
                           "groups",    "documents", "divergence", "of_largest",
                           "null_mean", "null_p95",  "p_value"};
+  figure.absence = "no set of texts (--domains and the others) has two groups";
   for (const AnalysedModel* model : last_of_runs()) {
     BarPlot bars;
     bars.series = {"observed", "random, mean", "random, 95th percentile"};

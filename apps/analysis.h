@@ -34,6 +34,9 @@ struct Axis {
 };
 // The four of Figures 5 to 8: domains, programming languages, natural languages, tasks.
 std::vector<Axis> default_axes();
+std::string option_of(const Axis& axis);  // "--domains"
+// Throws UserError, with what is there, when a selector that is not empty fits no document.
+void check_axis(const Axis& axis, const std::vector<const RoutingTrace*>& texts);
 
 struct AnalysisOptions {
   std::vector<Axis> axes = default_axes();
@@ -49,13 +52,15 @@ struct AnalysisOptions {
 
 class Analysis {
  public:
-  // `models` in the order of the command line; the last one of the first run is the main one, of
+  // `models`, those of a run by rising step; the last one of the first run is the main one, of
   // which figures of a single state are made. pieces: text of token ids, may be short. References
   // must outlive this.
   Analysis(const std::vector<AnalysedModel>& models, const std::vector<std::string>& pieces,
            const AnalysisOptions& options);
 
-  std::vector<Figure> figures();
+  std::vector<Figure> figures();  // those that have something to show
+  // Title and reason of the others; after figures().
+  const std::vector<std::pair<std::string, std::string>>& left_out() const { return left_out_; }
 
  private:
   Figure loads();
@@ -89,6 +94,7 @@ class Analysis {
   const RoutingTrace& trace() const { return main_->trace; }
   const LayerTrace& layer() const { return trace().layers[shown_layer(trace())]; }
   std::string layer_name(const LayerTrace& layer) const;
+  std::string rare_ids() const;  // why a figure of ids is empty
   std::vector<std::int32_t> chosen_tokens() const;
   std::vector<const AnalysedModel*> last_of_runs() const;
 
@@ -96,6 +102,7 @@ class Analysis {
   const std::vector<std::string>& pieces_;
   const AnalysisOptions& options_;
   const AnalysedModel* main_;
+  std::vector<std::pair<std::string, std::string>> left_out_;
   std::vector<std::vector<std::uint8_t>> kept_;  // of the main model's layers, by the first rule
 };
 

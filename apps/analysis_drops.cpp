@@ -96,6 +96,7 @@ Figure Analysis::drops() {
       "times "
       "as many). A set of texts is one line; each source has groups of its own.";
   figure.table.columns = kDropColumns;
+  figure.absence = "no text is in any of the sets (--domains and the others)";
   std::vector<std::pair<std::string, std::vector<std::int32_t>>> sets;
   for (const Axis& axis : options_.axes) {
     const Grouping grouping = group(trace(), axis.selector);
@@ -145,6 +146,7 @@ Figure Analysis::drops_before_after() {
       "fine-tuning: over all texts, and over those of each set.";
   figure.table.columns = kDropColumns;
   const std::vector<const AnalysedModel*> runs = last_of_runs();
+  figure.absence = "there is one run, " + main_->run + "; NAME=PATH names others";
   if (runs.size() < 2) return figure;
   for (const DropRule& rule : options_.rules) {
     std::vector<std::pair<std::string, LinePlot>> plots;  // by set

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -79,6 +80,7 @@ void remove_earlier(const std::string& folder, const std::set<std::string>& want
 
 // The shortest text that reads back as the same number.
 std::string exact(double value) {
+  if (std::isnan(value)) return "";  // not computable
   char text[32];
   const auto [end, error] = std::to_chars(text, text + sizeof text, value);
   return error == std::errc() ? std::string(text, end) : "nan";
@@ -110,7 +112,8 @@ nlohmann::ordered_json json_of(const Cell& cell) {
     case Cell::Kind::integer:
       return cell.integer;
     case Cell::Kind::number:
-      return cell.number;
+      return std::isnan(cell.number) ? nlohmann::ordered_json()
+                                     : nlohmann::ordered_json(cell.number);
   }
   return nullptr;
 }
@@ -204,6 +207,8 @@ void write_analysis(const std::string& folder, const std::vector<Figure>& figure
   nlohmann::ordered_json results;
   results["command"] = subject.command;
   for (const auto& [name, value] : subject.facts) results["facts"][name] = value;
+  results["left_out"] = nlohmann::ordered_json::object();
+  for (const auto& [title, reason] : subject.left_out) results["left_out"][title] = reason;
   const std::string part = concat(folder, "/", kTablesPart);
   H5File file(part, H5File::Mode::create);
   file.set_attribute("", "format", std::string(kFormat));

@@ -16,6 +16,7 @@ namespace openmoe {
 struct AnalysisSubject {
   std::string command;
   std::vector<std::pair<std::string, std::string>> facts;
+  std::vector<std::pair<std::string, std::string>> left_out;  // titles of figures, and why
 };
 
 std::string csv_of(const Table& table);  // RFC 4180, texts quoted where needed

@@ -1,4 +1,6 @@
 // The report: one HTML file with everything in it, and no scripts.
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <sstream>
 
@@ -11,6 +13,10 @@ namespace openmoe {
 namespace {
 
 constexpr std::size_t kShownRows = 60;
+// Bytes, after which pictures are links to their files, and of all lists of tokens: the page stays
+// below 5 MB whatever the number of experts, layers and runs.
+constexpr std::size_t kMostPictures = 3'000'000;
+constexpr std::size_t kMostTokens = 1'000'000;
 
 const char* const kPageStyle = R"(
 :root{color-scheme:light dark}
@@ -49,6 +55,7 @@ std::string cell_text(const Cell& cell) {
     case Cell::Kind::integer:
       return concat("<td class=\"n\">", cell.integer, "</td>");
     case Cell::Kind::number: {
+      if (std::isnan(cell.number)) return "<td class=\"n\">\u2013</td>";  // not computable
       char text[32];
       std::snprintf(text, sizeof text, "%.4g", cell.number);
       return concat("<td class=\"n\">", text, "</td>");
@@ -74,13 +81,36 @@ void write_table(std::ostream& out, const Figure& figure) {
   out << "</tbody></table></div></details>\n";
 }
 
+// The first 60 bytes, or up to where a character ends.
+std::string cut(const std::string& text) {
+  constexpr std::size_t kMost = 60;
+  if (text.size() <= kMost) return text;
+  std::size_t end = kMost;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return text.substr(0, end) + "\u2026";
+}
+
 // Tables 9 and 15: one row for each expert, its tokens one after the other.
 void write_top_tokens(std::ostream& out, const Figure& figure) {
   std::map<std::int64_t, std::map<std::int64_t, std::string>> layers;
-  for (const std::vector<Cell>& row : figure.table.rows)
-    layers[row[0].integer][row[1].integer] +=
-        concat("<span class=\"token\">", escaped(row[4].text), "</span><small>", row[5].integer,
-               " (", rounded(100.0 * row[6].number, 0), " %)</small> ");
+  std::vector<const std::vector<Cell>*> by_rank;
+  for (const std::vector<Cell>& row : figure.table.rows) by_rank.push_back(&row);
+  std::stable_sort(by_rank.begin(), by_rank.end(),
+                   [](const auto* a, const auto* b) { return (*a)[2].integer < (*b)[2].integer; });
+  std::size_t bytes = 0, shown = 0;
+  for (; shown < by_rank.size() && bytes < kMostTokens; ++shown) {
+    const std::vector<Cell>& row = *by_rank[shown];
+    std::string& tokens = layers[row[0].integer][row[1].integer];
+    if (tokens.empty()) bytes += 50;  // the row around them
+    const std::string token =
+        concat("<span class=\"token\">", escaped(cut(row[4].text)), "</span><small>",
+               row[5].integer, " (", rounded(100.0 * row[6].number, 0), " %)</small> ");
+    bytes += token.size();
+    tokens += token;
+  }
+  if (shown < by_rank.size())
+    out << "<p>The " << shown << " most frequent of " << by_rank.size()
+        << " are shown here, by their rank; all are in the data.</p>\n";
   for (const auto& [layer, experts] : layers) {
     out << "<details" << (layer == layers.rbegin()->first ? " open" : "") << "><summary>layer "
         << layer << "</summary><div class=\"scroll\" tabindex=\"0\" role=\"region\" "
@@ -93,7 +123,8 @@ void write_top_tokens(std::ostream& out, const Figure& figure) {
   }
 }
 
-void write_figure(std::ostream& out, const Figure& figure) {
+// `pictures` counts the bytes of those on the page.
+void write_figure(std::ostream& out, const Figure& figure, std::size_t& pictures) {
   out << "<section id=\"" << figure.id << "\" aria-labelledby=\"" << figure.id
       << "-title\"><h2 id=\"" << figure.id << "-title\">" << escaped(figure.title);
   if (!figure.paper.empty()) out << " <span class=\"paper\">" << escaped(figure.paper) << "</span>";
@@ -102,8 +133,16 @@ void write_figure(std::ostream& out, const Figure& figure) {
     out << "<p class=\"finding\">" << escaped(figure.finding) << "</p>\n";
   if (figure.id == "top_tokens") write_top_tokens(out, figure);
   out << "<div class=\"plots\">";
-  for (std::size_t p = 0; p < figure.plots.size(); ++p)
-    out << svg_of(figure.plots[p], concat(figure.id, "-plot-", p + 1)) << "\n";
+  for (std::size_t p = 0; p < figure.plots.size(); ++p) {
+    const std::string svg = svg_of(figure.plots[p], concat(figure.id, "-plot-", p + 1));
+    pictures += svg.size();
+    if (pictures <= kMostPictures)
+      out << svg << "\n";
+    else
+      out << "<p>Not on this page, which would be too large: <a href=\"" << figure.id << "-"
+          << p + 1 << ".svg\">" << escaped(figure.plots[p].title) << "</a></p>\n";
+    if (pictures > kMostPictures) pictures -= svg.size();
+  }
   out << "</div>\n<p>Data: <a href=\"" << figure.id << ".csv\">" << figure.id
       << ".csv</a>, group <code>/" << figure.id
       << "</code> of <a href=\"results.h5\">results.h5</a>. <a href=\"#figures\">To the list</a>"
@@ -133,7 +172,14 @@ std::string html_report(const std::vector<Figure>& figures, const AnalysisSubjec
                                  : " <span class=\"paper\">" + escaped(figure.paper) + "</span>")
         << "</li>";
   out << "</ol></nav>\n<main id=\"main\" tabindex=\"-1\">\n";
-  for (const Figure& figure : figures) write_figure(out, figure);
+  std::size_t pictures = 0;
+  for (const Figure& figure : figures) write_figure(out, figure, pictures);
+  if (!subject.left_out.empty()) {
+    out << "<section id=\"left-out\"><h2>Left out</h2><ul>\n";
+    for (const auto& [title, reason] : subject.left_out)
+      out << "<li>" << escaped(title) << ": " << escaped(reason) << "</li>\n";
+    out << "</ul></section>\n";
+  }
   out << "</main></body></html>\n";
   return out.str();
 }

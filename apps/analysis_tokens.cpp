@@ -112,19 +112,26 @@ Figure Analysis::by_token() {
   figure.definition =
       "For a token id, wherever it stands: the share of its choices that go to each expert. The "
       "picture shows first choices. The table has all ids seen at least " +
-      std::to_string(options_.min_count) + " times.";
+      std::to_string(options_.min_count) + " times, and those of --tokens.";
+  figure.absence = rare_ids();
   figure.table.columns = {"layer", "token_id", "token",      "expert",  "tokens",
                           "first", "all",      "first_kept", "all_kept"};
   const DistinctKeys ids = distinct_keys(trace().token_ids);
   const auto rows = static_cast<std::int64_t>(ids.values.size());
   const std::vector<std::int32_t> chosen = chosen_tokens();
+  for (const std::int32_t id : options_.tokens)
+    if (!std::binary_search(ids.values.begin(), ids.values.end(), id))
+      figure.finding += concat(piece(id), " (id ", id, ") does not occur in the text. ");
   for (std::size_t l = 0; l < trace().layers.size(); ++l) {
     const LayerTrace& layer = trace().layers[l];
     const auto tables = count_ways(l, ids.keys, rows);
     const CountTable& first = tables[0];
     for (std::int64_t r = 0; r < rows; ++r) {
-      if (first.total(r) < options_.min_count) continue;
       const std::int32_t id = ids.values[static_cast<std::size_t>(r)];
+      const auto& wanted = options_.tokens;
+      if (first.total(r) < options_.min_count &&
+          std::find(wanted.begin(), wanted.end(), id) == wanted.end())
+        continue;
       add_share_rows(figure.table, {layer.layer, static_cast<std::int64_t>(id), piece(id)}, tables,
                      r);
     }
@@ -227,6 +234,7 @@ Figure Analysis::token_deviation() {
       " times, in falling order. Beside it what a routing that ignores the id gives; the most that "
       "is possible, one expert for every token of an id, is sqrt(E - 1) / E.");
   figure.table.columns = {"layer", "token_id", "token", "tokens", "deviation", "without_id"};
+  figure.absence = rare_ids();
   const DistinctKeys ids = distinct_keys(trace().token_ids);
   const auto rows = static_cast<std::int64_t>(ids.values.size());
   for (const LayerTrace& layer : trace().layers) {

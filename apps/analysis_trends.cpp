@@ -1,6 +1,7 @@
 // What determines the expert, and how it changes over checkpoints: Figure 11, information,
 // prediction, stability, losses.
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "apps/analysis.h"
@@ -40,6 +41,7 @@ TokenTable token_table(const RoutingTrace& trace, const LayerTrace& layer) {
 // A point of a run in the plots over steps.
 void add_point(LinePlot& plot, const AnalysedModel& model, std::size_t index, double y) {
   const std::string name = model.run.empty() ? "run" : model.run;
+  if (std::isnan(y)) return;
   auto found = std::find_if(plot.series.begin(), plot.series.end(),
                             [&](const Series& series) { return series.name == name; });
   if (found == plot.series.end()) {
@@ -49,6 +51,17 @@ void add_point(LinePlot& plot, const AnalysedModel& model, std::size_t index, do
   found->x.push_back(model.step >= 0 ? static_cast<double>(model.step)
                                      : static_cast<double>(index));
   found->y.push_back(y);
+}
+
+std::string prediction_text(const std::string& key, const Prediction& p,
+                            const RoutingTrace& trace) {
+  if (std::isnan(p.accuracy))
+    return concat(key,
+                  ": not computable, since documents with it must be in both halves (the text has ",
+                  trace.documents.size(), " in all). ");
+  if (std::isnan(p.low)) return concat(key, ": ", percent(p.accuracy), " (one document only). ");
+  return concat(key, ": ", percent(p.accuracy), " (", percent(p.low), " to ", percent(p.high),
+                "). ");
 }
 
 // Runs of a single checkpoint have no course.
@@ -126,8 +139,9 @@ Figure Analysis::prediction() {
       "Share of tokens whose expert is the most frequent one of the same key in the other half of "
       "the documents, those of each source taking turns (for all choices: the share of the K "
       "choices that are among the K most "
-      "frequent). The interval is a bootstrap over documents, 95 %. \"nothing\" always names the "
-      "most frequent expert.";
+      "frequent). The interval is a bootstrap over documents, 95 %, of the last checkpoint of each "
+      "run. \"nothing\" always names the most frequent expert. Empty: not computable, or not "
+      "computed.";
   figure.table.columns = {"model", "layer", "key", "counted", "accuracy", "low", "high", "tokens"};
   LinePlot over_steps;
   over_steps.log_x = true;
@@ -157,9 +171,7 @@ Figure Analysis::prediction() {
           high.push_back(p.high);
           if (&layer != &model.trace.layers[shown_layer(model.trace)]) continue;
           if (std::string(why.id) == "token_id") add_point(over_steps, model, m, p.accuracy);
-          if (&model == main_)
-            figure.finding += concat(why.text, ": ", percent(p.accuracy), " (", percent(p.low),
-                                     " to ", percent(p.high), "). ");
+          if (&model == main_) figure.finding += prediction_text(why.text, p, model.trace);
         }
       }
       bars.groups.push_back(layer_name(layer));
@@ -188,7 +200,9 @@ Figure Analysis::over_checkpoints() {
       "For a token id: the share of its first choices that go to each expert, checkpoint by "
       "checkpoint of the first run, and how much of that the last checkpoint has in common "
       "(overlap: "
-      "sum over experts of the smaller share).";
+      "sum over experts of the smaller share). Empty where the id does not occur.";
+  figure.absence = "there is one checkpoint or log of " + main_->run +
+                   ", a course needs two (--every-checkpoint, or logs of one name)";
   figure.table.columns = {"model",  "layer", "token_id",         "token",
                           "expert", "first", "overlap_with_last"};
   constexpr std::size_t kShown = 4;
@@ -204,15 +218,21 @@ Figure Analysis::over_checkpoints() {
     const auto shares = [&](const AnalysedModel& model) {
       std::vector<std::int32_t> keys;
       for (const std::int32_t id : model.trace.token_ids) keys.push_back(id == tokens[i] ? 0 : -1);
-      return count_experts(model.trace, model.trace.layers[l], keys, 1, Counted::first).shares(0);
+      const CountTable table =
+          count_experts(model.trace, model.trace.layers[l], keys, 1, Counted::first);
+      return table.total(0) > 0 ? table.shares(0)
+                                : std::vector<double>(static_cast<std::size_t>(table.experts),
+                                                      Prediction::kUnknown);
     };
     const std::vector<double> last = shares(*main_);
     for (const AnalysedModel* model : course) {
       const std::vector<double> now = shares(*model);
+      const bool is_known = !std::isnan(now[0]) && !std::isnan(last[0]);
+      const double common = is_known ? overlap(now, last) : Prediction::kUnknown;
       for (std::size_t e = 0; e < now.size(); ++e)
         figure.table.rows.push_back({model->label(), layer().layer,
                                      static_cast<std::int64_t>(tokens[i]), piece(tokens[i]),
-                                     static_cast<std::int64_t>(e), now[e], overlap(now, last)});
+                                     static_cast<std::int64_t>(e), now[e], common});
       map.rows.push_back(model->step >= 0 ? std::to_string(model->step) : model->label());
       map.values.push_back(now);
     }
@@ -235,6 +255,11 @@ Figure Analysis::stability() {
       "of ids whose favourite expert is the same. Ids seen at least ",
       options_.min_count, " times.");
   figure.table.columns = {"model", "layer", "other", "ids", "mean_overlap", "same_favourite"};
+  figure.absence = models_.size() == last_of_runs().size()
+                       ? "there is one checkpoint or log of each run, a course needs two "
+                         "(--every-checkpoint, or "
+                         "logs of one name)"
+                       : rare_ids();
   LinePlot with_last, favourites;
   with_last.log_x = favourites.log_x = true;
   with_last.from_zero = favourites.from_zero = true;
@@ -247,9 +272,14 @@ Figure Analysis::stability() {
     for (std::size_t l = 0; l < model.trace.layers.size(); ++l) {
       const TokenTable now = token_table(model.trace, model.trace.layers[l]);
       for (const AnalysedModel* other : {last, before[model.run]}) {
-        if (other == nullptr || other == &model || other->trace.layers.size() <= l) continue;
-        const Agreement agreement = compare_tokens(
-            now, token_table(other->trace, other->trace.layers[l]), options_.min_count);
+        if (other == nullptr || other == &model) continue;
+        const auto& layers = other->trace.layers;
+        const auto same = std::find_if(layers.begin(), layers.end(), [&](const LayerTrace& layer) {
+          return layer.layer == model.trace.layers[l].layer;
+        });
+        if (same == layers.end()) continue;  // a log of other layers
+        const Agreement agreement =
+            compare_tokens(now, token_table(other->trace, *same), options_.min_count);
         if (agreement.ids == 0) continue;  // none frequent enough
         figure.table.rows.push_back({model.label(), model.trace.layers[l].layer, other->label(),
                                      agreement.ids, agreement.mean_overlap,
@@ -279,6 +309,7 @@ Figure Analysis::losses() {
   figure.title = "Loss of each source on the same text";
   figure.definition = "Cross-entropy in nats per token of the rows that were analysed.";
   figure.table.columns = {"model", "step", "source", "loss"};
+  figure.absence = "logs record no losses";
   for (const AnalysedModel& model : models_)
     for (const auto& [source, loss] : model.losses)
       figure.table.rows.push_back({model.label(), model.step, source, loss});

@@ -115,7 +115,11 @@ AnalysisSubject describe(const Subjects& subjects, const AnalysisOptions& option
 
 // What does not depend on the subjects; on one rank.
 void check_options(const AnalyzeOptions& options) {
-  for (const std::string& text : options.rules) parse_drop_rule(text, 1);
+  for (const std::string& text : options.rules) {
+    parse_drop_rule(text, 1);
+    if (std::count(options.rules.begin(), options.rules.end(), text) > 1)
+      throw UserError("--drop " + text + ": is named twice; leave one out");
+  }
   if (!options.other_tokenizer.empty()) try {
       const Tokenizer other(options.other_tokenizer);
     } catch (const UserError& error) {
@@ -125,7 +129,15 @@ void check_options(const AnalyzeOptions& options) {
 }
 
 void check_facts(const AnalyzeOptions& options, const SubjectFacts& facts) {
-  token_ids(options.tokens, facts.pieces);
+  std::int64_t num_ids = static_cast<std::int64_t>(facts.pieces.size());
+  for (const RoutingTrace* text : facts.texts)
+    for (const std::int32_t id : text->token_ids) num_ids = std::max<std::int64_t>(num_ids, id + 1);
+  for (const std::int32_t id : token_ids(options.tokens, facts.pieces))
+    if (id >= num_ids) throw UserError(concat("--tokens #", id, ": allowed: #0 to #", num_ids - 1));
+  const std::vector<Axis> defaults = default_axes();
+  for (std::size_t axis = 0; axis < defaults.size(); ++axis)
+    if (options.analysis.axes[axis].selector != defaults[axis].selector)
+      check_axis(options.analysis.axes[axis], facts.texts);
   const std::int64_t layer = options.analysis.layer;
   if (layer < 0 || std::count(facts.layers.begin(), facts.layers.end(), layer) > 0) return;
   std::string layers;
@@ -133,9 +145,13 @@ void check_facts(const AnalyzeOptions& options, const SubjectFacts& facts) {
   throw UserError(concat("--layer ", layer, ": allowed: ", layers));
 }
 
-std::vector<Figure> figures_of(const Subjects& subjects, const AnalysisOptions& options) {
+std::vector<Figure> figures_of(const Subjects& subjects, const AnalysisOptions& options,
+                               AnalysisSubject& subject) {
   try {
-    return Analysis(subjects.models, subjects.pieces, options).figures();
+    Analysis analysis(subjects.models, subjects.pieces, options);
+    std::vector<Figure> figures = analysis.figures();
+    subject.left_out = analysis.left_out();
+    return figures;
   } catch (const std::bad_alloc&) {
     const RoutingTrace& trace = subjects.models.front().trace;
     throw UserError(concat("analyze: the tables of ", trace.num_tokens(), " tokens, ",
@@ -153,18 +169,38 @@ int run_analyze(const AnalyzeOptions& options, CommandContext& context) {
     AnalysisOptions analysis = options.analysis;
     analysis.rules = drop_rules(options, subjects);
     analysis.tokens = token_ids(options.tokens, subjects.pieces);
-    std::vector<Figure> figures = figures_of(subjects, analysis);
+    AnalysisSubject subject = describe(subjects, analysis, context.command_line);
+    std::vector<Figure> figures = figures_of(subjects, analysis, subject);
     if (!options.other_tokenizer.empty())
       figures.push_back(tokenizer_figure(options.subjects.data_folder, options.other_tokenizer));
-    const AnalysisSubject subject = describe(subjects, analysis, context.command_line);
     write_analysis(options.out_folder, figures, subject);
     for (const Figure& figure : figures)
       if (!figure.finding.empty())
         std::printf("%s\n  %s\n", figure.title.c_str(), figure.finding.c_str());
+    for (const auto& [title, reason] : subject.left_out)
+      std::printf("left out: %s: %s\n", title.c_str(), reason.c_str());
     std::printf("%zu figures in %s/report.html\n", figures.size(), options.out_folder.c_str());
   });
   return kExitSuccess;
 }
+
+// CLI11's own name ranges that end at the largest double.
+const CLI::Validator kAtLeastOne(
+    [](std::string& text) {
+      std::int64_t value = 0;
+      return CLI::detail::lexical_cast(text, value) && value >= 1
+                 ? std::string()
+                 : text + ": allowed: a whole number, 1 or more";
+    },
+    "1 or more");
+const CLI::Validator kNotNegative(
+    [](std::string& text) {
+      std::int64_t value = 0;
+      return CLI::detail::lexical_cast(text, value) && value >= 0
+                 ? std::string()
+                 : text + ": allowed: a whole number, 0 or more";
+    },
+    "0 or more");
 
 void add_axis_option(CLI::App& command, AnalyzeOptions& options, std::size_t axis,
                      const std::string& name) {
@@ -190,11 +226,11 @@ void register_analyze(CLI::App& app, CommandContext& context) {
   command
       ->add_option("--layer", analysis.layer,
                    "layer of the network that pictures show; default: the third MoE layer")
-      ->check(CLI::NonNegativeNumber);
+      ->check(kNotNegative);
   command
       ->add_option("--min-count", analysis.min_count,
                    "least number of an id where ids are compared")
-      ->check(CLI::PositiveNumber)
+      ->check(kAtLeastOne)
       ->capture_default_str();
   command->add_option("--top", analysis.num_top_tokens, "tokens listed for each expert")
       ->check(CLI::Range(1, 1000))

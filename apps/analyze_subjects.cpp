@@ -89,6 +89,17 @@ std::vector<Checkpoint> find_checkpoints(const SubjectOptions& options) {
   return found;
 }
 
+// Those of one name by their steps, in whatever order they were named: the last is the newest.
+// Names stay in the order of their first.
+template <typename Subject>
+void sort_steps(std::vector<Subject>& subjects) {
+  std::map<std::string, std::size_t> place;
+  for (const Subject& subject : subjects) place.emplace(subject.run, place.size());
+  std::stable_sort(subjects.begin(), subjects.end(), [&](const Subject& a, const Subject& b) {
+    return std::pair(place.at(a.run), a.step) < std::pair(place.at(b.run), b.step);
+  });
+}
+
 // Checkpoints or logs of one name are the course of one run.
 template <typename Subject>
 void check_steps(const std::vector<Subject>& subjects) {
@@ -100,13 +111,11 @@ void check_steps(const std::vector<Subject>& subjects) {
 }
 
 // The text's ids mean something to the model only when both come of one tokenizer.
-std::string check_tokenizer(const std::vector<Checkpoint>& checkpoints, const Tokenizer& tokenizer,
-                            const TokenizerOptions& options) {
-  std::string recorded;
+void check_tokenizer(const std::vector<Checkpoint>& checkpoints, const Tokenizer& tokenizer,
+                     const TokenizerOptions& options) {
   for (const Checkpoint& checkpoint : checkpoints) {
-    if (checkpoint.tokenizer_sha256.empty()) continue;
-    recorded = checkpoint.tokenizer_sha256;
-    if (recorded == tokenizer.hash()) continue;
+    const std::string& recorded = checkpoint.tokenizer_sha256;
+    if (recorded.empty() || recorded == tokenizer.hash()) continue;
     throw UserError(
         concat(options.file.empty() ? tokenizer.path() : "--tokenizer " + options.file, " with ",
                tokenizer.num_sentinels(), " sentinels is not the tokenizer of ", checkpoint.path,
@@ -114,7 +123,6 @@ std::string check_tokenizer(const std::vector<Checkpoint>& checkpoints, const To
                "); leave --tokenizer and --sentinels out where the run keeps its own, and analyse "
                "checkpoints of different tokenizers one by one"));
   }
-  return recorded;
 }
 
 // The most positions of each source: N for all, SOURCE=N for one.
@@ -143,13 +151,12 @@ void set_positions(std::vector<StudySource>& sources, const std::vector<std::str
     source.positions = special.count(source.name) > 0 ? special[source.name] : general;
 }
 
-std::vector<StudySource> read_sources(const SubjectOptions& options, const Tokenizer& tokenizer,
-                                      const std::string& tokenizer_sha256) {
+std::vector<StudySource> read_sources(const SubjectOptions& options, const Tokenizer& tokenizer) {
   std::vector<StudySource> sources;
   if (!options.data_folder.empty())
     sources = read_study_shards(options.data_folder, options.sources,
                                 options.split == "train" ? Split::train : Split::validation,
-                                tokenizer_sha256);
+                                tokenizer.hash());
   for (const std::string& text : options.inputs) {
     const Named named = split_name(text);
     const auto inputs = list_inputs(named.path);
@@ -224,8 +231,8 @@ std::unique_ptr<StudyText> prepare_text(const std::vector<Checkpoint>& checkpoin
                                         bool is_root) {
   const Checkpoint& first = checkpoints.front();
   const auto tokenizer = open_tokenizer(options.tokenizer, first.path, first.recipe);
-  const std::string recorded = check_tokenizer(checkpoints, *tokenizer, options.tokenizer);
-  const std::vector<StudySource> sources = read_sources(options, *tokenizer, recorded);
+  check_tokenizer(checkpoints, *tokenizer, options.tokenizer);
+  const std::vector<StudySource> sources = read_sources(options, *tokenizer);
   for (const Checkpoint& checkpoint : checkpoints) {
     check_comparable(checkpoint.path, shape_of(checkpoint.recipe), first.path,
                      shape_of(first.recipe));
@@ -234,14 +241,16 @@ std::unique_ptr<StudyText> prepare_text(const std::vector<Checkpoint>& checkpoin
       std::fprintf(
           stderr,
           "warning: %s does not record its tokenizer (imported, or older than the record): "
-          "that the text was made with it is taken on trust\n",
+          "that it is the one named or kept with it is taken on trust\n",
           checkpoint.path.c_str());
   }
   facts.pieces = pieces_of(*tokenizer);
   for (std::int64_t layer = 0; layer < first.recipe.model.num_layers; ++layer)
     if (first.recipe.model.is_moe_layer(layer)) facts.layers.push_back(layer);
-  return std::make_unique<StudyText>(
+  auto text = std::make_unique<StudyText>(
       sources, options.length > 0 ? options.length : first.recipe.data.sequence_length);
+  facts.texts = {&text->trace()};
+  return text;
 }
 
 void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
@@ -253,6 +262,7 @@ void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
   on_every_rank(context.mpi.world(), [&] {
     checkpoints = find_checkpoints(options);
     check_steps(checkpoints);
+    sort_steps(checkpoints);
     SubjectFacts facts;
     text = prepare_text(checkpoints, options, facts, context.mpi.world().rank_in_group() == 0);
     check(facts);
@@ -314,6 +324,7 @@ void read_logs(Subjects& subjects, const std::vector<std::string>& logs) {
                      subjects.models.front().label(), shape_of(subjects.models.front().trace));
   }
   check_steps(subjects.models);
+  sort_steps(subjects.models);
 }
 
 }  // namespace
@@ -384,6 +395,7 @@ Subjects read_subjects(const SubjectOptions& options,
     facts.pieces = subjects.pieces;
     for (const LayerTrace& layer : subjects.models.front().trace.layers)
       facts.layers.push_back(layer.layer);
+    for (const AnalysedModel& model : subjects.models) facts.texts.push_back(&model.trace);
     check(facts);
   });
   return subjects;

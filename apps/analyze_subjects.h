@@ -43,7 +43,8 @@ void add_subject_options(CLI::App& command, SubjectOptions& options);
 // What is known of the subjects before any of their weights are read.
 struct SubjectFacts {
   std::vector<std::string> pieces;
-  std::vector<std::int64_t> layers;  // numbers of the MoE layers
+  std::vector<std::int64_t> layers;        // numbers of the MoE layers
+  std::vector<const RoutingTrace*> texts;  // of the subjects; their layers may be missing
 };
 
 // `check` is called with the facts before the long part and may throw UserError, on any rank.

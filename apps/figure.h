@@ -10,7 +10,8 @@
 
 namespace openmoe {
 
-// A text, a whole number or a number.
+// A text, a whole number or a number; a number that is not computable is NaN: empty in CSV, null in
+// JSON, NaN in HDF5, a dash in the report.
 struct Cell {
   enum class Kind { text, integer, number };
   Cell(std::string value) : kind(Kind::text), text(std::move(value)) {}  // NOLINT: implicit
@@ -30,7 +31,7 @@ struct Table {
   std::vector<std::vector<Cell>> rows;
 };
 
-// Shares as rows of coloured cells.
+// Shares as rows of coloured cells; none where a value is NaN.
 struct Heatmap {
   std::vector<std::string> rows;
   std::vector<std::string> columns;
@@ -47,7 +48,7 @@ struct LinePlot {
   bool from_zero = true;
 };
 
-// Groups of bars beside each other, with intervals where low < high.
+// Groups of bars beside each other, with intervals where low < high; no bar where a value is NaN.
 struct BarPlot {
   std::vector<std::string> groups;
   std::vector<std::string> series;
@@ -68,6 +69,7 @@ struct Figure {
   std::string title;
   std::string definition;  // what is counted, exactly
   std::string finding;     // its numbers in a sentence
+  std::string absence;     // why its table is empty, where it is
   Table table;
   std::vector<Plot> plots;
 };

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <stdexcept>
 
 #include "apps/agree.h"
 #include "core/base/check.h"
@@ -89,7 +90,15 @@ void RoutingMonitor::open_folder(std::int64_t first_step) {
     throw UserError(concat(folder.string(), ": cannot be gone through: ", error.message(),
                            "; make it readable and writable, or set run.routing_every=0"));
   if (newest < 0) return;
-  RoutingLog log = read_routing_log((folder / log_name(newest)).string());
+  RoutingLog log;
+  try {
+    log = read_routing_log((folder / log_name(newest)).string());
+  } catch (const std::runtime_error& problem) {
+    // No reason not to train: only the comparison with earlier steps begins anew.
+    std::fprintf(stderr, "warning: favourite experts of earlier steps are not known: %s\n",
+                 problem.what());
+    return;
+  }
   if (log.trace.num_experts == recipe_.model.num_experts &&
       log.favourites.experts.size() == layers_.size())
     tracked_ = std::move(log.favourites);

@@ -97,6 +97,7 @@ void RunLog::write_recipe(const std::string& recipe_json) {
 void RunLog::go_back(std::int64_t first_step) {
   metrics_ = open_for_append(folder_ + "/metrics.jsonl", first_step);
   validation_ = open_for_append(folder_ + "/validation.jsonl", first_step);
+  events_.start(first_step);
 }
 
 void RunLog::write_step(const nlohmann::ordered_json& row) {

@@ -16,7 +16,8 @@ class RunLog {
  public:
   // Opens the records of `folder`, which must exist. Rows of `first_step` and later, which a
   // stopped run wrote after its last checkpoint, are removed, so that each step stands in the file
-  // once. Throws UserError when the folder cannot be written.
+  // once; readers of the event files are told to drop them. Throws UserError when the folder cannot
+  // be written.
   RunLog(const std::string& folder, std::int64_t first_step);
 
   // Throws RuntimeFault when the disk is full.

@@ -142,6 +142,7 @@ std::string draw(const Plot& plot, const Heatmap& map, const std::string& id) {
     out.text(left - 6, y + 14, shortened(map.rows[r], 28), "end");
     for (std::size_t c = 0; c < map.values[r].size(); ++c) {
       const double value = map.values[r][c];
+      if (std::isnan(value)) continue;
       out.rect(left + static_cast<double>(c) * wide, y, wide, kHigh,
                "class=\"heat\" fill-opacity=\"" + number(value / largest) + "\"",
                map.rows[r] + ", " + plot.x_label + " " + map.columns[c] + ": " + percent(value));
@@ -294,6 +295,7 @@ std::string draw(const Plot& plot, const BarPlot& bars, const std::string& id) {
     const double begin = frame.left + bar + static_cast<double>(g) * group_width;
     for (std::size_t s = 0; s < bars.values[g].size(); ++s) {
       const double value = bars.values[g][s], x = begin + static_cast<double>(s) * bar;
+      if (std::isnan(value)) continue;
       const bool has_interval = !bars.low.empty() && bars.high[g][s] > bars.low[g][s];
       std::string hint = bars.groups[g] + ", " + bars.series[s] + ": " + tick_text(value);
       if (has_interval)

@@ -2,8 +2,10 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
+#include <charconv>
 #include <chrono>
 #include <filesystem>
 
@@ -50,6 +52,25 @@ void append_bytes(std::string& message, std::uint64_t field, const std::string& 
   message += bytes;
 }
 
+constexpr const char* kPrefix = "events.out.tfevents.";
+
+// Of the event files in `folder` the latest time in a name, so that a new one comes after all of
+// them even within a second or after a clock was set back; -1: none.
+std::int64_t newest_seconds(const std::string& folder) {
+  std::int64_t newest = -1;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(kPrefix)) continue;
+    const char* const begin = name.data() + std::string_view(kPrefix).size();
+    std::int64_t seconds = -1;
+    const auto [end, problem] = std::from_chars(begin, name.data() + name.size(), seconds);
+    // Ten digits, as until the year 2286: other numbers are no time, and sort differently.
+    if (problem == std::errc() && end - begin == 10) newest = std::max(newest, seconds);
+  }
+  return newest;
+}
+
 // Event with wall_time = 1.
 std::string new_event() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
@@ -75,13 +96,24 @@ EventFile::EventFile(const std::string& folder, std::int64_t first_step) {
   char host[256] = "host";
   gethostname(host, sizeof host - 1);
   const auto now = std::chrono::system_clock::now().time_since_epoch();
-  path_ = concat(folder, "/events.out.tfevents.",
-                 std::chrono::duration_cast<std::chrono::seconds>(now).count(), ".", host, ".",
-                 first_step);
+  const std::int64_t seconds = std::chrono::duration_cast<std::chrono::seconds>(now).count();
+  path_ = concat(folder, "/", kPrefix, std::max(seconds, newest_seconds(folder) + 1), ".", host,
+                 ".", first_step);
   file_.open(path_, std::ios::binary | std::ios::trunc);
   if (!file_) throw UserError(path_ + ": cannot be written; choose another --out");
   std::string event = new_event();
   append_bytes(event, 3, "brain.Event:2");  // file_version
+  write_record(event);
+  start(first_step);
+}
+
+void EventFile::start(std::int64_t first_step) {
+  std::string log, event = new_event();
+  append_key(log, 1, Wire::varint);  // status
+  append_varint(log, 1);             // START
+  append_key(event, 2, Wire::varint);
+  append_varint(event, static_cast<std::uint64_t>(first_step));
+  append_bytes(event, 7, log);  // session_log
   write_record(event);
 }
 

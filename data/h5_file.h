@@ -41,8 +41,8 @@ class H5File {
   // `dtype` is the memory type.
   struct Info {
     Shape shape;
-    // "f32", "f64", "i32", "i64", "u8", "u16", "u32", "u64", "bf16" (u16 with attribute
-    // dtype=bf16), "string", "other"
+    // "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "bf16" (u16 with
+    // attribute dtype=bf16), "f16" (to read as f32), "string", "other"
     std::string type;
     std::int64_t element_bytes = 0;  // as stored; of a string of variable length its reference
     std::int64_t stored_bytes = 0;   // what the file holds of it, perhaps compressed; 0: nothing

@@ -19,6 +19,10 @@ constexpr NumberType kNumberTypes[] = {
      []() -> std::int64_t { return H5T_STD_I32LE; }, 4},
     {"i64", []() -> std::int64_t { return H5T_NATIVE_INT64; },
      []() -> std::int64_t { return H5T_STD_I64LE; }, 8},
+    {"i8", []() -> std::int64_t { return H5T_NATIVE_INT8; },
+     []() -> std::int64_t { return H5T_STD_I8LE; }, 1},
+    {"i16", []() -> std::int64_t { return H5T_NATIVE_INT16; },
+     []() -> std::int64_t { return H5T_STD_I16LE; }, 2},
     {"u8", []() -> std::int64_t { return H5T_NATIVE_UINT8; },
      []() -> std::int64_t { return H5T_STD_U8LE; }, 1},
     {"u16", []() -> std::int64_t { return H5T_NATIVE_UINT16; },
@@ -44,7 +48,8 @@ std::string type_name_of(std::int64_t type) {
   const H5T_class_t kind = H5Tget_class(type);
   const std::size_t bytes = H5Tget_size(type);
   if (kind == H5T_STRING) return "string";
-  if (kind == H5T_FLOAT) return bytes == 4 ? "f32" : bytes == 8 ? "f64" : "other";
+  if (kind == H5T_FLOAT)
+    return bytes == 2 ? "f16" : bytes == 4 ? "f32" : bytes == 8 ? "f64" : "other";
   if (kind == H5T_INTEGER) {
     const std::string sign = H5Tget_sign(type) == H5T_SGN_NONE ? "u" : "i";
     std::string name = sign + std::to_string(bytes * 8);

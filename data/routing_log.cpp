@@ -1,7 +1,12 @@
 #include "data/routing_log.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <new>
@@ -30,8 +35,8 @@ constexpr std::int64_t kMaxLength = std::int64_t{1} << 30;
 }
 
 bool is_integer(const std::string& type) {
-  return type == "i32" || type == "i64" || type == "u8" || type == "u16" || type == "u32" ||
-         type == "u64";
+  return type == "i8" || type == "i16" || type == "i32" || type == "i64" || type == "u8" ||
+         type == "u16" || type == "u32" || type == "u64";
 }
 
 // That a dataset's declared size is that of bytes which the file holds, before memory is taken for
@@ -237,12 +242,29 @@ RoutingLog read_routing_log(const std::string& path) {
         ending == ".h5" || ending == ".hdf5" ? read_hdf5(path) : read_routing_json(path);
     check_routing_log(log, path, true);
     return log;
+  } catch (const RuntimeFault& fault) {
+    // A group where a dataset belongs, a number where a text belongs: what the library says.
+    fail(path, concat("cannot be read as a routing log: ", fault.what()));
   } catch (const std::bad_alloc&) {
     throw UserError(path + ": does not fit into memory; write fewer sequences or layers to a log");
   } catch (const std::length_error&) {
     throw UserError(path + ": does not fit into memory; write fewer sequences or layers to a log");
   }
 }
+
+namespace {
+
+// Before it takes its name: after a power failure a name without its content would be worse than
+// none.
+void sync_file(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY);
+  const bool is_synced = descriptor >= 0 && ::fsync(descriptor) == 0;
+  const std::string reason = std::strerror(errno);
+  if (descriptor >= 0) ::close(descriptor);
+  if (!is_synced) throw RuntimeFault(concat("fsync of ", path, ": ", reason));
+}
+
+}  // namespace
 
 void write_routing_log(const std::string& path, const RoutingLog& log) {
   const RoutingTrace& trace = log.trace;
@@ -296,6 +318,7 @@ void write_routing_log(const std::string& path, const RoutingLog& log) {
     }
     file.close();
   }
+  sync_file(part);
   std::error_code error;
   std::filesystem::rename(part, path, error);
   if (error) throw RuntimeFault(path + ": cannot be renamed into place: " + error.message());

@@ -39,6 +39,9 @@ class LogLines {
   std::int64_t integer(const Json& value, const std::string& what, std::int64_t most) const {
     if (!value.is_number_integer())
       fail(what + " is " + value.dump().substr(0, 40) + ", allowed: an integer");
+    // Beyond 2^63 the value would turn negative.
+    if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(most))
+      fail(concat(what, " is ", value.get<std::uint64_t>(), ", allowed: 0 to ", most));
     const auto number = value.get<std::int64_t>();
     if (number < 0 || number > most) fail(concat(what, " is ", number, ", allowed: 0 to ", most));
     return number;

@@ -58,9 +58,9 @@ std::vector<StudySource> read_study_shards(const std::string& folder,
       if (const std::string& found = reader.header().tokenizer_sha256; found != tokenizer)
         throw UserError(tokenizer == tokenizer_sha256
                             ? concat(path, ": was made with another tokenizer (", found,
-                                     ") than the data that the checkpoint was trained on (",
-                                     tokenizer,
-                                     "); prepare the text with the tokenizer kept with the run")
+                                     ") than that of the checkpoint (", tokenizer,
+                                     "); prepare the text with the tokenizer kept with the run, or "
+                                     "name the checkpoint's with --tokenizer and --sentinels")
                             : path + ": was made with another tokenizer than the shards before it");
       read_shard(source, reader);
     }
@@ -83,7 +83,11 @@ StudySource read_study_file(const std::string& name, const std::string& path,
     Document document;
     while (reader->next(record)) {
       std::int64_t offset = 0;
-      const std::string problem = parse_document(record, "", document, offset);
+      std::string problem = parse_document(record, "", document, offset);
+      // The advice of prepare, whose option this is.
+      if (const std::size_t advice = problem.find("; --text-field"); advice != std::string::npos)
+        problem.replace(advice, std::string::npos,
+                        "; rename the field, or prepare the text with --text-field and use --data");
       if (!problem.empty())
         throw UserError(
             concat(record.file, ", line ", record.line, ", byte ", offset, ": ", problem));

@@ -9,6 +9,10 @@
 namespace openmoe {
 namespace {
 
+// Bits by which divergences of the same groups in another order differ at most: each is a
+// difference of entropies of a few bits.
+constexpr double kRounding = 1e-12;
+
 double divergence_of(const CountTable& by_document, const std::vector<std::size_t>& documents,
                      const std::vector<std::int32_t>& groups, std::int64_t num_groups) {
   CountTable table(num_groups, by_document.experts);
@@ -117,7 +121,7 @@ GroupDifference permutation_test(const CountTable& by_document,
     for (std::size_t i = labels.size() - 1; i > 0; --i)
       std::swap(labels[i], labels[rng.next_below(i + 1)]);
     null.push_back(divergence_of(by_document, documents, labels, num_groups));
-    at_least += null.back() >= result.divergence ? 1 : 0;
+    at_least += null.back() >= result.divergence - kRounding ? 1 : 0;
   }
   const auto count = static_cast<double>(permutations);
   result.null_mean = std::accumulate(null.begin(), null.end(), 0.0) / count;
@@ -144,8 +148,7 @@ Prediction predict_experts(const RoutingTrace& trace, const LayerTrace& layer,
   if (all.asked == 0) return result;
   result.tokens = all.asked / (first ? 1 : trace.top_k);
   result.accuracy = static_cast<double>(all.right) / static_cast<double>(all.asked);
-  result.low = result.high = result.accuracy;
-  if (resamples < 1) return result;
+  if (resamples < 1 || hits.size() < 2) return result;  // one document varies with nothing
   Rng rng(seed, stream_id("routing bootstrap"));
   std::vector<double> drawn;
   for (std::int64_t r = 0; r < resamples; ++r) {

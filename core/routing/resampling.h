@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "core/routing/statistics.h"
@@ -30,11 +31,13 @@ GroupDifference permutation_test(const CountTable& by_document,
 // whose first choice is the most frequent first choice. Otherwise: share of the K choices that are
 // among the K most frequent.
 struct Prediction {
-  double accuracy = 0.0;
-  double low = 0.0, high = 0.0;  // 95 % interval, bootstrap over documents
+  static constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+  double accuracy = kUnknown;  // kUnknown: no document to predict, or none to predict from
+  // 95 % interval, bootstrap over documents; kUnknown without resamples or a second document.
+  double low = kUnknown, high = kUnknown;
   std::int64_t tokens = 0;
 };
-// keys (N), each 0 to num_keys - 1, or -1: the token is left out.
+// keys (N), each 0 to num_keys - 1, or -1: the token is left out. resamples 0: no interval.
 Prediction predict_experts(const RoutingTrace& trace, const LayerTrace& layer,
                            const std::vector<std::int32_t>& keys, std::int64_t num_keys, bool first,
                            std::int64_t resamples, std::uint64_t seed);

@@ -172,6 +172,18 @@ TEST_CASE("an imported checkpoint is analysed", "[analyze]") {
   CHECK(imported.output.find("does not record its tokenizer") != std::string::npos);
   for (const char* name : {"domains.csv", "top_tokens.csv", "positions.csv"})
     CHECK(read_text(folder / "before/" + name) == read_text(folder / "after/" + name));
+
+  // It records no tokenizer, but the one kept with it is known, and that of the shards.
+  const CommandResult prepared =
+      run_openmoe(1, "prepare --tokenizer " + source_path("test/data/unigram-400.model") +
+                         " --input " + source_path("data/sample/c4.jsonl") +
+                         " --validation-fraction 0.5 --out " + folder / "data");
+  REQUIRE(prepared.exit_code == 0);
+  const CommandResult other = run_openmoe(1, "analyze " + folder / "back" + " --data " +
+                                                 folder / "data" + " --out " + folder / "other");
+  INFO(other.output);
+  CHECK(other.exit_code == 2);
+  CHECK(other.output.find("was made with another tokenizer") != std::string::npos);
 }
 
 TEST_CASE("routers that are frozen from a step on stay as they are", "[analyze]") {
@@ -230,6 +242,9 @@ TEST_CASE("analyze refuses what it cannot analyse with one message", "[analyze]"
   refused(folder / "a/run" + " --split train --input " + source_path("data/sample/c4.jsonl"),
           "--split: says what of --data");
   write_file(folder / "file", "");
+  write_file(folder / "body.jsonl", "{\"body\": \"text\"}\n");
+  refused(folder / "a/run" + " --input " + folder / "body.jsonl",
+          "prepare the text with --text-field and use --data");
   refused(folder / "a/run" + data + " --write-logs " + folder / "file", "--write-logs ");
   refused("a/b=" + folder / "a/run" + data + " --write-logs " + folder / "logs", "choose another");
 
@@ -344,6 +359,17 @@ TEST_CASE("favourite experts are remembered over a resume", "[analyze]") {
           shares("whole", step)["unchanged_favourites"]);
   }
 
+  // A damaged log costs the comparison, not the run.
+  std::filesystem::remove_all(folder / "resumed/checkpoints/step-00000006");
+  write_file(folder / "resumed/routing/step-00000002.h5", "damaged");
+  const CommandResult again = run_openmoe(2, command + folder / "resumed" + " --resume");
+  INFO(again.output);
+  REQUIRE(again.exit_code == 0);
+  CHECK(again.output.find("warning: favourite experts of earlier steps are not known") !=
+        std::string::npos);
+  CHECK_FALSE(shares("resumed", 3).contains("unchanged_favourites"));
+  CHECK(shares("resumed", 5)["first"] == shares("whole", 5)["first"]);
+
   // A file where the folder belongs.
   std::filesystem::create_directories(folder / "blocked");
   write_file(folder / "blocked/routing", "");
@@ -369,6 +395,121 @@ TEST_CASE("the recipe's least capacity counts in simulated drops", "[analyze]") 
   INFO(output);
   CHECK(output.find("domains: 0.0 % of first choices lost in the first half of a row, 0.0 % in the "
                     "second") != std::string::npos);
+}
+
+// A shell names step-1000 before step-200.
+TEST_CASE("logs of one run are taken by their steps", "[analyze]") {
+  const TemporaryFolder folder;
+  const auto log_of = [&](int step, bool has_second) {
+    const std::string path = folder / ("step-" + std::to_string(step) + ".jsonl");
+    std::ofstream file(path);
+    file
+        << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 3, "top_k": 2, )"
+        << R"("layers": [0], "name": "run", "step": )" << step << "}\n";
+    for (int s = 0; s < (has_second ? 2 : 1); ++s)
+      file << R"({"tokens": [3, 4], "choices": [[[0, 1], [1, 2]]]})"
+           << "\n";
+    return path;
+  };
+  const std::string late = log_of(1000, false), middle = log_of(200, true),
+                    early = log_of(50, true);
+  const std::string rest = " --permutations 9 --resamples 9 --min-count 1 --out " + folder / "out";
+  const std::string output = analyze(1, "--log " + late + " " + middle + " " + early + rest).output;
+  std::vector<std::string> models;
+  for (const json& figure : figures(folder / "out")) {
+    if (figure.at("id") == "drops_by_position")
+      CHECK(figure.at("rows").at(0).at(0) == "run @ 1000");
+    if (figure.at("id") != "prediction") continue;
+    for (const json& row : figure.at("rows")) {
+      if (models.empty() || models.back() != row.at(0)) models.push_back(row.at(0));
+      // A single document predicts nothing; intervals are those of the last.
+      CHECK(row.at(4).is_null() == (row.at(0) == "run @ 1000"));
+      CHECK(row.at(5).is_null());
+    }
+    CHECK(figure.at("finding").get<std::string>().find("token id: not computable") !=
+          std::string::npos);
+  }
+  CHECK(models == std::vector<std::string>{"run @ 50", "run @ 200", "run @ 1000"});
+  CHECK(output.find("0.0 % (") == std::string::npos);
+  CHECK(read_text(folder / "out/prediction.csv").find("run @ 1000,0,token_id,first,,,,0\n") !=
+        std::string::npos);
+}
+
+TEST_CASE("figures that are left out are named, demands that fit nothing are refused",
+          "[analyze]") {
+  const TemporaryFolder folder;
+  const auto log_of = [&](int step, int token) {
+    const std::string path = folder / ("step-" + std::to_string(step) + ".jsonl");
+    std::ofstream file(path);
+    file
+        << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 3, "top_k": 2, )"
+        << R"("layers": [0], "name": "run", "step": )" << step << "}\n";
+    for (int s = 0; s < 2; ++s)
+      file << R"({"source": "wikipedia", "tokens": [)" << token
+           << R"(, 4], "choices": [[[0, 1], [1, 2]]]})"
+           << "\n";
+    return path;
+  };
+  const std::string one = log_of(1, 3), two = log_of(2, 5);
+  const std::string rest = " --permutations 9 --resamples 9 --out " + folder / "out";
+  const std::string output = analyze(1, "--log " + one + rest).output;
+  INFO(output);
+  for (const char* expected :
+       {"left out: Expert share by token id (Figure 10): no token id is seen 128 times",
+        "left out: Expert share by natural language (Figure 7): no text fits parallel-*",
+        "(Figure 11): there is one checkpoint or log of run"})
+    CHECK(output.find(expected) != std::string::npos);
+  CHECK(read_text(folder / "out/report.html").find("no token id is seen 128 times") !=
+        std::string::npos);
+  CHECK(results(folder / "out").at("left_out").size() >= 5);
+
+  // An id that was asked for is shown however rare, and null where it does not occur.
+  const std::string asked =
+      analyze(1, "--log " + one + " " + two + rest + " --tokens '#3' '#4' '#0'").output;
+  CHECK(asked.find("#0 (id 0) does not occur") != std::string::npos);
+  int seen = 0;
+  for (const json& figure : figures(folder / "out")) {
+    if (figure.at("id") == "tokens") CHECK(figure.at("rows").size() == 3);  // of id 4, in the last
+    if (figure.at("id") != "tokens_over_checkpoints") continue;
+    for (const json& row : figure.at("rows")) {
+      const bool occurs = row.at(2) == 4 || (row.at(2) == 3 && row.at(0) == "run @ 1");
+      CHECK(row.at(5).is_null() == !occurs);
+      CHECK(row.at(6).is_null() == (row.at(2) != 4));
+      ++seen;
+    }
+  }
+  CHECK(seen == 2 * 3 * 3);
+
+  const auto refused = [&](const std::string& option, const std::string& expected) {
+    const CommandResult result = run_openmoe(1, "analyze --log " + one + " " + option + rest);
+    INFO(result.output);
+    CHECK(result.exit_code == 2);
+    CHECK(result.output.find(expected) != std::string::npos);
+  };
+  refused("--domains wikipeda",
+          "--domains wikipeda: fits none of the texts; sources and their "
+          "tags here: wikipedia");
+  refused("--tokens '#99999999'", "--tokens #99999999: allowed: #0 to #4");
+  refused("--drop tokens:2 --drop tokens:2", "--drop tokens:2: is named twice");
+  refused("--min-count 0", "allowed: a whole number, 1 or more");
+  refused("--layer -1", "allowed: a whole number, 0 or more");
+}
+
+TEST_CASE("the report of very many experts stays below 5 MB", "[analyze]") {
+  const TemporaryFolder folder;
+  std::ofstream log(folder / "wide.jsonl");
+  log << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 8192, "top_k": 2, "layers": [0]})"
+      << "\n";
+  for (int s = 0; s < 2; ++s)
+    log << R"({"tokens": [3, 4], "choices": [[[0, 1], [1, 2]]]})"
+        << "\n";
+  log.close();
+  analyze(1, "--log " + folder / "wide.jsonl" +
+                 " --permutations 1 --resamples 1 --min-count 1 --out " + folder / "out");
+  const std::string report = read_text(folder / "out/report.html");
+  CHECK(report.size() < 5'000'000);
+  CHECK(report.find("<a href=\"positions-1.svg\">") != std::string::npos);
+  CHECK(std::filesystem::exists(folder / "out/positions-1.svg"));
 }
 
 }  // namespace openmoe::test

@@ -1,4 +1,5 @@
 // Statistics of routing on constructed routings whose answers are known.
+#include <algorithm>
 #include <cmath>
 
 #include "core/base/error.h"
@@ -165,6 +166,31 @@ TEST_CASE("the divergence of sources that share no expert", "[routing]") {
   CHECK(apart.null_p95 < 0.5);
   CHECK(apart.documents == kSequences);
   CHECK(information(trace, sources_of(trace)).bits == Approx(1.0));
+}
+
+// Re-grouping documents of which each is a group changes nothing but the order of sums.
+TEST_CASE("a permutation test of one document for each group has p = 1", "[routing]") {
+  CountTable by_document(5, 7);
+  for (std::size_t i = 0; i < by_document.counts.size(); ++i)
+    by_document.counts[i] = static_cast<std::int64_t>(i * i % 23 + 1);
+  CHECK(permutation_test(by_document, {0, 1, 2, 3, 4}, 5, 999, 1).p_value == 1.0);
+  CHECK(permutation_test(by_document, {4, 2, 0, 1, 3}, 5, 999, 2).p_value == 1.0);
+}
+
+TEST_CASE("a prediction without a second half, or without resamples, is not known", "[routing]") {
+  RoutingTrace trace = token_determined();
+  const std::vector<std::int32_t> keys = distinct_keys(trace.token_ids).keys;
+  const Prediction point = predict_experts(
+      trace, trace.layers[0], keys, 1 + *std::max_element(keys.begin(), keys.end()), true, 0, 1);
+  CHECK(point.accuracy == 1.0);
+  CHECK(std::isnan(point.low));
+  CHECK(std::isnan(point.high));
+  trace.documents.resize(1);
+  std::fill(trace.document.begin(), trace.document.end(), 0);
+  const Prediction none = prediction(trace, trace.token_ids);
+  CHECK(none.tokens == 0);
+  CHECK(std::isnan(none.accuracy));
+  CHECK(std::isnan(none.low));
 }
 
 TEST_CASE("mutual information of a table by hand", "[routing]") {

@@ -124,6 +124,8 @@ TEST_CASE("malformed routing logs in JSON Lines are refused with one message", "
   refused(header + R"({"tokens": [1], "choices": [[[0, 1]], [[0]]]})", "a list of 2 experts");
   refused(header + R"({"tokens": [1], "choices": [[[0, 1]], [[0, 4]]]})", "allowed: 0 to 3");
   refused(header + R"({"tokens": [1], "choices": [[[0, 1]], [[0, -1]]]})", "an expert is -1");
+  refused(header + R"({"tokens": [9223372036854775813], "choices": [[[0, 1]], [[0, 2]]]})",
+          "a token is 9223372036854775813");
   refused(header + R"({"tokens": [1.5], "choices": [[[0, 1]], [[0, 2]]]})", "an integer");
   refused(header + R"({"tokens": [1], "choices": [[[0, 1]], [[2, 2]]]})", "chosen twice");
   refused(header + R"({"source": 3, "tokens": [1]})", "\"source\" is not a string");
@@ -162,6 +164,48 @@ TEST_CASE("malformed routing logs in HDF5 are refused with one message", "[routi
   CHECK(contains(refusal(path), "its attribute format"));
   std::ofstream(path) << "no HDF5";
   CHECK(contains(refusal(path), "cannot be read as HDF5"));
+}
+
+// numpy's smaller types, which HDF5 converts.
+TEST_CASE("a routing log of small number types is read", "[routing]") {
+  const Scratch folder;
+  const std::string path = folder.path("log.h5");
+  const auto write = [&](const auto& change) {
+    H5File file(path, H5File::Mode::create);
+    file.set_attribute("", "format", std::string("openmoe-routing-log"));
+    for (const auto& [name, value] :
+         {std::pair{"format_version", 1}, {"num_experts", 4}, {"top_k", 2}})
+      file.set_attribute("", name, std::int64_t{value});
+    const std::vector<std::int16_t> ids = {7, 8}, offsets = {0, 2}, sources = {0};
+    const std::vector<std::int8_t> choices = {0, 3, 2, 1};
+    const std::vector<double> gates = {0.5, 0.25, 0.75, 0.125};
+    file.write_raw("token_ids", "i16", {2}, ids.data());
+    file.write_raw("sequence_offsets", "i16", {2}, offsets.data());
+    file.write_raw("sequence_sources", "i16", {1}, sources.data());
+    file.write_strings("sources", {"text"});
+    file.create_group("layers/1");
+    file.write_raw("layers/1/choices", "i8", {2, 2}, choices.data());
+    file.write_raw("layers/1/gates", "f64", {2, 2}, gates.data());
+    change(file);
+    file.close();
+  };
+  write([](H5File&) {});
+  const RoutingTrace trace = read_routing_log(path).trace;
+  CHECK(trace.token_ids == std::vector<std::int32_t>{7, 8});
+  CHECK(trace.layers[0].choice == std::vector<std::uint16_t>{0, 3, 2, 1});
+  CHECK(trace.layers[0].gate == std::vector<float>{0.5f, 0.25f, 0.75f, 0.125f});
+
+  // Another kind of object than the format has.
+  const auto refused = [&](const std::string& expected, const auto& change) {
+    write(change);
+    const std::string message = refusal(path);
+    INFO(message);
+    CHECK(contains(message, expected));
+    CHECK(contains(message, "described in data/routing_log.h"));
+  };
+  refused("name", [](H5File& file) { file.set_attribute("", "name", std::int64_t{3}); });
+  refused("document_ids", [](H5File& file) { file.create_group("document_ids"); });
+  refused("pieces", [](H5File& file) { file.create_group("pieces"); });
 }
 
 // Sizes are eight bytes of a file; memory is taken only for what is stored too.

@@ -5,6 +5,7 @@ Usage: routing_test.py OPENMOE SHARDS SOURCE CASE     CASE: tensorboard or log; 
 import glob
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,15 +19,23 @@ def run(*arguments):
         sys.exit(f"{' '.join(arguments)}\n{result.stdout}{result.stderr}")
 
 
-def train(openmoe, shards, source, out):
+def train(openmoe, shards, source, out, *more):
     run(openmoe, "train", f"{source}/test/recipes/tiny-released.json", "--data", shards, "--out", out, "--set", "run.num_steps=7",
-        "--set", "run.validate_every=0", "--set", "run.routing_every=3")
+        "--set", "run.validate_every=0", "--set", "run.routing_every=3", "--set", "run.checkpoint_every=3",
+        "--set", "run.keep_checkpoints=9", *more)
+
+
+def resume(openmoe, shards, source, out):
+    train(openmoe, shards, source, out, "--resume")
+
+
+def metrics(out):
+    with open(f"{out}/metrics.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def routing_rows(out):
-    with open(f"{out}/metrics.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return {row["step"]: row["routing"] for row in rows if "routing" in row}
+    return {row["step"]: row["routing"] for row in metrics(out) if "routing" in row}
 
 
 def tensorboard(openmoe, shards, source):
@@ -66,13 +75,25 @@ def tensorboard(openmoe, shards, source):
             for scalar in scalars:
                 expected = rows[scalar.step][0][key]
                 assert abs(scalar.value - expected) <= 1e-6 * abs(expected), (key, scalar, expected)
+        # A run that went on from an earlier checkpoint wrote some steps twice; each is shown once, as it was last.
+        shutil.rmtree(folder + "/run/checkpoints/step-00000007")
+        shutil.rmtree(folder + "/run/checkpoints/step-00000006")
+        resume(openmoe, shards, source, folder + "/run")
+        assert len(glob.glob(folder + "/run/tensorboard/events.out.tfevents.*")) == 2
+        again = event_accumulator.EventAccumulator(folder + "/run/tensorboard")
+        again.Reload()
+        assert [s.step for s in again.Scalars("train/loss")] == list(range(7)), again.Scalars("train/loss")
+        assert [s.step for s in again.Scalars("routing/layer_1/entropy_bits")] == [0, 3, 6]
+        speeds = {row["step"]: row["tokens_per_s"] for row in metrics(folder + "/run")}  # differ from run to run
+        for scalar in again.Scalars("train/tokens_per_s"):
+            assert abs(scalar.value - speeds[scalar.step]) <= 1e-6 * speeds[scalar.step], (scalar, speeds)
         # A record whose checksums are wrong is refused by the reader: ours are right, or nothing would have been read.
         with open(files[0], "r+b") as file:
             file.seek(-6, os.SEEK_END)
             byte = file.read(1)
             file.seek(-6, os.SEEK_END)
             file.write(bytes([byte[0] ^ 1]))
-        damaged = event_accumulator.EventAccumulator(folder + "/run/tensorboard")
+        damaged = event_accumulator.EventAccumulator(files[0])
         try:
             damaged.Reload()
             seen = [s.step for s in damaged.Scalars("routing/layer_1/lost_second")]
