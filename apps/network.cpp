@@ -26,11 +26,11 @@ ExchangeRoute planned_route(const ParallelConfig& config) {
   return by_nodes ? ExchangeRoute{config.exchange, config.ranks_per_node} : ExchangeRoute{};
 }
 
-// The one function that both sizes and allocates.
 ParamShare share_of(const ProcessGrid& grid) {
   return {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank()};
 }
 
+// The one function that both sizes and allocates.
 void allocate(Arena& arena, ParamTable& params, Model& model, const Recipe& recipe, bool training) {
   const GradientMemory gradients = !training                            ? GradientMemory::none
                                    : recipe.parallel.update_in_backward ? GradientMemory::one

@@ -11,12 +11,6 @@
 namespace openmoe {
 namespace {
 
-std::int64_t row_bytes_of(const Tensor& x) {
-  std::int64_t bytes = size_of(x.dtype);
-  for (int axis = 1; axis < x.shape.rank; ++axis) bytes *= x.size(axis);
-  return bytes;
-}
-
 // Sizes and memory are the real exchange's; rows are counted.
 class PlanExchange : public TokenExchange {
  public:
@@ -64,12 +58,12 @@ class PlanExchange : public TokenExchange {
 
   Tensor dispatch(Tensor sent, Tensor buffer, const Routing& routing) override {
     if (group_.size() == 1) return sent;
-    exchange(routing.sent_per_expert, row_bytes_of(sent));
+    exchange(routing.sent_per_expert, sent.row_bytes());
     return buffer;
   }
   Tensor combine(Tensor rows, Tensor buffer, const Routing& routing) override {
     if (group_.size() == 1) return rows;
-    exchange(routing.received_per_source, row_bytes_of(rows));
+    exchange(routing.received_per_source, rows.row_bytes());
     return buffer;
   }
 
@@ -98,16 +92,16 @@ class PlanTensorGroup : public TensorGroup {
   std::int64_t rank() const override { return group_.rank_in_group(); }
   void allocate_buffers(Arena&, std::int64_t, std::int64_t) override {}
 
-  void gather_rows(Tensor x) override { send(x.size(0) / size(), row_bytes_of(x)); }
-  void sum_rows(Tensor x) override { send(x.size(0) / size(), row_bytes_of(x)); }
+  void gather_rows(Tensor x) override { send(x.size(0) / size(), x.row_bytes()); }
+  void sum_rows(Tensor x) override { send(x.size(0) / size(), x.row_bytes()); }
   void rows_to_columns(Tensor columns, Tensor rows) override {
-    send(rows.size(0), row_bytes_of(columns));
+    send(rows.size(0), columns.row_bytes());
   }
   void columns_to_rows(Tensor rows, Tensor columns) override {
-    send(rows.size(0), row_bytes_of(columns));
+    send(rows.size(0), columns.row_bytes());
   }
   void gather_columns(Tensor whole, Tensor columns) override {
-    send(whole.size(0), row_bytes_of(columns));
+    send(whole.size(0), columns.row_bytes());
   }
   void sum_columns(Tensor columns, Tensor partial) override {
     send(partial.size(0), columns.size(1) * size_of(DType::f32));

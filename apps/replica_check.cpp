@@ -60,7 +60,7 @@ void check_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t st
   std::vector<std::int64_t> hashes;
   for (const Param& param : table) hashes.push_back(hash_of(param.value));
   std::vector<std::int64_t> differs(table.size());
-  for (const Sharding sharding : {Sharding::replicated, Sharding::tensor, Sharding::expert}) {
+  for (const Sharding sharding : kShardings) {
     const std::vector<bool> found = find_differences(hashes, grid.holders(sharding));
     for (std::size_t i = 0; i < table.size(); ++i)
       if (table[i].sharding == sharding) differs[i] = found[i] ? 1 : 0;

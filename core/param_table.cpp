@@ -236,8 +236,7 @@ void ParamTable::allocate(Arena& arena, GradientMemory gradients, ComputeType co
 }
 
 void ParamTable::allocate_whole_gradients(Arena& arena) {
-  // The embedding is of the first kind that there is.
-  for (const Sharding sharding : {Sharding::tensor, Sharding::replicated, Sharding::expert}) {
+  for (const Sharding sharding : kShardings) {
     const std::int64_t begin_bytes = arena.used_bytes();
     Tensor all = kNoGradients;
     for (Param& param : params_) {

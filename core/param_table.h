@@ -34,7 +34,8 @@ enum class Sharding {
   tensor,      // each rank of a tensor group has its slice
   expert       // each rank of an expert group has its experts; of each, its tensor slice
 };
-inline constexpr int kNumShardings = 3;
+// In the order in which whole gradients lie. The embedding's is of the first kind that there is.
+inline constexpr std::array kShardings = {Sharding::tensor, Sharding::replicated, Sharding::expert};
 
 // Which ranks of a grid a table is for.
 struct ParamShare {
@@ -120,7 +121,7 @@ class ParamTable {
   void allocate_one_gradient(Arena& arena);
 
   std::vector<Param> params_;
-  std::array<Tensor, kNumShardings> grads_;
+  std::array<Tensor, kShardings.size()> grads_;
   Tensor all_grads_;  // (n) f32: everything that any Param::grad points into
 };
 

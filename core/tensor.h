@@ -59,6 +59,12 @@ struct Tensor {
   std::int64_t size(int axis) const { return shape[axis]; }
   std::int64_t num_elements() const { return shape.num_elements(); }
   std::int64_t size_bytes() const { return num_elements() * size_of(dtype); }
+  // Of one index of the first axis, also where there is none.
+  std::int64_t row_bytes() const {
+    std::int64_t bytes = size_of(dtype);
+    for (int axis = 1; axis < shape.rank; ++axis) bytes *= shape[axis];
+    return bytes;
+  }
   explicit operator bool() const { return data != nullptr; }
 
   // The elements as T; the dtype must be T's.
@@ -73,8 +79,7 @@ struct Tensor {
     OPENMOE_CHECK(0 <= begin && begin <= end && end <= size(0), "rows [", begin, ", ", end, ") of ",
                   shape.to_string());
     Tensor view = *this;
-    const std::int64_t row_bytes = size(0) == 0 ? 0 : size_bytes() / size(0);
-    view.data = data == nullptr ? nullptr : static_cast<char*>(data) + begin * row_bytes;
+    view.data = data == nullptr ? nullptr : static_cast<char*>(data) + begin * row_bytes();
     view.shape.sizes[0] = end - begin;
     return view;
   }

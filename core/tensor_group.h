@@ -7,7 +7,7 @@
 //   by rows    rank r has rows [r N/P, (r+1) N/P); own_rows() is its place in the whole tensor
 //   by columns rank r has columns [r W/P, (r+1) W/P) of all rows, as a tensor (N, W/P)
 // P divides N and W where the verbs below need it. Collective over the group, on tensors of its
-// device. What ranks add up is summed in the order of ranks, so every rank gets the same bits.
+// device. Tensors are added up in the order of ranks, and every rank gets the same bits of any sum.
 #pragma once
 
 #include <cstdint>

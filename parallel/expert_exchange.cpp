@@ -11,12 +11,8 @@
 namespace openmoe {
 namespace {
 
-std::int64_t row_bytes_of(const Tensor& rows) {
-  return rows.size(1) * size_of(rows.dtype);
-}
-
 char* row_at(const Tensor& rows, std::int64_t row) {
-  return static_cast<char*>(rows.data) + row * row_bytes_of(rows);
+  return static_cast<char*>(rows.data) + row * rows.row_bytes();
 }
 
 }  // namespace
@@ -94,7 +90,7 @@ void ExpertExchange::lay_out(const Routing& routing) {
 void ExpertExchange::copy_blocks(Direction direction, const Tensor& sent,
                                  const Tensor& expert_rows) const {
   constexpr std::int64_t kBytesWorthThreads = 1 << 17;
-  const std::int64_t row_bytes = row_bytes_of(sent);
+  const std::int64_t row_bytes = sent.row_bytes();
 #pragma omp parallel if (block_rows_ * row_bytes >= kBytesWorthThreads)
   {
     // The rows of all blocks together are divided evenly, since the loads of experts differ widely.
@@ -144,7 +140,7 @@ Tensor ExpertExchange::dispatch(Tensor sent, Tensor buffer, const Routing& routi
   lay_out(routing);
   transport_->exchange(sent.data, {peer_sent_, peer_sent_offsets_},
                        arrives_in_place() ? buffer.data : staging_.data,
-                       {peer_received_, peer_received_offsets_}, row_bytes_of(sent));
+                       {peer_received_, peer_received_offsets_}, sent.row_bytes());
   copy_blocks(Direction::to_experts, sent, buffer);
   return buffer;
 }
@@ -157,7 +153,7 @@ Tensor ExpertExchange::combine(Tensor rows, Tensor buffer, const Routing& routin
   copy_blocks(Direction::from_experts, buffer, rows);
   transport_->exchange(arrives_in_place() ? rows.data : staging_.data,
                        {peer_received_, peer_received_offsets_}, buffer.data,
-                       {peer_sent_, peer_sent_offsets_}, row_bytes_of(rows));
+                       {peer_sent_, peer_sent_offsets_}, rows.row_bytes());
   return buffer;
 }
 

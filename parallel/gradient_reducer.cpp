@@ -10,8 +10,6 @@
 namespace openmoe {
 namespace {
 
-constexpr Sharding kShardings[] = {Sharding::tensor, Sharding::replicated, Sharding::expert};
-
 void sum_over(const Tensor& grads, Communicator& group, DeviceCommunicator* device_group) {
   if (group.size() == 1) return;
   if (grads.device == Device::host) {
@@ -26,7 +24,7 @@ void sum_over(const Tensor& grads, Communicator& group, DeviceCommunicator* devi
 
 }  // namespace
 
-double total_norm(const std::array<double, kNumShardings>& squares, ProcessGrid& grid) {
+double total_norm(const std::array<double, kShardings.size()>& squares, ProcessGrid& grid) {
   const auto of = [&](Sharding sharding) { return squares[static_cast<std::size_t>(sharding)]; };
   double shared[] = {of(Sharding::tensor), of(Sharding::expert)};
   grid.tensor().all_reduce_sum(std::span<double>(shared));

@@ -18,7 +18,7 @@ namespace openmoe {
 
 // From the squares of this rank's part of each kind of parameter, the norm over the whole model,
 // each parameter counted once; the same bits on every rank. Collective over the ep and tp groups.
-double total_norm(const std::array<double, kNumShardings>& squares, ProcessGrid& grid);
+double total_norm(const std::array<double, kShardings.size()>& squares, ProcessGrid& grid);
 
 class GradientReducer {
  public:
@@ -61,7 +61,7 @@ class GradientReducer {
   ParamTable& params_;
   ProcessGrid& grid_;
   std::vector<Bucket> buckets_;
-  std::array<double, kNumShardings> squares_{};  // of add_squares
+  std::array<double, kShardings.size()> squares_{};  // of add_squares
 };
 
 }  // namespace openmoe

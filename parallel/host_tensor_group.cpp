@@ -14,7 +14,7 @@ namespace {
 class HostTensorGroup : public TensorGroup {
  public:
   HostTensorGroup(Ops& ops, Communicator& group) : ops_(ops), group_(group) {
-    for (auto* blocks : {&out_rows_, &out_begin_, &in_rows_, &in_begin_})
+    for (auto* blocks : {&rows_, &out_begin_, &in_begin_})
       blocks->resize(static_cast<std::size_t>(group.size()));
   }
 
@@ -32,17 +32,15 @@ class HostTensorGroup : public TensorGroup {
 
   void gather_rows(Tensor x) override {
     const std::int64_t rows = rows_by_rank(x);
-    set_blocks([&](std::int64_t) { return rows; }, [&](std::int64_t) { return rank() * rows; },
-               [&](std::int64_t) { return rows; }, [&](std::int64_t r) { return r * rows; });
-    exchange(x.data, x.data, row_bytes(x));
+    one_block_to_all(rows, rank() * rows);
+    exchange(x.data, x.data, x.row_bytes());
   }
 
   void sum_rows(Tensor x) override {
     const std::int64_t rows = rows_by_rank(x);
     const Tensor own = own_rows(x);
-    set_blocks([&](std::int64_t) { return rows; }, [&](std::int64_t r) { return r * rows; },
-               [&](std::int64_t) { return rows; }, [&](std::int64_t r) { return r * rows; });
-    exchange(x.data, room(received_, x.size_bytes()), row_bytes(x));
+    a_block_to_each(rows);
+    exchange(x.data, room(received_, x.size_bytes()), x.row_bytes());
     add_in_order(own);
   }
 
@@ -50,30 +48,27 @@ class HostTensorGroup : public TensorGroup {
     const std::int64_t n = rows.size(0);
     check_columns(columns, rows, n * size());
     pack_columns(rows);
-    set_blocks([&](std::int64_t) { return n; }, [&](std::int64_t r) { return r * n; },
-               [&](std::int64_t) { return n; }, [&](std::int64_t r) { return r * n; });
-    exchange(sent_.data, columns.data, row_bytes(columns));
+    a_block_to_each(n);
+    exchange(sent_.data, columns.data, columns.row_bytes());
     // Own rows do not travel.
     std::memcpy(own_rows(columns).data,
-                static_cast<char*>(sent_.data) + rank() * n * row_bytes(columns),
-                static_cast<std::size_t>(n * row_bytes(columns)));
+                static_cast<char*>(sent_.data) + rank() * n * columns.row_bytes(),
+                static_cast<std::size_t>(n * columns.row_bytes()));
   }
 
   void columns_to_rows(Tensor rows, Tensor columns) override {
     const std::int64_t n = rows.size(0);
     check_columns(columns, rows, n * size());
-    set_blocks([&](std::int64_t) { return n; }, [&](std::int64_t r) { return r * n; },
-               [&](std::int64_t) { return n; }, [&](std::int64_t r) { return r * n; });
-    exchange(columns.data, room(received_, rows.size_bytes()), row_bytes(columns));
+    a_block_to_each(n);
+    exchange(columns.data, room(received_, rows.size_bytes()), columns.row_bytes());
     unpack_columns(rows, own_rows(columns));
   }
 
   void gather_columns(Tensor whole, Tensor columns) override {
     const std::int64_t n = whole.size(0);
     check_columns(columns, whole, n);
-    set_blocks([&](std::int64_t) { return n; }, [&](std::int64_t) { return 0; },
-               [&](std::int64_t) { return n; }, [&](std::int64_t r) { return r * n; });
-    exchange(columns.data, room(received_, whole.size_bytes()), row_bytes(columns));
+    one_block_to_all(n, 0);
+    exchange(columns.data, room(received_, whole.size_bytes()), columns.row_bytes());
     unpack_columns(whole, columns);
   }
 
@@ -83,8 +78,7 @@ class HostTensorGroup : public TensorGroup {
     check_columns(columns, partial, n);
     pack_columns(partial);
     const std::int64_t width = columns.size(1), bytes = width * size_of(DType::f32);
-    set_blocks([&](std::int64_t) { return n; }, [&](std::int64_t r) { return r * n; },
-               [&](std::int64_t) { return n; }, [&](std::int64_t r) { return r * n; });
+    a_block_to_each(n);
     exchange(sent_.data, room(received_, partial.size_bytes()), bytes);
     const Tensor own = view(sent_, rank(), {n, width});
     add_in_order(own);
@@ -96,8 +90,7 @@ class HostTensorGroup : public TensorGroup {
 
   void sum(Tensor x) override {
     OPENMOE_CHECK(x.dtype == DType::f32 && x.device == Device::host, name_of(x.dtype));
-    set_blocks([&](std::int64_t) { return 1; }, [&](std::int64_t) { return 0; },
-               [&](std::int64_t) { return 1; }, [&](std::int64_t r) { return r; });
+    one_block_to_all(1, 0);
     exchange(x.data, room(received_, size() * x.size_bytes()), x.size_bytes());
     add_in_order(x);
   }
@@ -107,8 +100,7 @@ class HostTensorGroup : public TensorGroup {
   void combine(std::span<LogitSums> sums) override {
     const auto rows = static_cast<std::int64_t>(sums.size());
     all_sums_.resize(static_cast<std::size_t>(rows * size()));
-    set_blocks([&](std::int64_t) { return rows; }, [&](std::int64_t) { return 0; },
-               [&](std::int64_t) { return rows; }, [&](std::int64_t r) { return r * rows; });
+    one_block_to_all(rows, 0);
     exchange(sums.data(), all_sums_.data(), sizeof(LogitSums));
     std::copy(sums.begin(), sums.end(), all_sums_.begin() + rank() * rows);
     for (std::int64_t i = 0; i < rows; ++i) {
@@ -130,11 +122,6 @@ class HostTensorGroup : public TensorGroup {
             b.largest > a.largest ? b.argmax : a.argmax};
   }
 
-  static std::int64_t row_bytes(const Tensor& x) {
-    std::int64_t bytes = size_of(x.dtype);
-    for (int axis = 1; axis < x.shape.rank; ++axis) bytes *= x.size(axis);
-    return bytes;
-  }
   std::int64_t rows_by_rank(const Tensor& x) const {
     OPENMOE_CHECK(x.device == Device::host && x.size(0) % size() == 0, x.shape.to_string(),
                   " by rows over ", size(), " ranks");
@@ -159,20 +146,21 @@ class HostTensorGroup : public TensorGroup {
     return piece;
   }
 
-  // The blocks of the next exchange, per rank: rows sent, their place, rows received, their place.
-  // Nothing goes from a rank to itself.
-  template <typename A, typename B, typename C, typename D>
-  void set_blocks(A&& out_rows, B&& out_begin, C&& in_rows, D&& in_begin) {
-    for (std::int64_t r = 0; r < size(); ++r) {
-      const auto at = static_cast<std::size_t>(r);
-      out_rows_[at] = r == rank() ? 0 : out_rows(r);
-      out_begin_[at] = out_begin(r);
-      in_rows_[at] = r == rank() ? 0 : in_rows(r);
-      in_begin_[at] = in_begin(r);
+  // The blocks of the next exchange, of `rows` rows each and laid down by rank where they arrive:
+  // those that lie by rank here, or one that begins at row `begin`. None goes from a rank to
+  // itself.
+  void a_block_to_each(std::int64_t rows) {
+    for (std::size_t r = 0; r < rows_.size(); ++r) {
+      rows_[r] = static_cast<std::int64_t>(r) == rank() ? 0 : rows;
+      in_begin_[r] = out_begin_[r] = static_cast<std::int64_t>(r) * rows;
     }
   }
+  void one_block_to_all(std::int64_t rows, std::int64_t begin) {
+    a_block_to_each(rows);
+    std::fill(out_begin_.begin(), out_begin_.end(), begin);
+  }
   void exchange(const void* sent, void* received, std::int64_t bytes) {
-    group_.all_to_all_rows(sent, {out_rows_, out_begin_}, received, {in_rows_, in_begin_}, bytes);
+    group_.all_to_all_rows(sent, {rows_, out_begin_}, received, {rows_, in_begin_}, bytes);
   }
 
   // own = the sum, in the order of ranks, of own and the received pieces of its shape.
@@ -190,7 +178,7 @@ class HostTensorGroup : public TensorGroup {
 
   // sent_ = the columns of each rank, one after the other.
   void pack_columns(const Tensor& rows) {
-    const std::int64_t n = rows.size(0), ranks = size(), bytes = row_bytes(rows) / ranks;
+    const std::int64_t n = rows.size(0), ranks = size(), bytes = rows.row_bytes() / ranks;
     char* const to = static_cast<char*>(room(sent_, rows.size_bytes()));
     const char* const from = static_cast<const char*>(rows.data);
 #pragma omp parallel for schedule(static)
@@ -202,7 +190,7 @@ class HostTensorGroup : public TensorGroup {
   // The reverse, from received_ and this rank's own columns.
   void unpack_columns(const Tensor& rows, const Tensor& own) {
     const std::int64_t n = rows.size(0), ranks = size(), self = rank(),
-                       bytes = row_bytes(rows) / ranks;
+                       bytes = rows.row_bytes() / ranks;
     char* const to = static_cast<char*>(rows.data);
     const char* const from = static_cast<const char*>(received_.data);
     const char* const mine = static_cast<const char*>(own.data);
@@ -217,7 +205,7 @@ class HostTensorGroup : public TensorGroup {
   Ops& ops_;
   Communicator& group_;
   Tensor sent_, received_;
-  std::vector<std::int64_t> out_rows_, out_begin_, in_rows_, in_begin_;
+  std::vector<std::int64_t> rows_, out_begin_, in_begin_;  // per rank
   std::vector<LogitSums> all_sums_;
 };
 

@@ -162,16 +162,17 @@ class TwoLevelTransport : public BufferedTransport {
         next += sent_blocks.num_rows[r];
       }
     node_->all_to_all(leaving_, passing_, m_);
-    node_->all_to_all_rows(
-        out_.data, {sums(leaving_, n_, m_), {}},
-        room(in_, std::accumulate(passing_.begin(), passing_.end(), std::int64_t{0}), row_bytes),
-        {more_sums(passing_, n_, m_), {}}, row_bytes);
+    add_up(sent_to_, leaving_, n_, m_);
+    add_up(received_from_, passing_, n_, m_);
+    const std::int64_t passing_rows =
+        std::accumulate(passing_.begin(), passing_.end(), std::int64_t{0});
+    node_->all_to_all_rows(out_.data, {sent_to_, {}}, room(in_, passing_rows, row_bytes),
+                           {received_from_, {}}, row_bytes);
 
     // From (sender of this node, node of the receiver) to (node of the receiver, sender).
-    room(out_, std::accumulate(passing_.begin(), passing_.end(), std::int64_t{0}), row_bytes);
-    RowCopier turn(out_.data, in_.data, row_bytes);
+    RowCopier turn(room(out_, passing_rows, row_bytes), in_.data, row_bytes);
     next = 0;
-    to_node_.assign(static_cast<std::size_t>(m_), 0);
+    sent_to_.assign(static_cast<std::size_t>(m_), 0);
     for (std::int64_t k = 0; k < m_; ++k) {
       std::int64_t from = 0;
       for (std::int64_t i = 0; i < n_; ++i)
@@ -180,7 +181,7 @@ class TwoLevelTransport : public BufferedTransport {
           if (other == k) {
             turn.copy(next, from, rows);
             next += rows;
-            to_node_[static_cast<std::size_t>(k)] += rows;
+            sent_to_[static_cast<std::size_t>(k)] += rows;
           }
           from += rows;
         }
@@ -189,8 +190,8 @@ class TwoLevelTransport : public BufferedTransport {
     // What arrives is by (node, place) of its sender: by rank.
     arriving_.assign(received_blocks.num_rows.begin(), received_blocks.num_rows.end());
     room(in_, std::accumulate(arriving_.begin(), arriving_.end(), std::int64_t{0}), row_bytes);
-    across_->all_to_all_rows(out_.data, {to_node_, {}}, in_.data, {sums(arriving_, m_, n_), {}},
-                             row_bytes);
+    add_up(received_from_, arriving_, m_, n_);
+    across_->all_to_all_rows(out_.data, {sent_to_, {}}, in_.data, {received_from_, {}}, row_bytes);
     RowCopier unpack(received, in_.data, row_bytes);
     next = 0;
     for (std::size_t r = 0; r < arriving_.size(); ++r) {
@@ -200,21 +201,13 @@ class TwoLevelTransport : public BufferedTransport {
   }
 
  private:
-  // Sums of `groups` stretches of `length` each.
-  static void sum_into(Counts& result, const Counts& counts, std::int64_t groups,
-                       std::int64_t length) {
+  // result = the sums of `groups` stretches of `length` counts each.
+  static void add_up(Counts& result, const Counts& counts, std::int64_t groups,
+                     std::int64_t length) {
     result.assign(static_cast<std::size_t>(groups), 0);
     for (std::int64_t g = 0; g < groups; ++g)
       for (std::int64_t i = 0; i < length; ++i)
         result[static_cast<std::size_t>(g)] += counts[static_cast<std::size_t>(g * length + i)];
-  }
-  const Counts& sums(const Counts& counts, std::int64_t groups, std::int64_t length) {
-    sum_into(sums_, counts, groups, length);
-    return sums_;
-  }
-  const Counts& more_sums(const Counts& counts, std::int64_t groups, std::int64_t length) {
-    sum_into(more_sums_, counts, groups, length);
-    return more_sums_;
   }
 
   std::int64_t n_, m_;
@@ -222,7 +215,7 @@ class TwoLevelTransport : public BufferedTransport {
   Counts leaving_;   // (n, m): rows from here to rank j of node k
   Counts passing_;   // (n, m): rows from rank i of this node to the rank of this place on node k
   Counts arriving_;  // by rank: rows for this rank
-  Counts to_node_, sums_, more_sums_;
+  Counts sent_to_, received_from_;  // of one level: rows by rank of its group
 };
 
 }  // namespace

@@ -108,11 +108,11 @@ bool ShardedUpdate::is_finite(std::size_t index) const {
 
 double ShardedUpdate::grad_norm() {
   // Of divided parameters, and of those that all holders have whole.
-  std::array<double, kNumShardings> divided{}, whole{};
+  std::array<double, kShardings.size()> divided{}, whole{};
   for (const Shard& shard : shards_)
     (shard.is_divided ? divided : whole)[static_cast<std::size_t>(shard.part.sharding)] +=
         ops_.sum_of_squares(shard.part.grad);
-  for (const Sharding sharding : {Sharding::replicated, Sharding::tensor, Sharding::expert}) {
+  for (const Sharding sharding : kShardings) {
     const auto at = static_cast<std::size_t>(sharding);
     grid_.holders(sharding).all_reduce_sum(std::span<double>(&divided[at], 1));
     whole[at] += divided[at];
