@@ -171,12 +171,11 @@ std::vector<std::int32_t> Analysis::keys_of(const RoutingTrace& trace,
 
 std::size_t Analysis::shown_layer(const RoutingTrace& trace) const {
   if (options_.layer >= 0) {
-    std::string layers;
-    for (std::size_t l = 0; l < trace.layers.size(); ++l) {
-      if (trace.layers[l].layer == options_.layer) return l;
-      layers += concat(l == 0 ? "" : ", ", trace.layers[l].layer);
-    }
-    throw UserError(concat("--layer ", options_.layer, ": allowed: ", layers));
+    const auto found =
+        std::find_if(trace.layers.begin(), trace.layers.end(),
+                     [&](const LayerTrace& layer) { return layer.layer == options_.layer; });
+    OPENMOE_CHECK(found != trace.layers.end(), "no layer ", options_.layer);
+    return static_cast<std::size_t>(found - trace.layers.begin());
   }
   return std::min<std::size_t>(2, trace.layers.size() - 1);
 }

@@ -31,6 +31,11 @@ void write_file_list(const std::string& folder, const std::set<std::string>& nam
   replace_file(folder + kFiles, list.dump(1) + "\n");
 }
 
+// Of a file of the folder itself, not a path to elsewhere.
+bool is_file_name(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." && fs::path(name).filename() == name;
+}
+
 std::set<std::string> read_file_list(const std::string& folder) {
   std::ifstream file(folder + kFiles);
   const auto list = nlohmann::json::parse(file, nullptr, false);
@@ -39,15 +44,12 @@ std::set<std::string> read_file_list(const std::string& folder) {
                             ": its files.json is not the list of an analysis' "
                             "files; remove the folder or name another"));
   };
-  if (!list.is_object() || list.value("format", "") != kFormat || !list.contains("files") ||
-      !list["files"].is_array())
+  if (!list.is_object() || list.value("format", nlohmann::json()) != kFormat ||
+      !list.contains("files") || !list["files"].is_array())
     throw damaged();
   std::set<std::string> names;
   for (const auto& name : list["files"]) {
-    // A name of this folder, not a path to elsewhere.
-    if (!name.is_string() ||
-        fs::path(name.get<std::string>()).filename() != name.get<std::string>())
-      throw damaged();
+    if (!name.is_string() || !is_file_name(name.get<std::string>())) throw damaged();
     names.insert(name.get<std::string>());
   }
   return names;

@@ -273,13 +273,8 @@ Figure Analysis::stability() {
       const TokenTable now = token_table(model.trace, model.trace.layers[l]);
       for (const AnalysedModel* other : {last, before[model.run]}) {
         if (other == nullptr || other == &model) continue;
-        const auto& layers = other->trace.layers;
-        const auto same = std::find_if(layers.begin(), layers.end(), [&](const LayerTrace& layer) {
-          return layer.layer == model.trace.layers[l].layer;
-        });
-        if (same == layers.end()) continue;  // a log of other layers
-        const Agreement agreement =
-            compare_tokens(now, token_table(other->trace, *same), options_.min_count);
+        const Agreement agreement = compare_tokens(
+            now, token_table(other->trace, other->trace.layers[l]), options_.min_count);
         if (agreement.ids == 0) continue;  // none frequent enough
         figure.table.rows.push_back({model.label(), model.trace.layers[l].layer, other->label(),
                                      agreement.ids, agreement.mean_overlap,

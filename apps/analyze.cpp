@@ -38,7 +38,8 @@ std::vector<DropRule> drop_rules(const AnalyzeOptions& options, const Subjects& 
   // A log says nothing about capacity: as many slots as choices and a quarter more.
   if (subjects.rules.empty()) return {parse_drop_rule("assignments:1.25", T)};
   rules = subjects.rules;
-  rules.push_back(parse_drop_rule("port:2", T));
+  const DropRule port = parse_drop_rule("port:2", T);
+  if (std::count(rules.begin(), rules.end(), port) == 0) rules.push_back(port);
   return rules;
 }
 
@@ -115,9 +116,10 @@ AnalysisSubject describe(const Subjects& subjects, const AnalysisOptions& option
 
 // What does not depend on the subjects; on one rank.
 void check_options(const AnalyzeOptions& options) {
+  std::vector<DropRule> rules;
   for (const std::string& text : options.rules) {
-    parse_drop_rule(text, 1);
-    if (std::count(options.rules.begin(), options.rules.end(), text) > 1)
+    rules.push_back(parse_drop_rule(text, 1));
+    if (std::count(rules.begin(), rules.end(), rules.back()) > 1)
       throw UserError("--drop " + text + ": is named twice; leave one out");
   }
   if (!options.other_tokenizer.empty()) try {
@@ -184,24 +186,6 @@ int run_analyze(const AnalyzeOptions& options, CommandContext& context) {
   return kExitSuccess;
 }
 
-// CLI11's own name ranges that end at the largest double.
-const CLI::Validator kAtLeastOne(
-    [](std::string& text) {
-      std::int64_t value = 0;
-      return CLI::detail::lexical_cast(text, value) && value >= 1
-                 ? std::string()
-                 : text + ": allowed: a whole number, 1 or more";
-    },
-    "1 or more");
-const CLI::Validator kNotNegative(
-    [](std::string& text) {
-      std::int64_t value = 0;
-      return CLI::detail::lexical_cast(text, value) && value >= 0
-                 ? std::string()
-                 : text + ": allowed: a whole number, 0 or more";
-    },
-    "0 or more");
-
 void add_axis_option(CLI::App& command, AnalyzeOptions& options, std::size_t axis,
                      const std::string& name) {
   command
@@ -226,11 +210,11 @@ void register_analyze(CLI::App& app, CommandContext& context) {
   command
       ->add_option("--layer", analysis.layer,
                    "layer of the network that pictures show; default: the third MoE layer")
-      ->check(kNotNegative);
+      ->check(whole_number(0));
   command
       ->add_option("--min-count", analysis.min_count,
                    "least number of an id where ids are compared")
-      ->check(kAtLeastOne)
+      ->check(whole_number(1))
       ->capture_default_str();
   command->add_option("--top", analysis.num_top_tokens, "tokens listed for each expert")
       ->check(CLI::Range(1, 1000))

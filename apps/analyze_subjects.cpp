@@ -177,17 +177,25 @@ std::vector<StudySource> read_sources(const SubjectOptions& options, const Token
 
 // Traces of different models cannot be laid over each other.
 struct RouterShape {
-  std::int64_t num_experts, top_k, num_layers;
+  std::int64_t num_experts, top_k;
+  std::vector<std::int64_t> layers;  // their numbers
   bool operator==(const RouterShape&) const = default;
   std::string text() const {
-    return concat(num_experts, " experts, ", top_k, " choices and ", num_layers, " MoE layers");
+    std::string numbers;
+    for (const std::int64_t layer : layers) numbers += concat(numbers.empty() ? "" : ", ", layer);
+    return concat(num_experts, " experts, ", top_k, " choices and the MoE layers ", numbers);
   }
 };
 RouterShape shape_of(const Recipe& recipe) {
-  return {recipe.model.num_experts, 2, recipe.model.num_moe_layers()};
+  RouterShape shape{recipe.model.num_experts, 2, {}};
+  for (std::int64_t layer = 0; layer < recipe.model.num_layers; ++layer)
+    if (recipe.model.is_moe_layer(layer)) shape.layers.push_back(layer);
+  return shape;
 }
 RouterShape shape_of(const RoutingTrace& trace) {
-  return {trace.num_experts, trace.top_k, static_cast<std::int64_t>(trace.layers.size())};
+  RouterShape shape{trace.num_experts, trace.top_k, {}};
+  for (const LayerTrace& layer : trace.layers) shape.layers.push_back(layer.layer);
+  return shape;
 }
 void check_comparable(const std::string& name, const RouterShape& shape, const std::string& first,
                       const RouterShape& first_shape) {
@@ -245,8 +253,7 @@ std::unique_ptr<StudyText> prepare_text(const std::vector<Checkpoint>& checkpoin
           checkpoint.path.c_str());
   }
   facts.pieces = pieces_of(*tokenizer);
-  for (std::int64_t layer = 0; layer < first.recipe.model.num_layers; ++layer)
-    if (first.recipe.model.is_moe_layer(layer)) facts.layers.push_back(layer);
+  facts.layers = shape_of(first.recipe).layers;
   auto text = std::make_unique<StudyText>(
       sources, options.length > 0 ? options.length : first.recipe.data.sequence_length);
   facts.texts = {&text->trace()};
@@ -318,7 +325,10 @@ void read_logs(Subjects& subjects, const std::vector<std::string>& logs) {
     if (!is_new && named.name.empty() && other->second != folder)
       throw UserError(concat(named.path, " and a log in ", other->second.string(),
                              " both call themselves ", model.run, "; name them: NAME=FILE"));
-    if (subjects.pieces.empty()) subjects.pieces = std::move(log.pieces);
+    if (subjects.pieces.empty()) subjects.pieces = log.pieces;
+    if (!log.pieces.empty() && log.pieces != subjects.pieces)
+      throw UserError(concat(named.path, ": has another vocabulary than ",
+                             subjects.models.front().label(), "; analyse them one by one"));
     subjects.models.push_back(std::move(model));
     check_comparable(subjects.models.back().label(), shape_of(subjects.models.back().trace),
                      subjects.models.front().label(), shape_of(subjects.models.front().trace));
@@ -348,7 +358,7 @@ void add_subject_options(CLI::App& command, SubjectOptions& options) {
   command.add_option("--positions", options.positions,
                      "most positions of every source, or SOURCE=N of one; default 65536");
   command.add_option("--length", options.length, "positions of a row; default: as in training")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   add_tokenizer_options(command, options.tokenizer);
   command
       .add_option("--capacity", options.capacity,
@@ -363,7 +373,7 @@ void add_subject_options(CLI::App& command, SubjectOptions& options) {
   command.add_option("--write-logs", options.log_folder,
                      "folder for the routing of each checkpoint as a routing log");
   command.add_option("--ep", options.observe.ep, "ranks that share the experts")
-      ->check(CLI::PositiveNumber)
+      ->check(whole_number(1))
       ->capture_default_str();
   add_device_options(command, options.observe.device);
 }
@@ -393,8 +403,7 @@ Subjects read_subjects(const SubjectOptions& options,
     read_logs(subjects, options.logs);
     SubjectFacts facts;
     facts.pieces = subjects.pieces;
-    for (const LayerTrace& layer : subjects.models.front().trace.layers)
-      facts.layers.push_back(layer.layer);
+    facts.layers = shape_of(subjects.models.front().trace).layers;
     for (const AnalysedModel& model : subjects.models) facts.texts.push_back(&model.trace);
     check(facts);
   });

@@ -1,6 +1,19 @@
 #include "apps/command.h"
 
+#include "core/base/check.h"
+
 namespace openmoe {
+
+CLI::Validator whole_number(std::int64_t least) {
+  const std::string range = concat(least, " or more");
+  return {[=](std::string& text) {
+            std::int64_t value = 0;
+            return CLI::detail::lexical_cast(text, value) && value >= least
+                       ? std::string()
+                       : text + ": allowed: a whole number, " + range;
+          },
+          range};
+}
 
 void add_grid_options(CLI::App& command, GridOptions& options) {
   command

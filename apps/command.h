@@ -38,6 +38,10 @@ struct GridOptions {
 // --ep and --tp, in every subcommand that trains or plans to.
 void add_grid_options(CLI::App& command, GridOptions& options);
 
+// A check of options: a whole number, `least` or more. CLI11's own name ranges that end at the
+// largest double.
+CLI::Validator whole_number(std::int64_t least);
+
 // RECIPE and --set, spelled alike in every subcommand that takes a recipe.
 void add_recipe_options(CLI::App& command, RecipeOptions& options);
 

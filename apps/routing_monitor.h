@@ -24,9 +24,9 @@ namespace openmoe {
 
 class RoutingMonitor {
  public:
-  // All references must outlive this. `first_step`: of this start of the run; logs of it and of
-  // later steps, which a stopped run left behind, are removed. Throws UserError when the folder
-  // cannot be written or its newest log is damaged. Collective.
+  // All references must outlive this. `first_step`: the one training goes on from; logs of it and
+  // of later steps are removed. Throws UserError when the folder cannot be written; a damaged
+  // newest log only costs the comparison with earlier steps, and a warning. Collective.
   RoutingMonitor(Network& network, ProcessGrid& grid, const BatchStream& stream,
                  const std::string& run_folder, std::int64_t first_step);
 

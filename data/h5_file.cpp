@@ -54,13 +54,6 @@ std::string library_reason() {
 
 }  // namespace
 
-// Whole rows of a dataset, or a box of it that goes into a larger tensor.
-struct H5File::Part {
-  std::int64_t begin = 0, rows = 0;  // where there is no box
-  const Piece* box = nullptr;
-  Shape memory = {};  // of the tensor that a box goes into
-};
-
 struct H5File::Impl {
   std::string path;
   Handle file;
@@ -113,8 +106,10 @@ struct H5File::Impl {
   Handle creation_list(const Shape& shape, const H5Layout& layout) const;
   Handle create_dataset(const std::string& name, hid_t type, const Handle& space,
                         const Handle& creation) const;
-  void transfer(const std::string& name, const std::string& type, const Part& part,
-                void* dst) const;
+  Handle open_numbers(const std::string& name) const;
+  // A box of the dataset into its place in memory of this shape.
+  void read_selection(const Handle& dataset, const std::string& name, const std::string& type,
+                      const Piece& box, const Shape& memory, void* dst) const;
   template <typename Value>
   void write_attribute(const std::string& object_name, const std::string& name, hid_t file_type,
                        hid_t memory_type, const Value* value) const;
@@ -220,52 +215,43 @@ Handle H5File::Impl::create_dataset(const std::string& name, hid_t type, const H
           H5Dclose};
 }
 
-void H5File::Impl::transfer(const std::string& name, const std::string& type, const Part& part,
-                            void* dst) const {
-  const LibraryLock lock;
-  const Handle dataset = open_dataset(name);
+Handle H5File::Impl::open_numbers(const std::string& name) const {
+  Handle dataset = open_dataset(name);
   const Handle stored{check(H5Dget_type(dataset.get()), "H5Dget_type", name), H5Tclose};
   const H5T_class_t kind = H5Tget_class(stored.get());
   if (kind != H5T_INTEGER && kind != H5T_FLOAT)
     fault("H5Dread", path, name, "it does not hold numbers");
-  const hid_t memory_type = number_type(type).memory();
+  return dataset;
+}
+
+void H5File::Impl::read_selection(const Handle& dataset, const std::string& name,
+                                  const std::string& type, const Piece& box, const Shape& memory,
+                                  void* dst) const {
   const Shape shape = shape_of(dataset, name);
-  if (shape.rank == 0) {
-    check(H5Dread(dataset.get(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, dst), "H5Dread", name);
-    return;
-  }
   hsize_t start[Shape::kMaxRank] = {}, count[Shape::kMaxRank] = {};
-  hsize_t memory_start[Shape::kMaxRank] = {}, memory[Shape::kMaxRank] = {};
-  std::int64_t elements = 1;
+  hsize_t memory_start[Shape::kMaxRank] = {}, memory_count[Shape::kMaxRank] = {};
   for (int axis = 0; axis < shape.rank; ++axis) {
-    const bool is_rows = part.box == nullptr && axis == 0;
-    const std::int64_t begin = part.box != nullptr ? part.box->global_begin[axis]
-                               : is_rows           ? part.begin
-                                                   : 0;
-    const std::int64_t size = part.box != nullptr ? part.box->size[axis]
-                              : is_rows           ? part.rows
-                                                  : shape[axis];
+    const std::int64_t begin = box.global_begin[axis], size = box.size[axis];
     if (begin < 0 || size < 0 || begin + size > shape[axis])
       fault("H5Dread", path, name,
             concat(axis == 0 ? std::string("rows") : concat("elements of axis ", axis), " [", begin,
                    ", ", begin + size, ") of ", shape[axis], " were asked for"));
     start[axis] = static_cast<hsize_t>(begin);
     count[axis] = static_cast<hsize_t>(size);
-    memory_start[axis] =
-        part.box != nullptr ? static_cast<hsize_t>(part.box->local_begin[axis]) : 0;
-    memory[axis] = part.box != nullptr ? static_cast<hsize_t>(part.memory[axis]) : count[axis];
-    elements *= size;
+    memory_start[axis] = static_cast<hsize_t>(box.local_begin[axis]);
+    memory_count[axis] = static_cast<hsize_t>(memory[axis]);
   }
-  if (elements == 0) return;
+  if (box.size.num_elements() == 0) return;
   const Handle file_space = space_of(dataset, name);
   check(H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start, nullptr, count, nullptr),
         "H5Sselect_hyperslab", name);
   const Handle memory_space{
-      check(H5Screate_simple(shape.rank, memory, nullptr), "H5Screate_simple"), H5Sclose};
+      check(H5Screate_simple(shape.rank, memory_count, nullptr), "H5Screate_simple"), H5Sclose};
   check(H5Sselect_hyperslab(memory_space.get(), H5S_SELECT_SET, memory_start, nullptr, count,
                             nullptr),
         "H5Sselect_hyperslab", name);
-  check(H5Dread(dataset.get(), memory_type, memory_space.get(), file_space.get(), H5P_DEFAULT, dst),
+  check(H5Dread(dataset.get(), number_type(type).memory(), memory_space.get(), file_space.get(),
+                H5P_DEFAULT, dst),
         "H5Dread", name);
 }
 
@@ -382,42 +368,46 @@ void H5File::read(const std::string& name, Tensor dst) const {
 }
 
 void H5File::read_rows(const std::string& name, std::int64_t begin, Tensor dst) const {
-  const std::int64_t rows = dst.shape.rank == 0 ? 1 : dst.size(0);
-  read_part(name, {.begin = begin, .rows = rows, .box = nullptr, .memory = {}}, dst);
-}
-
-void H5File::read_box(const std::string& name, const Piece& box, Tensor dst) const {
-  const Shape& size = box.size;
-  OPENMOE_CHECK(size.rank == dst.shape.rank, size.to_string(), " of ", dst.shape.to_string());
-  for (int axis = 0; axis < size.rank; ++axis)
-    OPENMOE_CHECK(
-        box.local_begin[axis] >= 0 && box.local_begin[axis] + size[axis] <= dst.size(axis),
-        size.to_string(), " at ", box.local_begin.to_string(), " of ", dst.shape.to_string());
-  read_part(name, {.begin = 0, .rows = 0, .box = &box, .memory = dst.shape}, dst);
-}
-
-void H5File::read_part(const std::string& name, const Part& part, Tensor dst) const {
   OPENMOE_CHECK(dst.device == Device::host, "HDF5 reads into host memory");
+  const std::int64_t rows = dst.shape.rank == 0 ? 1 : dst.size(0);
   const Info found = info(name);
   const std::string want = name_of(dst.dtype);
   bool fits = found.shape.rank == dst.shape.rank;
-  for (int axis = 1; fits && part.box == nullptr && axis < dst.shape.rank; ++axis)
+  for (int axis = 1; fits && axis < dst.shape.rank; ++axis)
     fits = found.shape[axis] == dst.shape[axis];
   if (!fits)
     fault("H5Dread", path(), name,
           concat("its shape is ", found.shape.to_string(), ", rows of ", dst.shape.to_string(),
                  " were expected"));
-  if (found.type == want || (found.type != "bf16" && want != "bf16")) {
-    impl_->transfer(name, want, part, dst.data);
-    return;
-  }
-  // bf16 bits widen to float, in whole rows; no other conversion has a meaning.
-  if (part.box != nullptr || found.type != "bf16" || dst.dtype != DType::f32)
+  if (found.type == want || (found.type != "bf16" && want != "bf16"))
+    return read_raw(name, want, begin, rows, dst.data);
+  // bf16 bits widen to float; no other conversion has a meaning.
+  if (found.type != "bf16" || dst.dtype != DType::f32)
     fault("H5Dread", path(), name, concat("it holds ", found.type, ", expected ", want));
   std::vector<BFloat16> bits(static_cast<std::size_t>(dst.num_elements()));
-  impl_->transfer(name, "bf16", part, bits.data());
+  read_raw(name, "bf16", begin, rows, bits.data());
   std::transform(bits.begin(), bits.end(), dst.as<float>(),
                  [](BFloat16 value) { return static_cast<float>(value); });
+}
+
+void H5File::read_box(const std::string& name, const Piece& box, Tensor dst) const {
+  const Shape& size = box.size;
+  OPENMOE_CHECK(dst.device == Device::host, "HDF5 reads into host memory");
+  OPENMOE_CHECK(size.rank == dst.shape.rank, size.to_string(), " of ", dst.shape.to_string());
+  for (int axis = 0; axis < size.rank; ++axis)
+    OPENMOE_CHECK(
+        box.local_begin[axis] >= 0 && box.local_begin[axis] + size[axis] <= dst.size(axis),
+        size.to_string(), " at ", box.local_begin.to_string(), " of ", dst.shape.to_string());
+  const Info found = info(name);
+  const std::string want = name_of(dst.dtype);
+  if (found.shape.rank != size.rank)
+    fault("H5Dread", path(), name,
+          concat("its shape is ", found.shape.to_string(), ", a box of ", size.to_string(),
+                 " was expected"));
+  if (found.type != want && (found.type == "bf16" || want == "bf16"))
+    fault("H5Dread", path(), name, concat("it holds ", found.type, ", expected ", want));
+  const LibraryLock lock;
+  impl_->read_selection(impl_->open_numbers(name), name, want, box, dst.shape, dst.data);
 }
 
 void H5File::write(const std::string& name, Tensor src, const H5Layout& layout) {
@@ -427,7 +417,17 @@ void H5File::write(const std::string& name, Tensor src, const H5Layout& layout) 
 
 void H5File::read_raw(const std::string& name, const std::string& type, std::int64_t begin,
                       std::int64_t rows, void* dst) const {
-  impl_->transfer(name, type, {.begin = begin, .rows = rows, .box = nullptr, .memory = {}}, dst);
+  const LibraryLock lock;
+  const Handle dataset = impl_->open_numbers(name);
+  Shape shape = impl_->shape_of(dataset, name);
+  if (shape.rank == 0) {
+    impl_->check(
+        H5Dread(dataset.get(), number_type(type).memory(), H5S_ALL, H5S_ALL, H5P_DEFAULT, dst),
+        "H5Dread", name);
+    return;
+  }
+  shape.sizes[0] = rows;
+  impl_->read_selection(dataset, name, type, rows_piece(begin, shape), shape, dst);
 }
 
 void H5File::write_raw(const std::string& name, const std::string& type, const Shape& shape,

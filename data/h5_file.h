@@ -1,5 +1,6 @@
 // H5File: the project's whole use of HDF5. A move-only handle, errors as RuntimeFault with file,
-// dataset and the library's own reason; the library's error printing is off. One process-wide lock
+// dataset and the library's own reason, or as UserError where an attribute is not the one number
+// that it should be; the library's error printing is off. One process-wide lock
 // guards the library, which may be built without thread safety. hdf5.h is included in h5_file.cpp
 // and h5_types.cpp only.
 #pragma once
@@ -84,8 +85,6 @@ class H5File {
 
  private:
   struct Impl;
-  struct Part;
-  void read_part(const std::string& name, const Part& part, Tensor dst) const;
   std::unique_ptr<Impl> impl_;
 };
 

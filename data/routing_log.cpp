@@ -149,6 +149,8 @@ void read_layers(const H5File& file, RoutingTrace& trace) {
 void read_favourites(const H5File& file, RoutingLog& log) {
   if (!file.exists("favourites")) return;
   log.favourites.ids = narrowed<std::int32_t>(read_integers(file, "favourites/ids", -1, 0));
+  if (!std::is_sorted(log.favourites.ids.begin(), log.favourites.ids.end()))
+    fail(file.path(), "favourites/ids do not rise");
   const auto count = static_cast<std::int64_t>(log.favourites.ids.size());
   const auto layers = static_cast<std::int64_t>(log.trace.layers.size());
   if (count == 0) return;

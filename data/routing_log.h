@@ -21,9 +21,9 @@
 //   layers/<i>/choices  (N, K) integers: experts of MoE layer i of the network, by falling
 //                       probability
 //   layers/<i>/gates    (N, K) floats, optional: their combine weights
-//   favourites/ids      (I) integers and favourites/experts (layers, I) integers, optional: of some
-//                       token ids the favourite expert when last seen often enough, -1: not yet;
-//                       training writes them and goes on from them
+//   favourites/ids      (I) rising integers and favourites/experts (layers, I) integers, optional:
+//                       of some token ids the favourite expert when last seen often enough, -1: not
+//                       yet; training writes them and goes on from them
 //
 // Or JSON Lines (any other ending; .gz and .zst are read too). The first line is an object with the
 // attributes above and "layers", a list of numbers of layers, and optionally "pieces". Each further

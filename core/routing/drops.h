@@ -24,6 +24,7 @@ struct DropRule {
 
   std::int64_t capacity(std::int64_t num_experts, std::int64_t top_k) const;
   std::string name() const;  // "tokens:1.25:4096"
+  bool operator==(const DropRule&) const = default;
 };
 
 // "tokens:1.25:4096", the group's size, 1 to 2^30, may be missing: then `group_tokens`. Throws

@@ -7,46 +7,32 @@
 #include "apps/step_trace.h"
 #include "test/support/background_job.h"
 #include "test/support/catch.h"
+#include "test/support/tiny_run.h"
 
 namespace openmoe::test {
 namespace {
 
 using nlohmann::json;
 
-std::string train_arguments(const std::string& run, const std::string& more) {
-  return "train " + source_path("test/recipes/tiny-released.json") + " --data " +
-         OPENMOE_TEST_SHARDS + " --out " + run + " " + more;
-}
-
 bool has(const std::string& text, const std::string& phrase) {
   return text.find(phrase) != std::string::npos;
 }
 
-std::size_t num_rows(const std::string& run) {
-  std::ifstream in(run + "/metrics.jsonl");
-  return static_cast<std::size_t>(std::count(std::istreambuf_iterator<char>(in), {}, '\n'));
-}
-
 CommandResult train(int ranks, const std::string& run, const std::string& more) {
-  const CommandResult result = run_openmoe(ranks, train_arguments(run, more));
+  const CommandResult result = run_openmoe(ranks, tiny_training(run, more));
   INFO(result.output);
   REQUIRE(result.exit_code == 0);
   return result;
 }
 
-// Rows of metrics.jsonl without what a clock decides.
 std::vector<json> metrics(const std::string& run) {
-  std::vector<json> rows = read_json_lines(run + "/metrics.jsonl");
-  for (json& row : rows)
-    for (const char* key : {"tokens_per_s", "step_seconds", "slowest_rank", "slowest_rank_share"})
-      row.erase(key);
-  return rows;
+  return without_times(read_json_lines(run + "/metrics.jsonl"));
 }
 
 // Sends a signal to one rank of a long job of four and returns what the job printed.
 std::string disturb(const std::string& run, int rank, int signal, const std::string& settings,
                     int& exit_code, double& seconds) {
-  BackgroundJob job(4, train_arguments(run, "--ep 2 --set run.num_steps=100000 " + settings),
+  BackgroundJob job(4, tiny_training(run, "--ep 2 --set run.num_steps=100000 " + settings),
                     run + ".txt");
   REQUIRE(job.wait_until([&] { return num_rows(run) >= 5; }));
   const pid_t target = job.pid_of_rank(rank);
@@ -98,7 +84,7 @@ TEST_CASE("a rank whose parameters differ from its replicas' is found", "[replic
     return run_command(std::string("OPENMOE_DAMAGED_CALL=4 OPENMOE_DAMAGED_RANK=2 LD_PRELOAD=") +
                        OPENMOE_DAMAGED_MPI + " OMP_NUM_THREADS=1 " +
                        source_path("scripts/mpirun.sh") + " -np 4 " + OPENMOE_TEST_BINARY + " " +
-                       train_arguments(run, "--ep 2 --set run.num_steps=8 " + more));
+                       tiny_training(run, "--ep 2 --set run.num_steps=8 " + more));
   };
   const CommandResult found = damaged(folder / "found", "--set run.replica_check_every=4");
   INFO(found.output);
@@ -203,10 +189,10 @@ TEST_CASE("spikes are skipped or rewound from, and nothing depends on interrupti
     CHECK(left_out.contains(step));
 
   const CommandResult endless =
-      run_openmoe(2, train_arguments(folder / "endless",
-                                     "--ep 2 --set run.on_spike=skip --set run.max_skips=1 "
-                                     "--set run.spike_z=0.5 --set run.spike_window=4 "
-                                     "--set optimizer.peak_learning_rate=1"));
+      run_openmoe(2, tiny_training(folder / "endless",
+                                   "--ep 2 --set run.on_spike=skip --set run.max_skips=1 "
+                                   "--set run.spike_z=0.5 --set run.spike_window=4 "
+                                   "--set optimizer.peak_learning_rate=1"));
   INFO(endless.output);
   CHECK(endless.exit_code == 1);
   CHECK(has(endless.output, "run.max_skips = 1 steps before were skipped"));
@@ -256,8 +242,8 @@ TEST_CASE("a step is traced on every rank, and only that step", "[trace]") {
     CHECK(summary.at("step_ms").get<double>() == Approx(1e-3 * step_end));
   }
   const CommandResult refused =
-      run_openmoe(1, train_arguments(folder / "refused",
-                                     "--set run.num_steps=5 --trace " + trace + " --trace-step 9"));
+      run_openmoe(1, tiny_training(folder / "refused",
+                                   "--set run.num_steps=5 --trace " + trace + " --trace-step 9"));
   CHECK(refused.exit_code == 2);
   CHECK(has(refused.output, "--trace-step: found 9, allowed: a step of this process, 0 to 4"));
 }

@@ -5,26 +5,18 @@
 
 #include "test/support/background_job.h"
 #include "test/support/catch.h"
+#include "test/support/tiny_run.h"
 
 namespace openmoe::test {
 namespace {
 
 using nlohmann::json;
 
-std::string train_arguments(const std::string& run, const std::string& more) {
-  return "train " + source_path("test/recipes/tiny-released.json") + " --data " +
-         OPENMOE_TEST_SHARDS + " --out " + run + " " + more;
-}
-
 // The text of metrics.jsonl without what a clock decides.
 std::string metrics_without_times(const std::string& run) {
   std::string text;
-  for (json& row : read_json_lines(run + "/metrics.jsonl")) {
-    for (const char* key :
-         {"tokens_per_s", "step_seconds", "routing_seconds", "slowest_rank", "slowest_rank_share"})
-      row.erase(key);
+  for (const json& row : without_times(read_json_lines(run + "/metrics.jsonl")))
     text += row.dump() + "\n";
-  }
   return text;
 }
 
@@ -33,13 +25,8 @@ std::string text_of(const std::string& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-std::int64_t num_rows(const std::string& run) {
-  const std::string text = text_of(run + "/metrics.jsonl");
-  return std::count(text.begin(), text.end(), '\n');
-}
-
 std::string undisturbed(const std::string& run, const std::string& settings) {
-  const CommandResult result = run_openmoe(2, train_arguments(run, settings));
+  const CommandResult result = run_openmoe(2, tiny_training(run, settings));
   INFO(result.output);
   REQUIRE(result.exit_code == 0);
   return metrics_without_times(run);
@@ -69,7 +56,7 @@ TEST_CASE("a signal to one rank, or to mpirun, saves and stops the job, which th
   for (const Case& now : {Case{"SIGTERM", SIGTERM, 1, 85}, Case{"SIGUSR1", SIGUSR1, 0, 85},
                           Case{"SIGUSR1", SIGUSR1, -1, 85}, Case{"SIGINT", SIGINT, 1, 130}}) {
     INFO(now.name << " to rank " << now.rank);
-    BackgroundJob job(2, train_arguments(run, settings + (first ? "" : " --resume")),
+    BackgroundJob job(2, tiny_training(run, settings + (first ? "" : " --resume")),
                       folder / "output");
     first = false;
     REQUIRE(job.wait_until([&] { return num_rows(run) >= rows + 5; }));
@@ -86,7 +73,7 @@ TEST_CASE("a signal to one rank, or to mpirun, saves and stops the job, which th
     std::snprintf(name, sizeof name, "step-%08lld", static_cast<long long>(rows));
     CHECK(std::filesystem::exists(run + "/checkpoints/" + name + "/manifest.json"));
   }
-  const CommandResult rest = run_openmoe(2, train_arguments(run, settings + " --resume"));
+  const CommandResult rest = run_openmoe(2, tiny_training(run, settings + " --resume"));
   INFO(rest.output);
   CHECK(rest.exit_code == 0);
   CHECK(metrics_without_times(run) == expected);
@@ -113,7 +100,7 @@ TEST_CASE("a job killed again and again at random ends as if nothing had happene
   int kills = 0;
   for (int attempt = 0; kills < num_kills; ++attempt) {
     REQUIRE(attempt < 4 * num_kills);
-    BackgroundJob job(2, train_arguments(run, settings + " --resume"), folder / "output");
+    BackgroundJob job(2, tiny_training(run, settings + " --resume"), folder / "output");
     const std::int64_t before = num_rows(run);
     // Some are killed while they start, most while they train or save.
     const bool at_start = random() % 8 == 0;
@@ -126,7 +113,7 @@ TEST_CASE("a job killed again and again at random ends as if nothing had happene
     ++kills;
   }
   CHECK(kills == num_kills);
-  const CommandResult rest = run_openmoe(2, train_arguments(run, settings + " --resume"));
+  const CommandResult rest = run_openmoe(2, tiny_training(run, settings + " --resume"));
   INFO(rest.output);
   REQUIRE(rest.exit_code == 0);
   CHECK(metrics_without_times(run) == expected);
@@ -153,10 +140,10 @@ TEST_CASE("a step that is not finite is explained, dumped, and skipped where the
     return run_command(std::string("OPENMOE_DAMAGED_CALL=7 LD_PRELOAD=") + OPENMOE_DAMAGED_MPI +
                        " OMP_NUM_THREADS=1 " + source_path("scripts/mpirun.sh") + " -np 2 " +
                        OPENMOE_TEST_BINARY + " " +
-                       train_arguments(run,
-                                       "--ep 2 --set run.num_steps=12 "
-                                       "--set run.log_every=5 " +
-                                           more));
+                       tiny_training(run,
+                                     "--ep 2 --set run.num_steps=12 "
+                                     "--set run.log_every=5 " +
+                                         more));
   };
   const std::string run = folder / "skip";
   const CommandResult skipping = damaged(run, "--set run.on_nonfinite=skip");
@@ -200,9 +187,9 @@ TEST_CASE("skipping ends after the allowed number of steps in a row", "[nonfinit
   const TemporaryFolder folder;
   const std::string run = folder / "run";
   const CommandResult result =
-      run_openmoe(2, train_arguments(run,
-                                     "--ep 2 --set run.on_nonfinite=skip --set run.max_skips=3 "
-                                     "--set optimizer.peak_learning_rate=1e30"));
+      run_openmoe(2, tiny_training(run,
+                                   "--ep 2 --set run.on_nonfinite=skip --set run.max_skips=3 "
+                                   "--set optimizer.peak_learning_rate=1e30"));
   INFO(result.output);
   CHECK(result.exit_code == 1);
   CHECK(has(result.output, "run.max_skips = 3 steps before were skipped"));
@@ -211,9 +198,9 @@ TEST_CASE("skipping ends after the allowed number of steps in a row", "[nonfinit
     skipped += row.contains("skipped");
   CHECK(skipped == 3);
   const CommandResult refused =
-      run_openmoe(1, train_arguments(folder / "refused",
-                                     "--set run.on_nonfinite=skip "
-                                     "--set parallel.update_in_backward=true"));
+      run_openmoe(1, tiny_training(folder / "refused",
+                                   "--set run.on_nonfinite=skip "
+                                   "--set parallel.update_in_backward=true"));
   CHECK(refused.exit_code == 2);
   CHECK(has(refused.output, "run.on_nonfinite"));
 }
@@ -224,7 +211,7 @@ TEST_CASE("every M-th checkpoint stays besides the newest", "[checkpoints]") {
   const std::string settings =
       "--set run.num_steps=10 --set run.checkpoint_every=1 "
       "--set run.keep_checkpoints=2 --set run.keep_every=";
-  const CommandResult result = run_openmoe(1, train_arguments(run, settings + "4"));
+  const CommandResult result = run_openmoe(1, tiny_training(run, settings + "4"));
   INFO(result.output);
   REQUIRE(result.exit_code == 0);
   std::vector<std::string> names;
@@ -234,8 +221,7 @@ TEST_CASE("every M-th checkpoint stays besides the newest", "[checkpoints]") {
   CHECK(names == std::vector<std::string>{"step-00000004", "step-00000008", "step-00000009",
                                           "step-00000010"});
   const CommandResult refused = run_openmoe(
-      1,
-      train_arguments(folder / "refused", "--set run.keep_every=3 --set run.checkpoint_every=2"));
+      1, tiny_training(folder / "refused", "--set run.keep_every=3 --set run.checkpoint_every=2"));
   CHECK(refused.exit_code == 2);
   CHECK(has(refused.output, "a multiple of run.checkpoint_every"));
 }

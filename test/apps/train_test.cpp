@@ -4,6 +4,7 @@
 
 #include "test/support/catch.h"
 #include "test/support/run_command.h"
+#include "test/support/tiny_run.h"
 
 namespace openmoe::test {
 namespace {
@@ -60,16 +61,6 @@ void check_same_run(const std::vector<json>& ours, const std::vector<json>& refe
       CHECK(difference <= (step == 0 ? 0.0 : std::max(1.0, 1e-3 * assignments(reference[step]))));
     }
   }
-}
-
-// Rows without what a clock decides.
-std::vector<json> without_times(std::vector<json> rows) {
-  for (json& row : rows) {
-    row.erase("tokens_per_s");
-    row.erase("step_seconds");
-    row.erase("routing_seconds");
-  }
-  return rows;
 }
 
 }  // namespace
