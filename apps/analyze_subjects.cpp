@@ -31,10 +31,22 @@ struct Named {
 };
 
 // Options that say how checkpoints are read.
-constexpr const char* kCheckpointOptions[] = {
-    "--every-checkpoint", "--data",       "--sources",   "--split",     "--input",
-    "--positions",        "--length",     "--tokenizer", "--sentinels", "--capacity",
-    "--compute-type",     "--write-logs", "--ep",        "--device",    "--collectives"};
+constexpr const char* kCheckpointOptions[] = {"--every-checkpoint",
+                                              "--data",
+                                              "--sources",
+                                              "--split",
+                                              "--input",
+                                              "--positions",
+                                              "--document-positions",
+                                              "--length",
+                                              "--tokenizer",
+                                              "--sentinels",
+                                              "--capacity",
+                                              "--compute-type",
+                                              "--write-logs",
+                                              "--ep",
+                                              "--device",
+                                              "--collectives"};
 
 // NAME=PATH; a path that exists is taken as it is, whatever it contains.
 Named split_name(const std::string& text) {
@@ -255,7 +267,8 @@ std::unique_ptr<StudyText> prepare_text(const std::vector<Checkpoint>& checkpoin
   facts.pieces = pieces_of(*tokenizer);
   facts.layers = shape_of(first.recipe).layers;
   auto text = std::make_unique<StudyText>(
-      sources, options.length > 0 ? options.length : first.recipe.data.sequence_length);
+      sources, options.length > 0 ? options.length : first.recipe.data.sequence_length,
+      options.document_positions);
   facts.texts = {&text->trace()};
   return text;
 }
@@ -357,6 +370,11 @@ void add_subject_options(CLI::App& command, SubjectOptions& options) {
                      "JSON Lines or text, as for prepare; NAME=FILE names the source");
   command.add_option("--positions", options.positions,
                      "most positions of every source, or SOURCE=N of one; default 65536");
+  command
+      .add_option("--document-positions", options.document_positions,
+                  "most positions of every document, so that long ones leave room for others; "
+                  "default: all")
+      ->check(whole_number(1));
   command.add_option("--length", options.length, "positions of a row; default: as in training")
       ->check(whole_number(1));
   add_tokenizer_options(command, options.tokenizer);

@@ -21,9 +21,10 @@ struct SubjectOptions {
   std::string data_folder;
   std::vector<std::string> sources;  // of the data folder; empty: all
   std::string split = "validation";
-  std::vector<std::string> inputs;     // [NAME=]FILE of text
-  std::vector<std::string> positions;  // N or SOURCE=N
-  std::int64_t length = 0;             // T; 0: that of the first checkpoint's recipe
+  std::vector<std::string> inputs;      // [NAME=]FILE of text
+  std::vector<std::string> positions;   // N or SOURCE=N
+  std::int64_t document_positions = 0;  // most of a document; 0: all
+  std::int64_t length = 0;              // T; 0: that of the first checkpoint's recipe
   TokenizerOptions tokenizer;
   std::string capacity = "recipe";
   std::string log_folder;  // where the routing of checkpoints is kept as logs

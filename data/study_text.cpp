@@ -102,13 +102,14 @@ StudySource read_study_file(const std::string& name, const std::string& path,
   return source;
 }
 
-StudyText::StudyText(const std::vector<StudySource>& sources, std::int64_t length)
+StudyText::StudyText(const std::vector<StudySource>& sources, std::int64_t length,
+                     std::int64_t document_positions)
     : length_(length) {
   trace_.sequence_length = length;
-  for (const StudySource& source : sources) add_source(source);
+  for (const StudySource& source : sources) add_source(source, document_positions);
 }
 
-void StudyText::add_source(const StudySource& source) {
+void StudyText::add_source(const StudySource& source, std::int64_t document_positions) {
   std::vector<const StudyDocument*> order;
   for (const StudyDocument& document : source.documents) order.push_back(&document);
   std::sort(order.begin(), order.end(), [](const StudyDocument* a, const StudyDocument* b) {
@@ -121,7 +122,10 @@ void StudyText::add_source(const StudySource& source) {
     if (static_cast<std::int64_t>(stream.size()) >= source.positions) break;
     const auto index = static_cast<std::int32_t>(trace_.documents.size());
     trace_.documents.push_back({source_index, document->tag});
-    stream.insert(stream.end(), document->ids.begin(), document->ids.end());
+    const auto num_ids = static_cast<std::int64_t>(document->ids.size());
+    const std::int64_t used =
+        document_positions > 0 ? std::min(num_ids, document_positions - 1) : num_ids;
+    stream.insert(stream.end(), document->ids.begin(), document->ids.begin() + used);
     stream.push_back(Tokenizer::kEos);
     documents.resize(stream.size(), index);
   }

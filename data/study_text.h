@@ -43,8 +43,10 @@ StudySource read_study_file(const std::string& name, const std::string& path,
 
 class StudyText {
  public:
-  // Rows of `length` positions; at most `positions` of each source, its documents by their hash.
-  StudyText(const std::vector<StudySource>& sources, std::int64_t length);
+  // Rows of `length` positions; at most `positions` of each source, its documents by their hash,
+  // and no more than the first `document_positions` of one document; 0: all of it.
+  StudyText(const std::vector<StudySource>& sources, std::int64_t length,
+            std::int64_t document_positions = 0);
 
   std::int64_t num_rows() const {
     return static_cast<std::int64_t>(trace_.sequence_sources.size());
@@ -59,7 +61,7 @@ class StudyText {
   std::int64_t end_of_block(std::int64_t begin, std::int64_t rows) const;
 
  private:
-  void add_source(const StudySource& source);
+  void add_source(const StudySource& source, std::int64_t document_positions);
 
   std::int64_t length_;
   RoutingTrace trace_;

@@ -109,7 +109,7 @@ export OMP_WAIT_POLICY=passive
 inputs=("$folder/text/conversations_unseen.jsonl")
 for language in $languages; do inputs+=("$corpus/parallel-$language.jsonl"); done
 subjects=(baseline="$folder/baseline" instructions="$folder/instructions-in-warm-up" frozen="$folder/frozen-router"
-  chat="$folder/chat" --data "$folder/data" --sources $trained --input "${inputs[@]}")
+  chat="$folder/chat" --data "$folder/data" --sources $trained --input "${inputs[@]}" --document-positions 2048)
 [ -e "$folder/course/done" ] || run "$openmoe" analyze "${subjects[@]}" --every-checkpoint --positions "${positions[0]}" \
   --positions the_stack="${positions[1]}" --positions conversations_unseen="${positions[2]}" --out "$folder/course"
 touch "$folder/course/done"
