@@ -16,14 +16,22 @@ std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape, bool is
                                              Communicator& expert_group,
                                              const ExchangeRoute& route) {
   if (is_dense || expert_group.size() == 1) return std::make_unique<LocalExchange>(shape);
+  const std::int64_t local_experts = shape.num_experts / expert_group.size();
+  if (route.num_parts > local_experts)
+    throw UserError(concat("parallel.exchange_parts: found ", route.num_parts, ", allowed with ",
+                           local_experts, " experts on a rank: 1 to ", local_experts));
   return std::make_unique<ExpertExchange>(shape, expert_group, route);
 }
 
 // Nobody is there to say which hosts they are on.
 ExchangeRoute planned_route(const ParallelConfig& config) {
-  if (config.exchange == ExchangeKind::fixed_capacity) return {config.exchange, 1};
-  const bool by_nodes = config.exchange == ExchangeKind::two_level && config.ranks_per_node > 0;
-  return by_nodes ? ExchangeRoute{config.exchange, config.ranks_per_node} : ExchangeRoute{};
+  ExchangeRoute route{ExchangeKind::direct, 1, config.exchange_parts};
+  if (config.exchange == ExchangeKind::fixed_capacity) route.kind = config.exchange;
+  if (config.exchange == ExchangeKind::two_level && config.ranks_per_node > 0) {
+    route.kind = config.exchange;
+    route.ranks_per_node = config.ranks_per_node;
+  }
+  return route;
 }
 
 ParamShare share_of(const ProcessGrid& grid) {
@@ -61,6 +69,9 @@ Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t
   if (ops.device() == Device::cuda && route_.kind != ExchangeKind::direct)
     throw UserError(concat("parallel.exchange: found ", enum_name(recipe.parallel.exchange),
                            ", allowed with --device cuda: direct"));
+  if (ops.device() == Device::cuda && recipe.parallel.exchange_parts > 1)
+    throw UserError(concat("parallel.exchange_parts: found ", recipe.parallel.exchange_parts,
+                           ", allowed with --device cuda: 1"));
   if (ops.device() == Device::cuda && recipe.run.compute_type == ComputeType::bf16)
     throw UserError(
         "run.compute_type: found bf16, allowed with --device cuda: f32; bf16 training runs on "

@@ -56,25 +56,30 @@ class PlanExchange : public TokenExchange {
     routing.num_received = offsets[local];
   }
 
-  Tensor dispatch(Tensor sent, Tensor buffer, const Routing& routing) override {
-    if (group_.size() == 1) return sent;
-    exchange(routing.sent_per_expert, sent.row_bytes());
-    return buffer;
+  std::int64_t num_parts() const override { return real_->num_parts(); }
+  bool moves_rows() const override { return real_->moves_rows(); }
+  void start_dispatch(Tensor sent, Tensor, const Routing& routing, std::int64_t part) override {
+    start(routing.sent_per_expert, sent.row_bytes(), part);
   }
-  Tensor combine(Tensor rows, Tensor buffer, const Routing& routing) override {
-    if (group_.size() == 1) return rows;
-    exchange(routing.received_per_source, rows.row_bytes());
-    return buffer;
+  void finish_dispatch(Tensor, Tensor, const Routing&, std::int64_t part) override {
+    group_.wait_for_rows(part);
   }
+  void start_combine(Tensor rows, Tensor, const Routing& routing, std::int64_t part) override {
+    start(routing.received_per_source, rows.row_bytes(), part);
+  }
+  void finish_combine(std::int64_t part) override { group_.wait_for_rows(part); }
 
  private:
   // `rows` by (rank, expert of it); those of this rank do not travel.
-  void exchange(const std::vector<std::int64_t>& rows, std::int64_t row_bytes) {
-    const auto ranks = static_cast<std::size_t>(group_.size()), local = rows.size() / ranks;
-    std::vector<std::int64_t> counts(ranks, 0);
-    for (std::size_t i = 0; i < rows.size(); ++i) counts[i / local] += rows[i];
-    counts[static_cast<std::size_t>(group_.rank_in_group())] = 0;
-    group_.all_to_all_rows(nullptr, {counts, {}}, nullptr, {counts, {}}, row_bytes);
+  void start(const std::vector<std::int64_t>& rows, std::int64_t row_bytes, std::int64_t part) {
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(group_.size()), 0);
+    for (std::size_t rank = 0; rank < counts.size(); ++rank) {
+      if (static_cast<int>(rank) == group_.rank_in_group()) continue;
+      const auto first = rows.begin() + static_cast<std::int64_t>(rank) * num_local_experts();
+      counts[rank] =
+          std::accumulate(first + part_begin(part), first + part_begin(part + 1), std::int64_t{0});
+    }
+    group_.start_all_to_all_rows(part, nullptr, {counts, {}}, nullptr, {counts, {}}, row_bytes);
   }
 
   Communicator& group_;

@@ -20,7 +20,7 @@ bool is_wait(std::string_view verb) {
   return verb.starts_with("wait for ");
 }
 bool is_exchange(std::string_view verb) {
-  return verb.starts_with("all_to_all");
+  return verb.find("all_to_all") != std::string_view::npos;
 }
 
 // Steps of a tree over n ranks, each with the latency of the slower link that it takes.
@@ -98,10 +98,19 @@ void PlanRecord::end_collective(const CollectiveCall& call, double) {
   const double seconds = seconds_of(kind, call.bytes) * real(times_);
   kind.seconds += seconds;
   if (is_started(call.verb)) {
-    sums_end_ = std::max(sums_end_, now_) + seconds;
+    double& kind_end = is_exchange(call.verb) ? rows_end_ : sums_end_;
+    kind_end = std::max(kind_end, now_) + seconds;
+    if (is_exchange(call.verb)) row_ends_.push_back(kind_end);
     return;
   }
-  const double end = is_wait(call.verb) ? std::max(now_, sums_end_) : now_ + seconds;
+  double end = now_ + seconds;
+  if (is_wait(call.verb)) {
+    end = std::max(now_, sums_end_);
+    if (is_exchange(call.verb)) {
+      end = std::max(now_, row_ends_.front());
+      row_ends_.pop_front();
+    }
+  }
   exposed_ += end - now_;
   now_ = end;
 }

@@ -3,10 +3,11 @@
 //
 // The clock runs through the step in the order in which the rank does things. A product takes the
 // longer of its arithmetic at the reached peak and its bytes at the reached memory bandwidth; other
-// ops take their bytes. Collectives are blocking, but for sums of gradients started in buckets:
-// they run one after the other beside the backward pass, and what is left of them when it ends is
-// waited for. Time of a group of n ranks, m of them on a node and k = n / m nodes, bytes B of one
-// rank, bandwidths b in the node and b' between nodes, latency l of the slower link:
+// ops take their bytes. Collectives are blocking, but for sums of gradients started in buckets and
+// the exchanges of rows: each of the two kinds runs one after the other beside the products, and
+// what is left of a kind's when it is waited for is exposed. Time of a group of n ranks, m of them
+// on a node and k = n / m nodes, bytes B of one rank, bandwidths b in the node and b' between
+// nodes, latency l of the slower link:
 //   sum over ranks  2 (m-1)/m B/b + 2 (k-1)/k (B/m)/b' + 2 l log2 n  (rings in the node and between
 //                   the ranks of one place in their nodes, each with its part)
 //   exchange        the longer of B (m-1)/(n-1)/b and B (n-m)/(n-1)/b', + l log2 n
@@ -14,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -85,7 +87,8 @@ class PlanRecord : public StepListener {
   const char* part_ = "other";
   std::int64_t times_ = 1;
   double now_ = 0.0;
-  double sums_end_ = 0.0;  // of the started sums
+  double sums_end_ = 0.0, rows_end_ = 0.0;  // of what was started last
+  std::deque<double> row_ends_;             // of the exchanges that were not yet waited for
   double exposed_ = 0.0;
 };
 

@@ -69,6 +69,12 @@ RoutingMonitor::RoutingMonitor(Network& network, ProcessGrid& grid, const BatchS
   if (recipe_.run.routing_every == 0 || layers_.empty()) return;
   on_root(grid.world(), [&] { open_folder(first_step); });
   share_favourites();
+  mark_checkpoint(first_step);
+}
+
+void RoutingMonitor::mark_checkpoint(std::int64_t steps) {
+  at_checkpoint_ = tracked_.experts;
+  checkpoint_step_ = steps;
 }
 
 // On rank 0. Takes up the favourites of the newest log before `first_step`.
@@ -216,29 +222,41 @@ Json RoutingMonitor::layer_row(std::size_t l, const StepSums& sums, const BatchC
   row["balance_loss"] = share(sums.moe[l].balance, counts.routed_groups);
   row["z_loss"] = share(sums.moe[l].z, counts.routed_tokens);
   row["rank_imbalance"] = rank_imbalance;
-  const double unchanged = unchanged_favourites(l);
-  if (unchanged >= 0.0) row["unchanged_favourites"] = unchanged;
+  const Unchanged unchanged = unchanged_favourites(l);
+  if (unchanged.since_seen >= 0.0) row["unchanged_favourites"] = unchanged.since_seen;
+  if (unchanged.since_checkpoint >= 0.0) {
+    row["checkpoint"] = checkpoint_step_;
+    row["unchanged_since_checkpoint"] = unchanged.since_checkpoint;
+  }
   return row;
 }
 
-// Share of the tracked ids, seen often enough now and before, whose favourite first choice is that
-// of when they were last seen; -1 when there are none. Remembers the new favourites.
-double RoutingMonitor::unchanged_favourites(std::size_t l) {
+// Remembers the new favourites.
+RoutingMonitor::Unchanged RoutingMonitor::unchanged_favourites(std::size_t l) {
   const auto E = static_cast<std::size_t>(recipe_.model.num_experts);
   const std::vector<std::int64_t>& counts = counts_->layers()[l].token_first;
-  std::int64_t same = 0, compared = 0;
+  struct Comparison {
+    std::int64_t same = 0, compared = 0;
+    void add(std::int32_t before, std::int32_t now) {
+      compared += before >= 0 ? 1 : 0;
+      same += before == now ? 1 : 0;
+    }
+    double result() const {
+      return compared > 0 ? share(static_cast<double>(same), static_cast<double>(compared)) : -1.0;
+    }
+  };
+  Comparison seen_before, checkpoint;
   for (std::size_t i = 0; i < tracked_.ids.size(); ++i) {
     const std::span<const std::int64_t> row(counts.data() + i * E, E);
     std::int64_t seen = 0;
     for (const std::int64_t count : row) seen += count;
     if (seen < kMinSeen) continue;
     const auto now = static_cast<std::int32_t>(favourite(row));
-    std::int32_t& before = tracked_.experts[l][i];
-    compared += before >= 0 ? 1 : 0;
-    same += before == now ? 1 : 0;
-    before = now;
+    seen_before.add(tracked_.experts[l][i], now);
+    if (!at_checkpoint_.empty()) checkpoint.add(at_checkpoint_[l][i], now);
+    tracked_.experts[l][i] = now;
   }
-  return compared > 0 ? static_cast<double>(same) / static_cast<double>(compared) : -1.0;
+  return {seen_before.result(), checkpoint.result()};
 }
 
 // Most rows that a rank received over the mean of all ranks; 1 is balance.

@@ -38,11 +38,18 @@ class RoutingMonitor {
   // After the last one: writes the log, and returns one object for each MoE layer,
   // on rank 0. `sums` and `counts` over all ranks. Collective.
   nlohmann::ordered_json finish(std::int64_t step, const StepSums& sums, const BatchCounts& counts);
+  // A checkpoint is made after `steps`: later steps are compared with the favourites of now.
+  void mark_checkpoint(std::int64_t steps);
 
  private:
   nlohmann::ordered_json layer_row(std::size_t layer, const StepSums& sums,
                                    const BatchCounts& counts, double rank_imbalance);
-  double unchanged_favourites(std::size_t layer);
+  // Shares of the tracked ids, seen often enough now and before, whose favourite first choice is
+  // that of when they were last seen, and that of the last checkpoint; -1: none can be compared.
+  struct Unchanged {
+    double since_seen = -1.0, since_checkpoint = -1.0;
+  };
+  Unchanged unchanged_favourites(std::size_t layer);
   std::vector<double> rank_imbalance();
   void write_log(std::int64_t step);
   void open_folder(std::int64_t first_step);
@@ -56,7 +63,10 @@ class RoutingMonitor {
   std::vector<std::int64_t> layers_;  // of the network
   std::int64_t logged_rows_;          // of the global batch, from its first
   std::optional<LiveCounts> counts_;
-  FavouriteExperts tracked_;            // the same on all ranks
+  FavouriteExperts tracked_;  // the same on all ranks
+  // tracked_.experts of when the last checkpoint was made, and its step.
+  std::vector<std::vector<std::int32_t>> at_checkpoint_;
+  std::int64_t checkpoint_step_ = 0;
   std::vector<std::int64_t> received_;  // rows for this rank's experts, by layer
   std::string logged_;                  // this rank's part of the log
   std::vector<std::int32_t> choice_, slot_;

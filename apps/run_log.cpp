@@ -50,25 +50,27 @@ void write_row(std::ofstream& out, const std::string& path, const nlohmann::orde
 using Scalars = std::vector<std::pair<std::string, double>>;
 using Json = nlohmann::ordered_json;
 
-// The numbers of a layer's row that are single, and those of its sources.
+// All numbers of a layer's row but counts of tokens.
 void add_routing(Scalars& scalars, const Json& row) {
   const std::string prefix = concat("routing/layer_", row["layer"].get<std::int64_t>(), "/");
   for (const auto& item : row.items()) {
     if (item.value().is_number_float())
       scalars.emplace_back(prefix + item.key(), item.value().get<double>());
-    if (item.key() == "expert_share")
-      for (std::size_t e = 0; e < item.value().size(); ++e)
-        scalars.emplace_back(concat(prefix, "expert_share/", e), item.value()[e].get<double>());
-    if (item.key() == "by_source")
-      for (const auto& source : item.value().items())
-        scalars.emplace_back(prefix + "lost_first_by_source/" + source.key(),
-                             source.value()["lost_first"].get<double>());
+    for (const char* by_expert : {"expert_share", "first", "second", "kept"})
+      if (item.key() == by_expert)
+        for (std::size_t e = 0; e < item.value().size(); ++e)
+          scalars.emplace_back(concat(prefix, by_expert, "/", e), item.value()[e].get<double>());
+    for (const char* lost : {"lost_first", "lost_second", "lost_both"}) {
+      if (item.key() == "by_source")
+        for (const auto& source : item.value().items())
+          scalars.emplace_back(concat(prefix, lost, "_by_source/", source.key()),
+                               source.value()[lost].get<double>());
+      if (item.key() == "by_position")
+        for (std::size_t bucket = 0; bucket < item.value().size(); ++bucket)
+          scalars.emplace_back(concat(prefix, lost, "_by_position/", bucket),
+                               item.value()[bucket][lost].get<double>());
+    }
   }
-  const Json& buckets = row["by_position"];
-  scalars.emplace_back(prefix + "lost_first_by_position/first",
-                       buckets.front()["lost_first"].get<double>());
-  scalars.emplace_back(prefix + "lost_first_by_position/last",
-                       buckets.back()["lost_first"].get<double>());
 }
 
 // Losses, accuracy, gradient norm, learning rate, speed; routing where the step was watched.

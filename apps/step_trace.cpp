@@ -120,9 +120,21 @@ void StepTrace::end_collective(const CollectiveCall& call, double seconds) {
   const double end = now();
   events_.push_back(
       {concat(call.group->name, ": ", call.verb), collectives, {end - seconds, end}, call.bytes});
-  const bool is_exchange = std::strncmp(call.group->name, "expert", 6) == 0 &&
-                           std::strncmp(call.verb, "all_to_all", 10) == 0;
-  if (is_exchange) exchange_spans_.push_back(events_.back().time);
+  // From the start of an exchange to the end of its wait. Waits come in the order of the starts.
+  if (std::strncmp(call.group->name, "expert", 6) != 0 ||
+      std::strstr(call.verb, "all_to_all") == nullptr)
+    return;
+  const auto begins = [&](const char* text) {
+    return std::strncmp(call.verb, text, std::strlen(text)) == 0;
+  };
+  if (begins("start of")) {
+    exchange_starts_.push_back(end - seconds);
+  } else if (begins("wait for") && !exchange_starts_.empty()) {
+    exchange_spans_.push_back({exchange_starts_.front(), end});
+    exchange_starts_.pop_front();
+  } else {
+    exchange_spans_.push_back(events_.back().time);
+  }
 }
 
 std::string StepTrace::text(double exchange, double exposed) const {

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <string>
 #include <utility>
 #include <vector>
@@ -71,6 +72,7 @@ class StepTrace : private OpObserver, private CollectiveObserver {
   double layer_begin_ = 0.0, part_begin_ = 0.0;
   std::vector<Event> events_;
   std::vector<TimeSpan> op_spans_, exchange_spans_;
+  std::deque<double> exchange_starts_;  // of those under way
 };
 
 }  // namespace openmoe

@@ -121,7 +121,7 @@ void DeviceExchange::allocate_routing(Arena& arena, Routing& routing) {
 void DeviceExchange::allocate_buffers(Arena& arena) {
   const ExchangeShape& shape = planner_.shape();
   const std::int64_t queues = shape.num_tokens / shape.group_tokens * shape.num_experts;
-  const std::int64_t staged = (planner_.ep() - 1) * planner_.max_rows_per_pair();
+  const std::int64_t staged = (planner_.ep() - 1) * planner_.max_rows_per_pair(num_local_experts());
   queue_begin_ = arena.allocate("queue_begin", MemoryCategory::exchange, DType::i32, {queues});
   expert_rows_ =
       arena.allocate("expert_rows", MemoryCategory::exchange, DType::i64, {shape.num_experts});
@@ -225,24 +225,22 @@ void DeviceExchange::copy_blocks(Direction direction, Tensor sent, Tensor expert
   }
 }
 
-Tensor DeviceExchange::dispatch(Tensor sent, Tensor buffer, const Routing& routing) {
-  if (planner_.ep() == 1) return sent;
+void DeviceExchange::start_dispatch(Tensor sent, Tensor received, const Routing& routing,
+                                    std::int64_t) {
   lay_out(routing);
   const Tensor staged{staging_.data, sent.dtype, sent.device, {staging_.size(0), sent.size(1)}};
   group_->all_to_all_rows(sent, {peer_sent_, peer_sent_offsets_}, staged,
                           {peer_received_, peer_received_offsets_});
-  copy_blocks(Direction::to_experts, sent, buffer);
-  return buffer;
+  copy_blocks(Direction::to_experts, sent, received);
 }
 
-Tensor DeviceExchange::combine(Tensor rows, Tensor buffer, const Routing& routing) {
-  if (planner_.ep() == 1) return rows;
+void DeviceExchange::start_combine(Tensor rows, Tensor returned, const Routing& routing,
+                                   std::int64_t) {
   lay_out(routing);
   const Tensor staged{staging_.data, rows.dtype, rows.device, {staging_.size(0), rows.size(1)}};
-  copy_blocks(Direction::from_experts, buffer, rows);
-  group_->all_to_all_rows(staged, {peer_received_, peer_received_offsets_}, buffer,
+  copy_blocks(Direction::from_experts, returned, rows);
+  group_->all_to_all_rows(staged, {peer_received_, peer_received_offsets_}, returned,
                           {peer_sent_, peer_sent_offsets_});
-  return buffer;
 }
 
 std::unique_ptr<TokenExchange> make_cuda_exchange(Ops& ops, const ExchangeShape& shape,

@@ -25,8 +25,14 @@ class DeviceExchange final : public TokenExchange {
   void allocate_buffers(Arena& arena) override;
 
   void plan(Routing& routing, Tensor choice, Tensor slot) override;
-  Tensor dispatch(Tensor sent, Tensor buffer, const Routing& routing) override;
-  Tensor combine(Tensor rows, Tensor buffer, const Routing& routing) override;
+  bool moves_rows() const override { return planner_.ep() > 1; }
+  // On the stream of the device: starting is all there is to do.
+  void start_dispatch(Tensor sent, Tensor received, const Routing& routing,
+                      std::int64_t part) override;
+  void finish_dispatch(Tensor, Tensor, const Routing&, std::int64_t) override {}
+  void start_combine(Tensor rows, Tensor returned, const Routing& routing,
+                     std::int64_t part) override;
+  void finish_combine(std::int64_t) override {}
 
   // A run of rows that a copy brings from the order of arrival to expert order or back.
   struct Block {

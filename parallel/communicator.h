@@ -37,11 +37,11 @@ class Communicator {
   virtual void all_reduce_sum(std::span<float> data) = 0;
   virtual void all_reduce_sum(std::span<double> data) = 0;
   // The same in the background: `data` may be used again after wait_for_sums(), which every rank
-  // calls. All ranks start the same sums in the same order. advance_sums() lets the library work on
-  // them for a moment; not collective.
+  // calls. All ranks start what they start in the same order.
   virtual void start_all_reduce_sum(std::span<float> data) { all_reduce_sum(data); }
-  virtual void advance_sums() {}
   virtual void wait_for_sums() {}
+  // Lets the library work for a moment on what was started; not collective.
+  virtual void advance() {}
   virtual void all_reduce_sum(std::span<std::int64_t> data) = 0;
   virtual void all_reduce_max(std::span<std::int64_t> data) = 0;
   // In place: `data` is one piece per rank, back to back in rank order, of counts[r] elements each;
@@ -57,6 +57,15 @@ class Communicator {
   // same number of rows. The total may pass 2^31 bytes, the rows of one rank may not pass 2^31 - 1.
   virtual void all_to_all_rows(const void* sent, const RowBlocks& sent_blocks, void* received,
                                const RowBlocks& received_blocks, std::int64_t row_bytes) = 0;
+  // The same in the background: both buffers may be used again after wait_for_rows() of the same
+  // slot, which every rank calls. Slots count from 0 and hold one exchange each.
+  virtual void start_all_to_all_rows(std::int64_t slot, const void* sent,
+                                     const RowBlocks& sent_blocks, void* received,
+                                     const RowBlocks& received_blocks, std::int64_t row_bytes) {
+    static_cast<void>(slot);
+    all_to_all_rows(sent, sent_blocks, received, received_blocks, row_bytes);
+  }
+  virtual void wait_for_rows(std::int64_t slot) { static_cast<void>(slot); }
   // In place: `data` is one piece per rank, back to back in rank order, of counts[r] elements each;
   // every rank brings its own and ends with all. `counts` is the same on every rank.
   virtual void all_gather(std::span<float> data, std::span<const std::int64_t> counts) = 0;

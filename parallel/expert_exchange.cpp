@@ -19,13 +19,18 @@ char* row_at(const Tensor& rows, std::int64_t row) {
 
 ExpertExchange::ExpertExchange(const ExchangeShape& shape, Communicator& group,
                                const ExchangeRoute& route)
-    : planner_(shape, group.size()), group_(group), transport_(make_row_transport(route, group)) {
-  const auto ranks = static_cast<std::size_t>(group.size());
+    : planner_(shape, group.size()),
+      group_(group),
+      transport_(make_row_transport(route, group)),
+      parts_(static_cast<std::size_t>(route.num_parts)) {
+  OPENMOE_CHECK(route.num_parts >= 1 && route.num_parts <= num_local_experts(), route.num_parts,
+                " parts of ", num_local_experts(), " experts");
   next_expert_row_.reserve(static_cast<std::size_t>(num_local_experts()));
-  blocks_.reserve(static_cast<std::size_t>(shape.num_experts));
-  for (auto* per_rank :
-       {&peer_sent_, &peer_sent_offsets_, &peer_received_, &peer_received_offsets_})
-    per_rank->resize(ranks);
+  for (Part& part : parts_) {
+    part.blocks.reserve(static_cast<std::size_t>(shape.num_experts));
+    for (auto* per_rank : {&part.sent, &part.sent_offsets, &part.received, &part.received_offsets})
+      per_rank->resize(static_cast<std::size_t>(group.size()));
+  }
 }
 
 void ExpertExchange::allocate_routing(Arena& arena, Routing& routing) {
@@ -33,12 +38,18 @@ void ExpertExchange::allocate_routing(Arena& arena, Routing& routing) {
 }
 
 void ExpertExchange::allocate_buffers(Arena& arena) {
-  const bool needs_staging = planner_.ep() > 1 && !arrives_in_place();
-  const std::int64_t rows = needs_staging ? (planner_.ep() - 1) * planner_.max_rows_per_pair() : 0;
+  std::vector<std::int64_t> rows_per_pair;
+  bool needs_staging = false;
+  for (std::int64_t part = 0; part < num_parts(); ++part) {
+    rows_per_pair.push_back(planner_.max_rows_per_pair(experts_of(part)));
+    needs_staging = needs_staging || (moves_rows() && !arrives_in_place(part));
+  }
+  const std::int64_t staged =
+      needs_staging ? (planner_.ep() - 1) * planner_.max_rows_per_pair(num_local_experts()) : 0;
   staging_ = arena.allocate("staged rows", MemoryCategory::exchange, DType::f32,
-                            {rows, planner_.shape().d_model});
-  if (planner_.ep() > 1)
-    transport_->allocate_buffers(arena, planner_.shape().max_sent(), planner_.max_rows_per_pair(),
+                            {staged, planner_.shape().d_model});
+  if (moves_rows())
+    transport_->allocate_buffers(arena, rows_per_pair,
                                  planner_.shape().d_model * size_of(DType::f32));
 }
 
@@ -53,53 +64,60 @@ void ExpertExchange::plan(Routing& routing, Tensor choice, Tensor slot) {
 
 void ExpertExchange::lay_out(const Routing& routing) {
   const std::int64_t local_experts = num_local_experts();
-  const std::int64_t self = group_.rank_in_group();
   const auto offsets = host_elements<std::int64_t>(routing.expert_offsets);
   next_expert_row_.assign(offsets.begin(), offsets.end() - 1);
-  blocks_.clear();
-  block_rows_ = 0;
-  std::int64_t sent_row = 0, staged_row = 0;
-  for (std::int64_t rank = 0; rank < planner_.ep(); ++rank) {
-    const auto peer = static_cast<std::size_t>(rank);
-    const std::int64_t* sent = routing.sent_per_expert.data() + rank * local_experts;
-    const std::int64_t* received = routing.received_per_source.data() + rank * local_experts;
-    const std::int64_t rows_sent = std::accumulate(sent, sent + local_experts, std::int64_t{0});
-    const std::int64_t rows_received =
-        std::accumulate(received, received + local_experts, std::int64_t{0});
-    const bool is_own = rank == self;
-    peer_sent_[peer] = is_own ? 0 : rows_sent;
-    peer_sent_offsets_[peer] = sent_row;
-    peer_received_[peer] = is_own ? 0 : rows_received;
-    peer_received_offsets_[peer] = arrives_in_place() ? next_expert_row_[0] : staged_row;
-
-    std::int64_t outer_row = is_own ? sent_row : staged_row;
-    for (std::int64_t e = 0; e < local_experts; ++e) {
-      std::int64_t& expert_row = next_expert_row_[static_cast<std::size_t>(e)];
-      if (received[e] > 0 && (is_own || !arrives_in_place())) {
-        blocks_.push_back({is_own, outer_row, expert_row, received[e]});
-        block_rows_ += received[e];
+  std::int64_t staged_row = 0;
+  for (std::int64_t p = 0; p < num_parts(); ++p) {
+    Part& part = at(p);
+    part.blocks.clear();
+    part.block_rows = 0;
+    std::int64_t sent_row = 0;
+    for (std::int64_t rank = 0; rank < planner_.ep(); ++rank) {
+      const auto peer = static_cast<std::size_t>(rank);
+      const bool is_own = rank == group_.rank_in_group();
+      const std::int64_t* const sent = routing.sent_per_expert.data() + rank * local_experts;
+      const std::int64_t* const received =
+          routing.received_per_source.data() + rank * local_experts;
+      const auto sum = [](const std::int64_t* counts, std::int64_t begin, std::int64_t end) {
+        return std::accumulate(counts + begin, counts + end, std::int64_t{0});
+      };
+      const std::int64_t begin = part_begin(p), end = part_begin(p + 1);
+      const std::int64_t first_sent = sent_row + sum(sent, 0, begin);
+      const std::int64_t num_received = sum(received, begin, end);
+      part.sent[peer] = is_own ? 0 : sum(sent, begin, end);
+      part.sent_offsets[peer] = first_sent;
+      part.received[peer] = is_own ? 0 : num_received;
+      part.received_offsets[peer] =
+          arrives_in_place(p) ? next_expert_row_[static_cast<std::size_t>(begin)] : staged_row;
+      std::int64_t outer_row = is_own ? first_sent : staged_row;
+      for (std::int64_t e = begin; e < end; ++e) {
+        std::int64_t& expert_row = next_expert_row_[static_cast<std::size_t>(e)];
+        if (received[e] > 0 && (is_own || !arrives_in_place(p))) {
+          part.blocks.push_back({is_own, outer_row, expert_row, received[e]});
+          part.block_rows += received[e];
+        }
+        outer_row += received[e];
+        expert_row += received[e];
       }
-      outer_row += received[e];
-      expert_row += received[e];
+      sent_row += sum(sent, 0, local_experts);
+      if (!is_own) staged_row += num_received;
     }
-    sent_row += rows_sent;
-    if (!is_own) staged_row += rows_received;
   }
 }
 
-void ExpertExchange::copy_blocks(Direction direction, const Tensor& sent,
+void ExpertExchange::copy_blocks(Direction direction, const Part& part, const Tensor& sent,
                                  const Tensor& expert_rows) const {
   constexpr std::int64_t kBytesWorthThreads = 1 << 17;
   const std::int64_t row_bytes = sent.row_bytes();
-#pragma omp parallel if (block_rows_ * row_bytes >= kBytesWorthThreads)
+#pragma omp parallel if (part.block_rows * row_bytes >= kBytesWorthThreads)
   {
     // The rows of all blocks together are divided evenly, since the loads of experts differ widely.
     const std::int64_t threads = omp_get_num_threads();
     const std::int64_t thread = omp_get_thread_num();
-    const std::int64_t begin = block_rows_ * thread / threads;
-    const std::int64_t end = block_rows_ * (thread + 1) / threads;
+    const std::int64_t begin = part.block_rows * thread / threads;
+    const std::int64_t end = part.block_rows * (thread + 1) / threads;
     std::int64_t first = 0;  // of the block, among the rows of all blocks
-    for (const Block& block : blocks_) {
+    for (const Block& block : part.blocks) {
       const std::int64_t from = std::max(begin - first, std::int64_t{0});
       const std::int64_t to = std::min(end - first, block.num_rows);
       first += block.num_rows;
@@ -133,28 +151,37 @@ void ExpertExchange::check_rows(const Tensor& sent, const Tensor& expert_rows,
                 planner_.shape().d_model);
 }
 
-Tensor ExpertExchange::dispatch(Tensor sent, Tensor buffer, const Routing& routing) {
-  if (planner_.ep() == 1) return sent;
-  check_rows(sent, buffer, routing);
-  OPENMOE_CHECK(sent.data != buffer.data || routing.num_sent == 0, "rows cannot move in place");
-  lay_out(routing);
-  transport_->exchange(sent.data, {peer_sent_, peer_sent_offsets_},
-                       arrives_in_place() ? buffer.data : staging_.data,
-                       {peer_received_, peer_received_offsets_}, sent.row_bytes());
-  copy_blocks(Direction::to_experts, sent, buffer);
-  return buffer;
+void ExpertExchange::start_dispatch(Tensor sent, Tensor received, const Routing& routing,
+                                    std::int64_t part) {
+  check_rows(sent, received, routing);
+  OPENMOE_CHECK(sent.data != received.data || routing.num_sent == 0, "rows cannot move in place");
+  if (part == 0) lay_out(routing);
+  transport_->start(part, sent.data, at(part).sent_blocks(), outer_rows(part, received),
+                    at(part).received_blocks(), sent.row_bytes());
 }
 
-Tensor ExpertExchange::combine(Tensor rows, Tensor buffer, const Routing& routing) {
-  if (planner_.ep() == 1) return rows;
-  check_rows(buffer, rows, routing);
-  OPENMOE_CHECK(rows.data != buffer.data || routing.num_received == 0, "rows cannot move in place");
-  lay_out(routing);
-  copy_blocks(Direction::from_experts, buffer, rows);
-  transport_->exchange(arrives_in_place() ? rows.data : staging_.data,
-                       {peer_received_, peer_received_offsets_}, buffer.data,
-                       {peer_sent_, peer_sent_offsets_}, rows.row_bytes());
-  return buffer;
+void ExpertExchange::finish_dispatch(Tensor sent, Tensor received, const Routing&,
+                                     std::int64_t part) {
+  transport_->finish(part, outer_rows(part, received), at(part).received_blocks(),
+                     sent.row_bytes());
+  copy_blocks(Direction::to_experts, at(part), sent, received);
+}
+
+void ExpertExchange::start_combine(Tensor rows, Tensor returned, const Routing& routing,
+                                   std::int64_t part) {
+  check_rows(returned, rows, routing);
+  OPENMOE_CHECK(rows.data != returned.data || routing.num_received == 0,
+                "rows cannot move in place");
+  if (part == 0) lay_out(routing);
+  at(part).returned = returned;
+  copy_blocks(Direction::from_experts, at(part), returned, rows);
+  transport_->start(part, outer_rows(part, rows), at(part).received_blocks(), returned.data,
+                    at(part).sent_blocks(), rows.row_bytes());
+}
+
+void ExpertExchange::finish_combine(std::int64_t part) {
+  const Tensor& returned = at(part).returned;
+  transport_->finish(part, returned.data, at(part).sent_blocks(), returned.row_bytes());
 }
 
 }  // namespace openmoe

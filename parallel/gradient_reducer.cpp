@@ -79,7 +79,7 @@ void GradientReducer::complete(const Param& param) {
   OPENMOE_CHECK(bucket->remaining >= 0, param.name, " is complete twice");
   if (bucket->remaining == 0)
     grid_.holders(param.sharding).start_all_reduce_sum({bucket->begin, bucket->end});
-  for (const Sharding sharding : kShardings) grid_.holders(sharding).advance_sums();
+  for (const Sharding sharding : kShardings) grid_.holders(sharding).advance();
 }
 
 void GradientReducer::finish() {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <limits>
 #include <map>
@@ -172,6 +173,33 @@ class MpiCommunicator : public Communicator {
               description_, "MPI_Alltoallv of rows of ", row_bytes, " bytes");
   }
 
+  void start_all_to_all_rows(std::int64_t slot, const void* sent, const RowBlocks& sent_blocks,
+                             void* received, const RowBlocks& received_blocks,
+                             std::int64_t row_bytes) override {
+    OPENMOE_CHECK(row_bytes > 0 && slot >= 0, row_bytes, " bytes, slot ", slot);
+    while (std::ssize(exchanges_) <= slot) {
+      exchanges_.emplace_back();
+      for (auto& list : exchanges_.back().counts) list.resize(counts_[0].size());
+    }
+    RowExchange& exchange = exchanges_[static_cast<std::size_t>(slot)];
+    OPENMOE_CHECK(exchange.request == MPI_REQUEST_NULL, "slot ", slot, " is in use");
+    const MPI_Datatype type = row_type(row_bytes);
+    auto& [sent_counts, sent_offsets, received_counts, received_offsets] = exchange.counts;
+    fill_counts(sent_blocks, sent_counts, sent_offsets);
+    fill_counts(received_blocks, received_counts, received_offsets);
+    check_mpi(MPI_Ialltoallv(sent, sent_counts.data(), sent_offsets.data(), type, received,
+                             received_counts.data(), received_offsets.data(), type, comm_.get(),
+                             &exchange.request),
+              description_, "MPI_Ialltoallv of rows of ", row_bytes, " bytes");
+  }
+
+  void wait_for_rows(std::int64_t slot) override {
+    OPENMOE_CHECK(slot >= 0 && slot < std::ssize(exchanges_), "slot ", slot, " of ",
+                  exchanges_.size());
+    check_mpi(MPI_Wait(&exchanges_[static_cast<std::size_t>(slot)].request, MPI_STATUS_IGNORE),
+              description_, "MPI_Wait for rows");
+  }
+
   void reduce_scatter_sum(std::span<float> data, std::span<const std::int64_t> pieces) override {
     std::int64_t total = 0, own_begin = 0;
     for (std::size_t r = 0; r < pieces.size(); ++r) {
@@ -256,10 +284,13 @@ class MpiCommunicator : public Communicator {
     });
   }
 
-  void advance_sums() override {
+  void advance() override {
     int done = 0;
     check_mpi(MPI_Testall(static_cast<int>(sums_.size()), sums_.data(), &done, MPI_STATUSES_IGNORE),
               description_, "MPI_Testall of ", sums_.size(), " sums");
+    for (RowExchange& exchange : exchanges_)
+      check_mpi(MPI_Test(&exchange.request, &done, MPI_STATUS_IGNORE), description_,
+                "MPI_Test of rows");
   }
 
   void wait_for_sums() override {
@@ -368,6 +399,12 @@ class MpiCommunicator : public Communicator {
   std::array<std::vector<int>, 4> counts_;
   std::map<std::int64_t, MpiRowType> row_types_;
   std::vector<MPI_Request> sums_;  // under way
+  // Of a slot; MPI reads the counts until the exchange is done, so they must not move.
+  struct RowExchange {
+    std::array<std::vector<int>, 4> counts;  // as counts_
+    MPI_Request request = MPI_REQUEST_NULL;
+  };
+  std::deque<RowExchange> exchanges_;
 };
 
 }  // namespace

@@ -30,7 +30,7 @@ class ObservedCommunicator : public Communicator {
     observe("start of all_reduce_sum of f32", data.size_bytes(),
             [&] { inner_.start_all_reduce_sum(data); });
   }
-  void advance_sums() override { inner_.advance_sums(); }
+  void advance() override { inner_.advance(); }
   void wait_for_sums() override {
     observe("wait for all_reduce_sum of f32", 0, [&] { inner_.wait_for_sums(); });
   }
@@ -53,11 +53,19 @@ class ObservedCommunicator : public Communicator {
   }
   void all_to_all_rows(const void* sent, const RowBlocks& sent_blocks, void* received,
                        const RowBlocks& received_blocks, std::int64_t row_bytes) override {
-    const std::int64_t rows =
-        std::accumulate(sent_blocks.num_rows.begin(), sent_blocks.num_rows.end(), std::int64_t{0});
-    observe("all_to_all_rows", static_cast<std::size_t>(rows * row_bytes), [&] {
+    observe("all_to_all_rows", bytes_of(sent_blocks, row_bytes), [&] {
       inner_.all_to_all_rows(sent, sent_blocks, received, received_blocks, row_bytes);
     });
+  }
+  void start_all_to_all_rows(std::int64_t slot, const void* sent, const RowBlocks& sent_blocks,
+                             void* received, const RowBlocks& received_blocks,
+                             std::int64_t row_bytes) override {
+    observe("start of all_to_all_rows", bytes_of(sent_blocks, row_bytes), [&] {
+      inner_.start_all_to_all_rows(slot, sent, sent_blocks, received, received_blocks, row_bytes);
+    });
+  }
+  void wait_for_rows(std::int64_t slot) override {
+    observe("wait for all_to_all_rows", 0, [&] { inner_.wait_for_rows(slot); });
   }
   void all_gather(std::span<float> data, std::span<const std::int64_t> counts) override {
     const std::int64_t own = counts[static_cast<std::size_t>(rank_in_group())];
@@ -83,6 +91,12 @@ class ObservedCommunicator : public Communicator {
   }
 
  private:
+  static std::size_t bytes_of(const RowBlocks& blocks, std::int64_t row_bytes) {
+    return static_cast<std::size_t>(row_bytes * std::accumulate(blocks.num_rows.begin(),
+                                                                blocks.num_rows.end(),
+                                                                std::int64_t{0}));
+  }
+
   template <typename Call>
   void observe(const char* verb, std::size_t bytes, Call&& make_call) {
     using Clock = std::chrono::steady_clock;

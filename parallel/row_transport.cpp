@@ -38,10 +38,13 @@ std::int64_t equal_stretch(const std::vector<std::string>& hosts) {
 class DirectTransport : public RowTransport {
  public:
   explicit DirectTransport(Communicator& group) : group_(group) {}
-  void allocate_buffers(Arena&, std::int64_t, std::int64_t, std::int64_t) override {}
-  void exchange(const void* sent, const RowBlocks& sent_blocks, void* received,
-                const RowBlocks& received_blocks, std::int64_t row_bytes) override {
-    group_.all_to_all_rows(sent, sent_blocks, received, received_blocks, row_bytes);
+  void allocate_buffers(Arena&, std::span<const std::int64_t>, std::int64_t) override {}
+  void start(std::int64_t slot, const void* sent, const RowBlocks& sent_blocks, void* received,
+             const RowBlocks& received_blocks, std::int64_t row_bytes) override {
+    group_.start_all_to_all_rows(slot, sent, sent_blocks, received, received_blocks, row_bytes);
+  }
+  void finish(std::int64_t slot, void*, const RowBlocks&, std::int64_t) override {
+    group_.wait_for_rows(slot);
   }
 
  private:
@@ -67,21 +70,33 @@ class RowCopier {
 
 class BufferedTransport : public RowTransport {
  protected:
-  void make_buffers(Arena& arena, std::int64_t out_rows, std::int64_t in_rows,
-                    std::int64_t row_bytes) {
-    out_ =
-        arena.allocate("rows to send", MemoryCategory::exchange, DType::u8, {out_rows * row_bytes});
-    in_ =
-        arena.allocate("rows received", MemoryCategory::exchange, DType::u8, {in_rows * row_bytes});
+  // Of one slot. What lies in a buffer must fit in it.
+  struct Buffers {
+    Tensor out, in;
+    static void* room(const Tensor& buffer, std::int64_t rows, std::int64_t row_bytes) {
+      OPENMOE_CHECK(rows * row_bytes <= buffer.size_bytes(), rows, " rows of ", row_bytes,
+                    " bytes in a buffer of ", buffer.size_bytes());
+      return buffer.data;
+    }
+    void* out_room(std::int64_t rows, std::int64_t row_bytes) const {
+      return room(out, rows, row_bytes);
+    }
+    void* in_room(std::int64_t rows, std::int64_t row_bytes) const {
+      return room(in, rows, row_bytes);
+    }
+  };
+
+  void make_buffers(Arena& arena, std::int64_t rows, std::int64_t row_bytes) {
+    const auto make = [&](const char* name) {
+      return arena.allocate(name, MemoryCategory::exchange, DType::u8, {rows * row_bytes});
+    };
+    slots_.push_back({make("rows to send"), make("rows received")});
   }
-  // What lies in a buffer must fit in it.
-  static void* room(const Tensor& buffer, std::int64_t rows, std::int64_t row_bytes) {
-    OPENMOE_CHECK(rows * row_bytes <= buffer.size_bytes(), rows, " rows of ", row_bytes,
-                  " bytes in a buffer of ", buffer.size_bytes());
-    return buffer.data;
+  const Buffers& buffers(std::int64_t slot) const {
+    return slots_.at(static_cast<std::size_t>(slot));
   }
 
-  Tensor out_, in_;
+  std::vector<Buffers> slots_;
 };
 
 class FixedCapacityTransport : public BufferedTransport {
@@ -89,19 +104,18 @@ class FixedCapacityTransport : public BufferedTransport {
   explicit FixedCapacityTransport(Communicator& group)
       : group_(group), counts_(static_cast<std::size_t>(group.size())) {}
 
-  void allocate_buffers(Arena& arena, std::int64_t, std::int64_t rows_per_pair,
+  void allocate_buffers(Arena& arena, std::span<const std::int64_t> rows_per_pair,
                         std::int64_t row_bytes) override {
-    capacity_ = rows_per_pair;
-    for (std::size_t r = 0; r < counts_.size(); ++r)
-      counts_[r] = static_cast<int>(r) == group_.rank_in_group() ? 0 : capacity_;
-    const std::int64_t rows = capacity_ * (group_.size() - 1);
-    make_buffers(arena, rows, rows, row_bytes);
+    slots_.clear();
+    capacities_.assign(rows_per_pair.begin(), rows_per_pair.end());
+    for (const std::int64_t capacity : capacities_)
+      make_buffers(arena, capacity * (group_.size() - 1), row_bytes);
   }
 
-  void exchange(const void* sent, const RowBlocks& sent_blocks, void* received,
-                const RowBlocks& received_blocks, std::int64_t row_bytes) override {
-    const std::int64_t rows = capacity_ * (group_.size() - 1);
-    RowCopier pack(room(out_, rows, row_bytes), sent, row_bytes);
+  void start(std::int64_t slot, const void* sent, const RowBlocks& sent_blocks, void*,
+             const RowBlocks&, std::int64_t row_bytes) override {
+    const std::int64_t rows = fill_counts(slot);
+    RowCopier pack(buffers(slot).out_room(rows, row_bytes), sent, row_bytes);
     std::int64_t place = 0;
     for (std::size_t r = 0; r < counts_.size(); ++r) {
       OPENMOE_CHECK(sent_blocks.num_rows[r] <= counts_[r], sent_blocks.num_rows[r], " rows for ",
@@ -109,10 +123,16 @@ class FixedCapacityTransport : public BufferedTransport {
       pack.copy(place, sent_blocks.row_offsets[r], sent_blocks.num_rows[r]);
       place += counts_[r];
     }
-    group_.all_to_all_rows(out_.data, {counts_, {}}, room(in_, rows, row_bytes), {counts_, {}},
-                           row_bytes);
-    RowCopier unpack(received, in_.data, row_bytes);
-    place = 0;
+    group_.start_all_to_all_rows(slot, buffers(slot).out.data, {counts_, {}},
+                                 buffers(slot).in_room(rows, row_bytes), {counts_, {}}, row_bytes);
+  }
+
+  void finish(std::int64_t slot, void* received, const RowBlocks& received_blocks,
+              std::int64_t row_bytes) override {
+    group_.wait_for_rows(slot);
+    fill_counts(slot);
+    RowCopier unpack(received, buffers(slot).in.data, row_bytes);
+    std::int64_t place = 0;
     for (std::size_t r = 0; r < counts_.size(); ++r) {
       unpack.copy(received_blocks.row_offsets[r], place, received_blocks.num_rows[r]);
       place += counts_[r];
@@ -120,8 +140,16 @@ class FixedCapacityTransport : public BufferedTransport {
   }
 
  private:
+  // Rows from or to each rank; returns their sum.
+  std::int64_t fill_counts(std::int64_t slot) {
+    const std::int64_t capacity = capacities_.at(static_cast<std::size_t>(slot));
+    std::fill(counts_.begin(), counts_.end(), capacity);
+    counts_[static_cast<std::size_t>(group_.rank_in_group())] = 0;
+    return capacity * (group_.size() - 1);
+  }
+
   Communicator& group_;
-  std::int64_t capacity_ = 0;  // rows of a block
+  Counts capacities_;  // rows of a block, by slot
   Counts counts_;
 };
 
@@ -140,19 +168,18 @@ class TwoLevelTransport : public BufferedTransport {
     passing_.resize(leaving_.size());
   }
 
-  void allocate_buffers(Arena& arena, std::int64_t rows_sent, std::int64_t rows_per_pair,
+  void allocate_buffers(Arena& arena, std::span<const std::int64_t> rows_per_pair,
                         std::int64_t row_bytes) override {
+    slots_.clear();
     // A rank passes on what any rank of its node sends to any rank of its place.
-    const std::int64_t passing = n_ * m_ * rows_per_pair;
-    make_buffers(arena, std::max(rows_sent, passing), passing, row_bytes);
+    for (const std::int64_t rows : rows_per_pair) make_buffers(arena, n_ * m_ * rows, row_bytes);
   }
 
-  void exchange(const void* sent, const RowBlocks& sent_blocks, void* received,
-                const RowBlocks& received_blocks, std::int64_t row_bytes) override {
+  void start(std::int64_t slot, const void* sent, const RowBlocks& sent_blocks, void*,
+             const RowBlocks& received_blocks, std::int64_t row_bytes) override {
+    const Buffers& buffer = buffers(slot);
     // leaving_, and what was sent, by (place of the receiver, its node).
-    const std::int64_t out_rows =
-        std::accumulate(sent_blocks.num_rows.begin(), sent_blocks.num_rows.end(), std::int64_t{0});
-    RowCopier pack(room(out_, out_rows, row_bytes), sent, row_bytes);
+    RowCopier pack(buffer.out_room(sum(sent_blocks.num_rows), row_bytes), sent, row_bytes);
     std::int64_t next = 0;
     for (std::int64_t j = 0; j < n_; ++j)
       for (std::int64_t k = 0; k < m_; ++k) {
@@ -164,13 +191,12 @@ class TwoLevelTransport : public BufferedTransport {
     node_->all_to_all(leaving_, passing_, m_);
     add_up(sent_to_, leaving_, n_, m_);
     add_up(received_from_, passing_, n_, m_);
-    const std::int64_t passing_rows =
-        std::accumulate(passing_.begin(), passing_.end(), std::int64_t{0});
-    node_->all_to_all_rows(out_.data, {sent_to_, {}}, room(in_, passing_rows, row_bytes),
+    const std::int64_t passing_rows = sum(passing_);
+    node_->all_to_all_rows(buffer.out.data, {sent_to_, {}}, buffer.in_room(passing_rows, row_bytes),
                            {received_from_, {}}, row_bytes);
 
     // From (sender of this node, node of the receiver) to (node of the receiver, sender).
-    RowCopier turn(room(out_, passing_rows, row_bytes), in_.data, row_bytes);
+    RowCopier turn(buffer.out_room(passing_rows, row_bytes), buffer.in.data, row_bytes);
     next = 0;
     sent_to_.assign(static_cast<std::size_t>(m_), 0);
     for (std::int64_t k = 0; k < m_; ++k) {
@@ -186,23 +212,27 @@ class TwoLevelTransport : public BufferedTransport {
           from += rows;
         }
     }
+    add_up(received_from_, received_blocks.num_rows, m_, n_);
+    across_->start_all_to_all_rows(slot, buffer.out.data, {sent_to_, {}},
+                                   buffer.in_room(sum(received_blocks.num_rows), row_bytes),
+                                   {received_from_, {}}, row_bytes);
+  }
 
-    // What arrives is by (node, place) of its sender: by rank.
-    arriving_.assign(received_blocks.num_rows.begin(), received_blocks.num_rows.end());
-    room(in_, std::accumulate(arriving_.begin(), arriving_.end(), std::int64_t{0}), row_bytes);
-    add_up(received_from_, arriving_, m_, n_);
-    across_->all_to_all_rows(out_.data, {sent_to_, {}}, in_.data, {received_from_, {}}, row_bytes);
-    RowCopier unpack(received, in_.data, row_bytes);
-    next = 0;
-    for (std::size_t r = 0; r < arriving_.size(); ++r) {
-      unpack.copy(received_blocks.row_offsets[r], next, arriving_[r]);
-      next += arriving_[r];
+  // What arrives is by (node, place) of its sender: by rank.
+  void finish(std::int64_t slot, void* received, const RowBlocks& received_blocks,
+              std::int64_t row_bytes) override {
+    across_->wait_for_rows(slot);
+    RowCopier unpack(received, buffers(slot).in.data, row_bytes);
+    std::int64_t next = 0;
+    for (std::size_t r = 0; r < received_blocks.num_rows.size(); ++r) {
+      unpack.copy(received_blocks.row_offsets[r], next, received_blocks.num_rows[r]);
+      next += received_blocks.num_rows[r];
     }
   }
 
  private:
   // result = the sums of `groups` stretches of `length` counts each.
-  static void add_up(Counts& result, const Counts& counts, std::int64_t groups,
+  static void add_up(Counts& result, std::span<const std::int64_t> counts, std::int64_t groups,
                      std::int64_t length) {
     result.assign(static_cast<std::size_t>(groups), 0);
     for (std::int64_t g = 0; g < groups; ++g)
@@ -210,19 +240,23 @@ class TwoLevelTransport : public BufferedTransport {
         result[static_cast<std::size_t>(g)] += counts[static_cast<std::size_t>(g * length + i)];
   }
 
+  static std::int64_t sum(std::span<const std::int64_t> counts) {
+    return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+  }
+
   std::int64_t n_, m_;
   std::unique_ptr<Communicator> node_, across_;
-  Counts leaving_;   // (n, m): rows from here to rank j of node k
-  Counts passing_;   // (n, m): rows from rank i of this node to the rank of this place on node k
-  Counts arriving_;  // by rank: rows for this rank
+  Counts leaving_;  // (n, m): rows from here to rank j of node k
+  Counts passing_;  // (n, m): rows from rank i of this node to the rank of this place on node k
   Counts sent_to_, received_from_;  // of one level: rows by rank of its group
 };
 
 }  // namespace
 
 ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group) {
+  const std::int64_t parts = config.exchange_parts;
   if (config.exchange == ExchangeKind::direct || config.exchange == ExchangeKind::fixed_capacity)
-    return {config.exchange, 1};
+    return {config.exchange, 1, parts};
   const std::int64_t size = group.size();
   std::int64_t per_node = config.ranks_per_node;
   if (per_node == 0) {
@@ -241,8 +275,8 @@ ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group) {
                      size, " ranks of an expert group"));
   const bool pays = is_even && per_node > 1 && per_node < size;
   if (config.exchange == ExchangeKind::two_level || pays)
-    return {ExchangeKind::two_level, per_node};
-  return {ExchangeKind::direct, 1};
+    return {ExchangeKind::two_level, per_node, parts};
+  return {ExchangeKind::direct, 1, parts};
 }
 
 std::unique_ptr<RowTransport> make_row_transport(const ExchangeRoute& route, Communicator& group) {

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "core/arena.h"
 #include "core/config/recipe.h"
@@ -19,6 +20,7 @@ namespace openmoe {
 struct ExchangeRoute {
   ExchangeKind kind = ExchangeKind::direct;  // not automatic
   std::int64_t ranks_per_node = 1;           // of the expert group; of two_level
+  std::int64_t num_parts = 1;                // in which the experts of a rank are exchanged
 };
 
 // The kind that the recipe names; automatic: two_level where the ranks of the group lie in equal
@@ -29,13 +31,17 @@ ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group);
 class RowTransport {
  public:
   virtual ~RowTransport() = default;
-  // Room for exchanges of rows of at most `row_bytes`, `rows_sent` by a rank and `rows_per_pair`
-  // between any two.
-  virtual void allocate_buffers(Arena& arena, std::int64_t rows_sent, std::int64_t rows_per_pair,
+  // Room for as many exchanges at once as `rows_per_pair` has values: slot i is for at most
+  // rows_per_pair[i] rows between any two ranks, of at most `row_bytes`.
+  virtual void allocate_buffers(Arena& arena, std::span<const std::int64_t> rows_per_pair,
                                 std::int64_t row_bytes) = 0;
-  // As Communicator::all_to_all_rows. Blocks have offsets; none goes from a rank to itself.
-  virtual void exchange(const void* sent, const RowBlocks& sent_blocks, void* received,
-                        const RowBlocks& received_blocks, std::int64_t row_bytes) = 0;
+  // As Communicator::start_all_to_all_rows; the same blocks are given again to finish(). Blocks
+  // have offsets; none goes from a rank to itself. Of two_level, the step between nodes alone goes
+  // on in the background: it is the slow one.
+  virtual void start(std::int64_t slot, const void* sent, const RowBlocks& sent_blocks,
+                     void* received, const RowBlocks& received_blocks, std::int64_t row_bytes) = 0;
+  virtual void finish(std::int64_t slot, void* received, const RowBlocks& received_blocks,
+                      std::int64_t row_bytes) = 0;
 };
 
 // `group` must outlive it. Collective over the group.

@@ -181,6 +181,9 @@ void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
       "exchange", &P::exchange, rules::any,
       "how rows travel to their experts: directly, in blocks of fixed size, or first within a node "
       "and then between nodes, which auto takes when there are several");
+  visit("exchange_parts", &P::exchange_parts, rules::between(1, 4096),
+        "parts in which the experts of a rank are exchanged, so that one travels while another is "
+        "computed; at most the experts of a rank");
   visit("ranks_per_node", &P::ranks_per_node, rules::between(0, 4096),
         "ranks of an expert group on a node, for two_level; 0: as the hosts' names say");
   visit("micro_batch_rows", &P::micro_batch_rows, rules::between(0, 16777216),

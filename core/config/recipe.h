@@ -149,6 +149,9 @@ struct ParallelConfig {
   std::int64_t ep = 1;  // default expert-parallel degree; --ep overrides
   std::int64_t tp = 1;  // default tensor-parallel degree; --tp overrides
   ExchangeKind exchange = ExchangeKind::automatic;
+  // The experts of a rank are exchanged in so many parts, at most one for each: while one travels,
+  // another is computed.
+  std::int64_t exchange_parts = 1;
   // of an expert group, for two_level; 0: as the hosts' names say
   std::int64_t ranks_per_node = 0;
   std::int64_t micro_batch_rows = 0;  // rows a rank computes at once; 0: all its rows

@@ -84,7 +84,13 @@ class Model {
   void ffn_backward(const FfnParams& params, FfnActivations& act, bool accumulate_dy);
   void moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
                    bool training);
-  void experts_forward(const MoeParams& params, MoeActivations& act, Tensor out);
+  // Calls work(first, last) for the local experts of each part of the exchange, when their rows
+  // have been brought from `sent` to `received`; brings those of `computed` to `returned`.
+  template <typename Work>
+  void exchange_parts(Tensor sent, Tensor received, Tensor computed, Tensor returned,
+                      const Routing& routing, Work&& work);
+  void experts_forward(const MoeParams& params, MoeActivations& act, Tensor out, std::int64_t first,
+                       std::int64_t last);
   void moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts);
   // Own rows of scratch y = rms_norm(x); again in the backward. gather_normalized: then all rows.
   void normalize(const Param& norm, Tensor rstd, Tensor x);
@@ -107,16 +113,17 @@ class Model {
   void allocate_layer(Arena& arena, std::size_t index);
   void allocate_scratch(Arena& arena, bool training);
   std::int64_t place_scratch(void* base, Device device, bool training);
-  void experts_backward(const MoeParams& params, MoeActivations& act);
+  void experts_backward(const MoeParams& params, MoeActivations& act, std::int64_t first,
+                        std::int64_t last);
   Tensor dlogits(std::int64_t num_rows);
   void head(float gradient_scale, StepSums& sums, Tensor token_loss);
   // Rows that `experts` of this rank's experts can receive at most.
   std::int64_t max_received(std::int64_t experts) const;
   std::int64_t place_experts(void* base, Device device, bool training);
   void allocate_tensor_buffers(Arena& arena);
-  // Calls work(ExpertChunk) for all of this rank's experts in turns.
+  // Calls work(ExpertChunk) for local experts [first, last) in turns.
   template <typename Work>
-  void for_expert_chunks(MoeActivations& act, Work&& work);
+  void for_expert_chunks(MoeActivations& act, std::int64_t first, std::int64_t last, Work&& work);
   void expert_inputs(const MoeParams& params, const ExpertChunk& chunk, Tensor rows);
   // All columns of the chunk's rows of `columns` (M_max, D/P).
   Tensor whole_rows(Tensor room, const ExpertChunk& chunk, Tensor columns);

@@ -162,7 +162,8 @@ std::int64_t Model::place_scratch(void* base, Device device, bool training) {
       std::max({ffn.used_bytes(), head.used_bytes(), attention.used_bytes()});
   if (c.num_moe_layers() == 0) return others;
   if (base == nullptr) {  // sizing: as many experts at once as fit beside the other groups
-    expert_chunk_ = exchange_.num_local_experts();
+    const std::int64_t parts = exchange_.num_parts();
+    expert_chunk_ = (exchange_.num_local_experts() + parts - 1) / parts;
     while (expert_chunk_ > 1 && place_experts(base, device, training) > others) --expert_chunk_;
     chunk_offsets_.resize(static_cast<std::size_t>(expert_chunk_ + 1));
   }

@@ -8,7 +8,7 @@
 namespace openmoe {
 
 bool Model::is_local() const {
-  return exchange_.num_local_experts() == config_.num_experts;
+  return !exchange_.moves_rows();
 }
 
 RouterOptions Model::router_options(bool training) const {
@@ -33,9 +33,10 @@ void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_n
   exchange_.plan(act.routing, act.router.choice, act.router.slot);
   ops_.gather_rows(sent, columns_of(s.y_columns, own(s.y)), act.routing.row_token,
                    act.routing.num_sent);
-  exchange_.dispatch(sent, received(act), act.routing);
-  experts_forward(params, act, expert_out);
-  exchange_.combine(expert_out, act.returned, act.routing);
+  exchange_parts(sent, received(act), expert_out, act.returned, act.routing,
+                 [&](std::int64_t begin, std::int64_t end) {
+                   experts_forward(params, act, expert_out, begin, end);
+                 });
   ops_.copy(x_next, x);
   if (!is_alone()) ops_.zero(s.sum_columns);
   ops_.combine_rows_forward_accumulate(is_alone() ? x_next : s.sum_columns, act.returned,
@@ -45,16 +46,31 @@ void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_n
   ops_.add_accumulate(x_next, own(s.dy));
 }
 
+// While one part of the experts is computed, others are on their way to or from their rank.
+template <typename Work>
+void Model::exchange_parts(Tensor sent, Tensor received, Tensor computed, Tensor returned,
+                           const Routing& routing, Work&& work) {
+  if (is_local()) return work(0, exchange_.num_local_experts());
+  const std::int64_t parts = exchange_.num_parts();
+  for (std::int64_t p = 0; p < parts; ++p) exchange_.start_dispatch(sent, received, routing, p);
+  for (std::int64_t p = 0; p < parts; ++p) {
+    exchange_.finish_dispatch(sent, received, routing, p);
+    work(exchange_.part_begin(p), exchange_.part_begin(p + 1));
+    exchange_.start_combine(computed, returned, routing, p);
+  }
+  for (std::int64_t p = 0; p < parts; ++p) exchange_.finish_combine(p);
+}
+
 // Scratch that only a chunk needs does not grow with the number of experts; gate and up are kept
 // for all rows unless they are computed again.
 template <typename Work>
-void Model::for_expert_chunks(MoeActivations& act, Work&& work) {
-  const std::int64_t num_experts = exchange_.num_local_experts();
+void Model::for_expert_chunks(MoeActivations& act, std::int64_t first, std::int64_t last,
+                              Work&& work) {
   const auto* const offsets = act.routing.expert_offsets.as<std::int64_t>();
-  for (std::int64_t begin = 0; begin < num_experts; begin += expert_chunk_) {
+  for (std::int64_t begin = first; begin < last; begin += expert_chunk_) {
     ExpertChunk chunk;
     chunk.begin = begin;
-    chunk.end = std::min(num_experts, begin + expert_chunk_);
+    chunk.end = std::min(last, begin + expert_chunk_);
     chunk.row_begin = offsets[begin];
     chunk.row_end = offsets[chunk.end];
     for (std::int64_t e = begin; e <= chunk.end; ++e)
@@ -87,12 +103,15 @@ Tensor Model::whole_rows(Tensor room, const ExpertChunk& chunk, Tensor columns) 
 void Model::expert_inputs(const MoeParams& params, const ExpertChunk& chunk, Tensor rows) {
   ops_.grouped_matmul_forward(chunk.gate, rows, chunk.of_stack(params.gate->operand),
                               chunk.offsets);
+  exchange_.advance();
   ops_.grouped_matmul_forward(chunk.up, rows, chunk.of_stack(params.up->operand), chunk.offsets);
+  exchange_.advance();
 }
 
-// out = Wo act(received Wg, received Wu), by expert
-void Model::experts_forward(const MoeParams& params, MoeActivations& act, Tensor out) {
-  for_expert_chunks(act, [&](const ExpertChunk& chunk) {
+// out = Wo act(received Wg, received Wu), by expert, of local experts [first, last)
+void Model::experts_forward(const MoeParams& params, MoeActivations& act, Tensor out,
+                            std::int64_t first, std::int64_t last) {
+  for_expert_chunks(act, first, last, [&](const ExpertChunk& chunk) {
     expert_inputs(params, chunk, whole_rows(scratch_.expert_x, chunk, received(act)));
     ops_.ffn_activation_forward(chunk.h, chunk.gate, chunk.up, config_.ffn, chunk.num_rows());
     ops_.grouped_matmul_forward(is_alone() ? chunk.of_rows(out) : chunk.sum, chunk.h,
@@ -110,12 +129,14 @@ void Model::moe_backward(const MoeParams& params, MoeActivations& act, const Bat
   ops_.combine_rows_backward(d_returned, s.dgate, columns_of(s.sum_columns, s.dx), act.returned,
                              act.router.gate, act.routing.assignment_row);
   tensor_.sum(s.dgate);
-  exchange_.dispatch(d_returned, s.exchanged, act.routing);
   if (is_local())
     ops_.gather_rows(s.received, columns_of(s.y_columns, own(s.y)), act.routing.row_token,
                      act.routing.num_sent);
-  experts_backward(params, act);
-  const Tensor d_sent = exchange_.combine(s.exchanged, s.sent, act.routing);
+  // A part's gradients return to the rows of `sent` that it was sent from.
+  exchange_parts(
+      d_returned, s.exchanged, s.exchanged, s.sent, act.routing,
+      [&](std::int64_t begin, std::int64_t end) { experts_backward(params, act, begin, end); });
+  const Tensor d_sent = is_local() ? s.exchanged : s.sent;
 
   const double layers = static_cast<double>(config_.num_moe_layers());
   const RouterLossScale scale{.balance = static_cast<float>(loss_.load_balance_weight / layers /
@@ -140,9 +161,11 @@ void Model::moe_backward(const MoeParams& params, MoeActivations& act, const Bat
   complete(*params.router);
 }
 
-// exchanged: in, the gradient of the experts' outputs; out, that of their inputs.
-void Model::experts_backward(const MoeParams& params, MoeActivations& act) {
-  for_expert_chunks(act, [&](const ExpertChunk& chunk) {
+// exchanged: in, the gradient of the experts' outputs; out, that of their inputs; of local experts
+// [first, last).
+void Model::experts_backward(const MoeParams& params, MoeActivations& act, std::int64_t first,
+                             std::int64_t last) {
+  for_expert_chunks(act, first, last, [&](const ExpertChunk& chunk) {
     const Tensor gate = chunk.gate, up = chunk.up, h = chunk.h, offsets = chunk.offsets;
     const Tensor rows = whole_rows(scratch_.expert_x, chunk, received(act));
     const Tensor d = whole_rows(scratch_.expert_d, chunk, scratch_.exchanged);
@@ -154,11 +177,13 @@ void Model::experts_backward(const MoeParams& params, MoeActivations& act) {
     ops_.ffn_activation_forward(h, gate, up, config_.ffn, chunk.num_rows());
     ops_.grouped_matmul_backward_weight(grad(params.down), d, h, offsets);
     ops_.grouped_matmul_backward_input(h, d, weight(params.down), offsets);
+    exchange_.advance();
     complete(*params.down, chunk);
     ops_.ffn_activation_backward(gate, up, h, gate, up, config_.ffn, chunk.num_rows());
     ops_.grouped_matmul_backward_input(d_rows, gate, weight(params.gate), offsets);
     ops_.grouped_matmul_backward_weight(grad(params.gate), gate, rows, offsets);
     complete(*params.gate, chunk);
+    exchange_.advance();
     ops_.grouped_matmul_backward_input_accumulate(d_rows, up, weight(params.up), offsets);
     ops_.grouped_matmul_backward_weight(grad(params.up), up, rows, offsets);
     complete(*params.up, chunk);

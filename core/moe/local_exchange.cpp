@@ -1,7 +1,5 @@
 #include "core/moe/local_exchange.h"
 
-#include "core/base/check.h"
-
 namespace openmoe {
 
 LocalExchange::LocalExchange(const ExchangeShape& shape) : planner_(shape, 1) {}
@@ -19,18 +17,6 @@ void LocalExchange::plan(Routing& routing, Tensor choice, Tensor slot) {
                      host_elements<std::int32_t>(routing.assignment_row));
   routing.received_per_source = routing.sent_per_expert;
   planner_.plan_received(routing);
-}
-
-Tensor LocalExchange::dispatch(Tensor sent, Tensor, const Routing& routing) {
-  OPENMOE_CHECK(sent.size(0) >= routing.num_sent, sent.shape.to_string(), " for ", routing.num_sent,
-                " rows");
-  return sent;
-}
-
-Tensor LocalExchange::combine(Tensor rows, Tensor, const Routing& routing) {
-  OPENMOE_CHECK(rows.size(0) >= routing.num_received, rows.shape.to_string(), " for ",
-                routing.num_received, " rows");
-  return rows;
 }
 
 }  // namespace openmoe

@@ -2,6 +2,7 @@
 // so dispatch and combine return what they are given, and no row moves.
 #pragma once
 
+#include "core/base/check.h"
 #include "core/moe/routing_plan.h"
 
 namespace openmoe {
@@ -17,10 +18,15 @@ class LocalExchange : public TokenExchange {
   void allocate_buffers(Arena& arena) override;
 
   void plan(Routing& routing, Tensor choice, Tensor slot) override;
-  Tensor dispatch(Tensor sent, Tensor buffer, const Routing& routing) override;
-  Tensor combine(Tensor rows, Tensor buffer, const Routing& routing) override;
+  bool moves_rows() const override { return false; }
+  void start_dispatch(Tensor, Tensor, const Routing&, std::int64_t) override { refuse(); }
+  void finish_dispatch(Tensor, Tensor, const Routing&, std::int64_t) override { refuse(); }
+  void start_combine(Tensor, Tensor, const Routing&, std::int64_t) override { refuse(); }
+  void finish_combine(std::int64_t) override { refuse(); }
 
  private:
+  static void refuse() { OPENMOE_CHECK(false, "no row moves"); }
+
   RoutingPlanner planner_;
 };
 

@@ -26,11 +26,9 @@ RoutingPlanner::RoutingPlanner(const ExchangeShape& shape, std::int64_t ep)
   queue_begin_.resize(queues);
 }
 
-std::int64_t RoutingPlanner::max_rows_per_pair() const {
-  const std::int64_t assignments =
-      shape_.num_tokens * std::min<std::int64_t>(2, num_local_experts());
-  const std::int64_t slots =
-      shape_.num_tokens / shape_.group_tokens * num_local_experts() * shape_.capacity;
+std::int64_t RoutingPlanner::max_rows_per_pair(std::int64_t experts) const {
+  const std::int64_t assignments = shape_.num_tokens * std::min<std::int64_t>(2, experts);
+  const std::int64_t slots = shape_.num_tokens / shape_.group_tokens * experts * shape_.capacity;
   return std::min(assignments, slots);
 }
 

@@ -26,10 +26,10 @@ class RoutingPlanner {
   const ExchangeShape& shape() const { return shape_; }
   std::int64_t ep() const { return ep_; }
   std::int64_t num_local_experts() const { return shape_.num_experts / ep_; }
-  // Rows that one rank can send to the experts of one rank: each token chooses each expert at most
+  // Rows that one rank can send to `experts` of one rank: each token chooses each expert at most
   // once, and no more than the slots of its groups.
-  std::int64_t max_rows_per_pair() const;
-  std::int64_t max_received() const { return ep_ * max_rows_per_pair(); }
+  std::int64_t max_rows_per_pair(std::int64_t experts) const;
+  std::int64_t max_received() const { return ep_ * max_rows_per_pair(num_local_experts()); }
 
   // Tensors and vectors of a handle, at the largest sizes the shape allows.
   void allocate(Arena& arena, Routing& routing) const;

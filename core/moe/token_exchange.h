@@ -4,7 +4,8 @@
 // Two verbs and a handle. plan() turns routing decisions into a Routing handle; dispatch() brings
 // rows in send order to rows in expert order; combine() is its inverse. Both are permutations over
 // ranks, so each is the other's adjoint: the backward of dispatch is combine with the same handle,
-// and the reverse.
+// and the reverse. Either can be started and finished in parts of some local experts each, so that
+// what travels hides behind the products of another part.
 //
 //   send order    S rows: this rank's kept assignments, by (expert, position in the queue of this
 //                 rank's groups)
@@ -60,12 +61,34 @@ class TokenExchange {
 
   // From choice and slot (N, 2) i32 of the router. Collective over the ep group.
   virtual void plan(Routing& routing, Tensor choice, Tensor slot) = 0;
-  // sent (S_max, D) in send order -> rows in expert order, first M valid. The result is `buffer`
-  // (M_max, D) filled, or `sent` itself where nothing has to move. Collective over the ep group.
-  virtual Tensor dispatch(Tensor sent, Tensor buffer, const Routing& routing) = 0;
-  // rows (M_max, D) in expert order -> send order, first S valid, in `buffer` (S_max, D) or `rows`
-  // itself.
-  virtual Tensor combine(Tensor rows, Tensor buffer, const Routing& routing) = 0;
+
+  // Local experts [part_begin(p), part_begin(p + 1)) make part p.
+  virtual std::int64_t num_parts() const { return 1; }
+  std::int64_t part_begin(std::int64_t part) const {
+    return num_local_experts() * part / num_parts();
+  }
+  // If not, expert order is send order and the verbs of parts are not called.
+  virtual bool moves_rows() const = 0;
+
+  // sent (S_max, D) in send order -> received (M_max, D) in expert order, first M rows; of the rows
+  // of one part. Parts are started in their order and finished in their order; neither tensor's
+  // rows of the part are touched in between. Collective over the ep group, as combine.
+  virtual void start_dispatch(Tensor sent, Tensor received, const Routing& routing,
+                              std::int64_t part) = 0;
+  virtual void finish_dispatch(Tensor sent, Tensor received, const Routing& routing,
+                               std::int64_t part) = 0;
+  // rows (M_max, D) in expert order -> returned (S_max, D) in send order, first S rows. A part is
+  // combined after its dispatch is finished; dispatches of later parts may be under way, of the
+  // same handle.
+  virtual void start_combine(Tensor rows, Tensor returned, const Routing& routing,
+                             std::int64_t part) = 0;
+  virtual void finish_combine(std::int64_t part) = 0;
+  // Lets the library work for a moment on what was started; not collective.
+  virtual void advance() {}
+
+  // All parts. The result is the second tensor filled, or the first itself where nothing moves.
+  Tensor dispatch(Tensor sent, Tensor received, const Routing& routing);
+  Tensor combine(Tensor rows, Tensor returned, const Routing& routing);
 };
 
 }  // namespace openmoe

@@ -350,7 +350,14 @@ TEST_CASE("favourite experts are remembered over a resume", "[analyze]") {
     REQUIRE(shares("resumed", step).contains("unchanged_favourites"));
     CHECK(shares("resumed", step)["unchanged_favourites"] ==
           shares("whole", step)["unchanged_favourites"]);
+    CHECK(shares("whole", step).at("checkpoint") == 3);
+    CHECK(shares("resumed", step).at("unchanged_since_checkpoint") ==
+          shares("whole", step).at("unchanged_since_checkpoint"));
   }
+  // Right after a checkpoint it and the step before are the same.
+  CHECK(shares("whole", 3)["unchanged_since_checkpoint"] ==
+        shares("whole", 3)["unchanged_favourites"]);
+  CHECK_FALSE(shares("whole", 2).contains("checkpoint"));
 
   // A damaged log costs the comparison, not the run.
   std::filesystem::remove_all(folder / "resumed/checkpoints/step-00000006");

@@ -115,6 +115,34 @@ TEST_CASE("the way that rows travel changes no bit", "[grid]") {
   }
 }
 
+// One part of a rank's experts travels while the other is computed.
+TEST_CASE("experts that are exchanged in parts change no bit", "[grid]") {
+  const TemporaryFolder folder;
+  int run = 0;
+  const auto train_with = [&](int ranks, const std::string& set) {
+    return without_times(train(ranks, "tiny-released.json", folder / std::to_string(++run),
+                               "--set run.num_steps=8 " + set));
+  };
+  const std::string parts = " --set parallel.exchange_parts=2 --set parallel.exchange=";
+  for (const std::string grid : {"--ep 2", "--ep 2 --tp 2", "--ep 2 --set run.compute_type=bf16"}) {
+    const int ranks = grid == "--ep 2 --tp 2" ? 4 : 2;
+    const auto whole = train_with(ranks, grid);
+    for (const std::string kind :
+         {"direct", "fixed_capacity", "two_level --set parallel.ranks_per_node=1", "two_level"}) {
+      INFO(grid << parts << kind);
+      CHECK(train_with(ranks, grid + parts + kind) == whole);
+      if (ranks == 4) break;
+    }
+  }
+  const CommandResult refused =
+      run_openmoe(2, train_arguments("tiny-released.json", folder / "refused",
+                                     "--ep 2 --set parallel.exchange_parts=3"));
+  INFO(refused.output);
+  CHECK(refused.exit_code == 2);
+  CHECK(refused.output.find("parallel.exchange_parts: found 3, allowed with 2 experts on a rank: "
+                            "1 to 2") != std::string::npos);
+}
+
 TEST_CASE("updates in the backward pass change no loss", "[grid]") {
   const TemporaryFolder folder;
   const std::string type = GENERATE("f32", "bf16");

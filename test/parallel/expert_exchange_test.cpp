@@ -170,11 +170,15 @@ void fill_random(Tensor tensor, std::uint64_t seed, int rank) {
     tensor.as<float>()[i] = static_cast<float>(rng.normal_at(static_cast<std::uint64_t>(i)));
 }
 
-// Every kind of exchange, and every size of node that divides the group.
-std::vector<ExchangeRoute> routes(std::int64_t ep) {
-  std::vector<ExchangeRoute> all = {{}, {ExchangeKind::fixed_capacity, 1}};
-  for (std::int64_t n = 1; n <= ep; ++n)
-    if (ep % n == 0) all.push_back({ExchangeKind::two_level, n});
+// Every kind of exchange, every size of node that divides the group, and every number of parts.
+std::vector<ExchangeRoute> routes(std::int64_t ep, std::int64_t local_experts) {
+  std::vector<ExchangeRoute> all;
+  for (std::int64_t parts = 1; parts <= local_experts; ++parts) {
+    all.push_back({ExchangeKind::direct, 1, parts});
+    all.push_back({ExchangeKind::fixed_capacity, 1, parts});
+    for (std::int64_t n = 1; n <= ep; ++n)
+      if (ep % n == 0) all.push_back({ExchangeKind::two_level, n, parts});
+  }
   return all;
 }
 
@@ -187,9 +191,10 @@ void for_each_grid(const Body& body) {
     INFO("ep " << ep);
     ProcessGrid grid(world, ep, 1);
     for (const ExchangeShape& shape : shapes(ep)) {
-      for (const ExchangeRoute& route : routes(ep)) {
+      for (const ExchangeRoute& route : routes(ep, shape.num_experts / ep)) {
         INFO("experts " << shape.num_experts << ", capacity " << shape.capacity << ", "
-                        << enum_name(route.kind) << ", nodes of " << route.ranks_per_node);
+                        << enum_name(route.kind) << ", nodes of " << route.ranks_per_node << ", "
+                        << route.num_parts << " parts");
         body(grid, shape, route);
       }
     }
@@ -226,6 +231,45 @@ TEST_CASE("every row reaches its expert in the promised order and comes back") {
       REQUIRE_ALL_RANKS(came_back);
       REQUIRE_ALL_RANKS(!moved ||
                         all_equal(s.returned.rows(s.routing.num_sent, s.returned.size(0)), -3.0f));
+    }
+  });
+}
+
+// As the model does it: a part is changed where it arrived and goes back while later parts are
+// still on their way, in the backward into the rows that it was sent from.
+TEST_CASE("parts are computed and returned one after the other") {
+  for_each_grid([](ProcessGrid& grid, const ExchangeShape& shape, const ExchangeRoute& route) {
+    if (grid.ep() == 1) return;
+    for (const Load load : kAllLoads) {
+      Setup s(shape, grid.expert(), load, 17, route);
+      s.exchange.plan(s.routing, s.choice, s.slot);
+      fill_random(s.sent, 3, grid.world_rank());
+      const std::vector<float> before(s.sent.as<float>(),
+                                      s.sent.as<float>() + s.routing.num_sent * shape.d_model);
+      const std::int64_t parts = s.exchange.num_parts();
+      REQUIRE(parts == route.num_parts);
+      REQUIRE(s.exchange.part_begin(parts) == s.exchange.num_local_experts());
+      for (std::int64_t p = 0; p < parts; ++p)
+        s.exchange.start_dispatch(s.sent, s.received, s.routing, p);
+      const auto* const offsets = s.routing.expert_offsets.as<std::int64_t>();
+      for (std::int64_t p = 0; p < parts; ++p) {
+        s.exchange.finish_dispatch(s.sent, s.received, s.routing, p);
+        // As what expert e of this rank makes of a row: (e + 2) x
+        for (std::int64_t e = s.exchange.part_begin(p); e < s.exchange.part_begin(p + 1); ++e)
+          for (std::int64_t i = offsets[e] * shape.d_model; i < offsets[e + 1] * shape.d_model; ++i)
+            s.received.as<float>()[i] *= static_cast<float>(e + 2);
+        s.exchange.advance();
+        s.exchange.start_combine(s.received, s.sent, s.routing, p);
+      }
+      for (std::int64_t p = 0; p < parts; ++p) s.exchange.finish_combine(p);
+      const std::vector<ExpectedRow> rows = s.expected_sent();
+      bool is_right = true;
+      for (std::size_t i = 0; i < before.size(); ++i) {
+        const std::int64_t expert = rows[i / static_cast<std::size_t>(shape.d_model)].expert;
+        const auto factor = static_cast<float>(expert % s.exchange.num_local_experts() + 2);
+        is_right = is_right && s.sent.as<float>()[i] == factor * before[i];
+      }
+      REQUIRE_ALL_RANKS(is_right);
     }
   });
 }

@@ -54,10 +54,12 @@ def tensorboard(openmoe, shards, source):
         events.Reload()
         tags = events.Tags()["scalars"]
         for name in ("lost_first", "lost_second", "lost_both", "entropy_bits", "confidence", "balance_loss", "z_loss",
-                     "rank_imbalance", "unchanged_favourites", "expert_share/3", "lost_first_by_position/last"):
+                     "rank_imbalance", "unchanged_favourites", "expert_share/3", "first/0", "second/1", "kept/3", "lost_first_by_position/0",
+                     "lost_both_by_position/15"):
             tag = f"routing/layer_1/{name}"
             assert tag in tags, (tag, tags)
-        assert any(tag.startswith("routing/layer_1/lost_first_by_source/") for tag in tags), tags
+        for lost in ("lost_first", "lost_second", "lost_both"):
+            assert any(tag.startswith(f"routing/layer_1/{lost}_by_source/") for tag in tags), tags
         with open(folder + "/run/metrics.jsonl", encoding="utf-8") as file:
             steps = {row["step"]: row for row in map(json.loads, file)}
         assert sorted(steps) == list(range(7)), sorted(steps)
