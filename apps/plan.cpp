@@ -14,6 +14,7 @@
 #include "apps/plan_record.h"
 #include "apps/plan_step.h"
 #include "apps/plan_table.h"
+#include "apps/training_step.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/recipe_io.h"
@@ -60,8 +61,8 @@ void add_memory(Json& plan, const Recipe& recipe, const RehearsalGrid& grid) {
                   {"dp", grid.dp},
                   {"ep", grid.ep},
                   {"tp", grid.tp},
-                  {"rows_per_rank", recipe.data.batch_rows / (grid.dp * grid.ep)},
-                  {"micro_batch_rows", micro_batch_rows(recipe, grid)}};
+                  {"rows_per_rank", recipe.data.batch_rows / grid.num_data_ranks()},
+                  {"micro_batch_rows", micro_batch_rows(recipe, grid.num_data_ranks())}};
   Json memory;
   for (int i = 0; i < kNumMemoryCategories; ++i) {
     const auto category = static_cast<MemoryCategory>(i);
@@ -141,7 +142,8 @@ std::string why_not(const Json& plan, const Recipe& recipe, const RehearsalGrid&
                 machine.name, "': a rank needs ", mib(needed), ", allowed: ", mib(usable), " (",
                 machine.memory_fraction, " of ", mib(machine.memory_bytes), "); ",
                 change ? concat("it fits, with ", mib(static_cast<double>(change->bytes)),
-                                ", given ", change->what)
+                                ", given ", change->what,
+                                "\n(in place of options and keys of the same name)")
                        : concat("no grid of up to 4096 ranks was found that does"));
 }
 
@@ -160,7 +162,7 @@ int run_plan(MpiEnvironment& mpi, const PlanOptions& options) {
   Json plan = parameters_of(recipe);
   add_memory(plan, recipe, grid);
   PlanRecord balanced = machine ? PlanRecord(grid, *machine) : PlanRecord(grid), most(grid);
-  const std::int64_t rows = micro_batch_rows(recipe, grid);
+  const std::int64_t rows = micro_batch_rows(recipe, grid.num_data_ranks());
   rehearse_step(recipe, grid, balanced_rows(recipe, grid, rows), balanced);
   rehearse_step(recipe, grid, most_rows(recipe, grid, rows), most);
   add_collectives(plan, balanced, most);

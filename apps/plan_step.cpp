@@ -37,7 +37,7 @@ class Rehearsal {
         planned_world_(make_rehearsal_world(grid)),
         world_(make_observed_communicator(*planned_world_, observers_)),
         grid_(*world_, grid.ep, grid.tp),
-        rows_(micro_batch_rows(recipe, grid)),
+        rows_(micro_batch_rows(recipe, grid.num_data_ranks())),
         params_(recipe.model, recipe.optimizer,
                 {grid.ep, grid_.ep_rank(), grid.tp, grid_.tp_rank()}),
         exchange_(make_plan_exchange(Model::exchange_shape(recipe, rows_, grid.tp),
@@ -48,9 +48,8 @@ class Rehearsal {
     allocate(dry);
     arena_ = std::make_unique<Arena>(*ops_, dry.used_bytes());
     allocate(*arena_);
-    const std::int64_t bucket_kb =
-        recipe.parallel.update_in_backward ? 0 : recipe.parallel.reduction_bucket_kb;
-    reducer_ = std::make_unique<GradientReducer>(*ops_, params_, grid_, bucket_kb << 10);
+    reducer_ = std::make_unique<GradientReducer>(*ops_, params_, grid_,
+                                                 bucket_bytes(recipe, ops_->device()));
     if (recipe.parallel.shard_update) sharded_.emplace(*ops_, params_, grid_, *tensor_);
     // What it takes to be there is not part of a step.
     quiet_.listener = &listener;
@@ -156,12 +155,6 @@ class Rehearsal {
 };
 
 }  // namespace
-
-std::int64_t micro_batch_rows(const Recipe& recipe, const RehearsalGrid& grid) {
-  const std::int64_t rows = recipe.data.batch_rows / (grid.dp * grid.ep);
-  return recipe.parallel.micro_batch_rows > 0 ? std::min(rows, recipe.parallel.micro_batch_rows)
-                                              : rows;
-}
 
 RouteRows balanced_rows(const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows) {
   const std::int64_t experts = recipe.model.num_experts, local = experts / grid.ep;

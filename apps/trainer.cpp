@@ -65,12 +65,6 @@ nlohmann::ordered_json moe_rows(const StepSums& sums, const ModelConfig& model) 
 
 }  // namespace
 
-std::int64_t micro_batch_rows(const Recipe& recipe, const ProcessGrid& grid) {
-  const std::int64_t rows = recipe.data.batch_rows / grid.num_data_ranks();
-  return recipe.parallel.micro_batch_rows > 0 ? std::min(rows, recipe.parallel.micro_batch_rows)
-                                              : rows;
-}
-
 Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, BatchStream& stream,
                  const std::string& run_folder, const StopSignals& signals, RunObservers& observers,
                  RunLog* log, Progress* progress)

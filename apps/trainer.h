@@ -112,7 +112,4 @@ class Trainer {
   Batch batch_;
 };
 
-// Rows a rank computes at once under this recipe and grid.
-std::int64_t micro_batch_rows(const Recipe& recipe, const ProcessGrid& grid);
-
 }  // namespace openmoe

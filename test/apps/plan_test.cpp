@@ -225,6 +225,62 @@ TEST_CASE("plan refuses what does not fit and names the smallest change that doe
   CHECK(hopeless.output.find("no grid of up to 4096 ranks") != std::string::npos);
 }
 
+namespace {
+
+// What plan would add to or change in `asked`, which must not fit the machine: "--ranks 64".
+std::string change_that_fits(const std::string& asked) {
+  const CommandResult result = run_openmoe(1, asked);
+  INFO(result.output);
+  CHECK(result.exit_code == 2);
+  const std::size_t given = result.output.find("given ");
+  REQUIRE(given != std::string::npos);
+  const std::string change = result.output.substr(given + 6);
+  const std::size_t end = change.find('\n');
+  CHECK(change.substr(end).starts_with("\n(in place of options and keys of the same name)"));
+  return change.substr(0, end);
+}
+
+}  // namespace
+
+TEST_CASE("plan proposes more ranks on the same ep and tp, and no more ep to a dense model",
+          "[plan]") {
+  const TemporaryFolder folder;
+  const std::string quickstart = "plan " + source_path("recipes/quickstart.json") + " --machine ";
+  const std::string grid =
+      " --ep 8 --tp 4 --set data.batch_rows=64 --set parallel.recompute_ffn=true "
+      "--set parallel.update_in_backward=true ";
+  // Nothing is left to change but the rows of a rank.
+  const std::string asked = quickstart + machine_file(folder, "14.99e6") + grid;
+  const std::string change = change_that_fits(asked + "--ranks 32");
+  CHECK(change.starts_with("--ranks "));
+  CHECK(change.find("--", 2) == std::string::npos);
+  CHECK(run_openmoe(1, asked + change).exit_code == 0);
+
+  const std::string dense = quickstart + machine_file(folder, "DENSE") +
+                            " --set model.moe_interval=0 --set data.batch_rows=64 "
+                            "--set parallel.recompute_ffn=true ";
+  const std::string of_dense = change_that_fits(dense + "--set parallel.update_in_backward=true");
+  INFO(of_dense);
+  CHECK(of_dense.starts_with("--"));
+  CHECK(of_dense.find("--ep") == std::string::npos);
+}
+
+TEST_CASE("plan proposes no recipe that would be refused", "[plan]") {
+  const TemporaryFolder folder;
+  const std::string asked = "plan " + source_path("recipes/quickstart.json") + " --set " +
+                            "data.batch_rows=1 --set parallel.recompute_ffn=true --machine ";
+  // Only the update in the backward pass makes one row smaller on one rank.
+  const std::string in_backward = "--set parallel.update_in_backward=true";
+  const std::string machine = machine_file(folder, "MEMORY_OF_TEST");
+  CHECK(change_that_fits(asked + machine) == in_backward);
+  CHECK(change_that_fits(asked + machine + " --set parallel.shard_update=true") ==
+        in_backward + " --set parallel.shard_update=false");
+  CHECK(change_that_fits(asked + machine + " --set parallel.reduction_bucket_kb=64") ==
+        in_backward + " --set parallel.reduction_bucket_kb=0");
+  CHECK(change_that_fits(asked + machine + " --set run.on_nonfinite=skip")
+            .find("update_in_backward") == std::string::npos);
+}
+
 TEST_CASE("the machines of recipes/machines are read, and mistakes in one are all named",
           "[plan]") {
   for (const char* name : {"h100-node", "a100-node"})

@@ -73,7 +73,7 @@ RealStep real_step(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
   grid.check(recipe);
   const auto ops = make_cpu_ops();
   const std::int64_t resident_before = resident_bytes();
-  Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid), true);
+  Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid.num_data_ranks()), true);
   network.params().initialize(*ops, 1);
   TrainingStep training(network, grid, recipe);
   RealStep real;
@@ -122,7 +122,7 @@ bool check_plan(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
     std::copy(routing.received_per_source.begin(), routing.received_per_source.end(),
               received.begin());
   };
-  const std::int64_t rows = micro_batch_rows(recipe, real.grid);
+  const std::int64_t rows = micro_batch_rows(recipe, real.grid.num_data_ranks());
   PlanRecord exact(real.grid), balanced(real.grid), most(real.grid);
   rehearse_step(recipe, real.grid, as_it_was, exact, /*every_micro_batch=*/true);
   rehearse_step(recipe, real.grid, balanced_rows(recipe, real.grid, rows), balanced);
