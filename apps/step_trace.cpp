@@ -8,9 +8,9 @@
 #include <span>
 
 #include "apps/agree.h"
-#include "apps/durable_files.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "data/durable_files.h"
 
 namespace openmoe {
 namespace {
@@ -63,6 +63,12 @@ StepTrace::StepTrace(std::int64_t step, const std::string& folder, ProcessGrid& 
 }
 
 void StepTrace::begin() {
+  // The step may be done again, after a rewind.
+  events_.clear();
+  op_spans_.clear();
+  exchange_spans_.clear();
+  layer_.clear();
+  part_ = nullptr;
   grid_.world().barrier();
   start_ = Clock::now();
   observers_.ops.add_observer(*this);
@@ -100,12 +106,11 @@ void StepTrace::close_layer() {
   layer_.clear();
 }
 
-const char* StepTrace::enter(const char* part) {
-  if (part_ != nullptr && std::strcmp(part, part_) == 0) return part;
+void StepTrace::enter(const char* part) {
+  if (part_ != nullptr && std::strcmp(part, part_) == 0) return;
   close_part();
   part_ = part;
   part_begin_ = now();
-  return part;
 }
 
 void StepTrace::enter_layer(std::int64_t layer, Pass pass) {

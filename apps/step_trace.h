@@ -48,7 +48,7 @@ class StepTrace : private OpObserver, private CollectiveObserver {
   };
 
   void add(const char* op, double seconds, double flops) override;
-  const char* enter(const char* part) override;
+  void enter(const char* part) override;
   void enter_layer(std::int64_t layer, Pass pass) override;
   void begin_collective(const CollectiveCall&) override {}
   void end_collective(const CollectiveCall& call, double seconds) override;

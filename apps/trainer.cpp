@@ -174,6 +174,7 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   report_straggler(step, result);
   if (traced) {
     const std::string summary = trace_->write();
+    was_traced_ = true;
     if (progress_ != nullptr) progress_->say(summary);
   }
   return result;
@@ -281,6 +282,10 @@ std::int64_t Trainer::rewind(std::int64_t step, const StepResult& result) {
 }
 
 void Trainer::record_left_out(std::int64_t step) {
+  if (trace_ && trace_->step() == step && progress_ != nullptr)
+    progress_->say(concat("warning: step ", step, ", which --trace asks for, is left out; ",
+                          was_traced_ ? "its trace is of the time before the run went back"
+                                      : "there is no trace of it"));
   if (log_ != nullptr) log_->write_step({{"step", step}, {"skipped", true}, {"left_out", true}});
 }
 
