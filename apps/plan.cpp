@@ -17,6 +17,7 @@
 #include "apps/training_step.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "core/config/enum_names.h"
 #include "core/config/recipe_io.h"
 #include "core/param_table.h"
 
@@ -88,6 +89,21 @@ void add_collectives(Json& plan, const PlanRecord& balanced, const PlanRecord& m
   plan["collectives"] = rows;
 }
 
+// How rows travel to their experts, as far as it is known: the rehearsal has no two_level.
+void add_exchange(Json& plan, const Recipe& recipe, const RehearsalGrid& grid,
+                  const std::optional<Machine>& machine) {
+  if (grid.ep == 1 || recipe.model.num_moe_layers() == 0) return;
+  const ParallelConfig& parallel = recipe.parallel;
+  std::int64_t per_node = parallel.ranks_per_node;
+  if (per_node == 0 && machine) per_node = place_of("expert", grid).per_node(*machine);
+  // As choose_route (parallel/row_transport.h).
+  const bool pays = per_node > 1 && per_node < grid.ep && grid.ep % per_node == 0;
+  const bool is_two_level = parallel.exchange == ExchangeKind::two_level ||
+                            (parallel.exchange == ExchangeKind::automatic && pays);
+  plan["exchange"] =
+      concat(enum_name(rehearsed_exchange(recipe)), is_two_level ? ", in place of two_level" : "");
+}
+
 void add_time(Json& plan, const Recipe& recipe, const RehearsalGrid& grid, const Machine& machine,
               const PlanRecord& record) {
   Json parts, groups;
@@ -141,10 +157,10 @@ std::string why_not(const Json& plan, const Recipe& recipe, const RehearsalGrid&
   return concat("recipe '", recipe.name, "' does not fit ", grid.ranks(), " ranks of machine '",
                 machine.name, "': a rank needs ", mib(needed), ", allowed: ", mib(usable), " (",
                 machine.memory_fraction, " of ", mib(machine.memory_bytes), "); ",
-                change ? concat("it fits, with ", mib(static_cast<double>(change->bytes)),
-                                ", given ", change->what,
-                                "\n(in place of options and keys of the same name)")
-                       : concat("no grid of up to 4096 ranks was found that does"));
+                change
+                    ? concat("it fits, with ", mib(static_cast<double>(change->bytes)), ", given ",
+                             change->what, "\n(in place of options and keys of the same name)")
+                    : concat("no grid of up to 4096 ranks was found that does"));
 }
 
 int run_plan(MpiEnvironment& mpi, const PlanOptions& options) {
@@ -165,6 +181,7 @@ int run_plan(MpiEnvironment& mpi, const PlanOptions& options) {
   const std::int64_t rows = micro_batch_rows(recipe, grid.num_data_ranks());
   rehearse_step(recipe, grid, balanced_rows(recipe, grid, rows), balanced);
   rehearse_step(recipe, grid, most_rows(recipe, grid, rows), most);
+  add_exchange(plan, recipe, grid, machine);
   add_collectives(plan, balanced, most);
   std::string problem;
   if (machine) {

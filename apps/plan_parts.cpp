@@ -1,5 +1,6 @@
 #include "apps/plan_parts.h"
 
+#include <algorithm>
 #include <numeric>
 #include <span>
 #include <vector>
@@ -15,12 +16,14 @@ namespace {
 class PlanExchange : public TokenExchange {
  public:
   PlanExchange(const ExchangeShape& shape, std::int64_t num_moe_layers, Communicator& group,
-               const RouteRows& route)
-      : group_(group), route_(route), num_moe_layers_(num_moe_layers) {
+               ExchangeKind kind, const RouteRows& rows)
+      : group_(group), kind_(kind), rows_(rows), num_moe_layers_(num_moe_layers) {
+    OPENMOE_CHECK(kind == ExchangeKind::direct || kind == ExchangeKind::fixed_capacity, "kind ",
+                  static_cast<int>(kind));
     if (group.size() == 1 || num_moe_layers == 0)
       real_ = std::make_unique<LocalExchange>(shape);
     else
-      real_ = std::make_unique<ExpertExchange>(shape, group);
+      real_ = std::make_unique<ExpertExchange>(shape, group, ExchangeRoute{kind, 1});
     // Handles point into it, so it must not move.
     offsets_.resize(static_cast<std::size_t>(num_moe_layers * (num_local_experts() + 1)));
   }
@@ -35,8 +38,8 @@ class PlanExchange : public TokenExchange {
 
   void plan(Routing& routing, Tensor, Tensor) override {
     const std::int64_t layer = num_plans_ % num_moe_layers_, local = num_local_experts();
-    route_(num_plans_ / num_moe_layers_, layer, routing.sent_per_expert,
-           routing.received_per_source);
+    rows_(num_plans_ / num_moe_layers_, layer, routing.sent_per_expert,
+          routing.received_per_source);
     ++num_plans_;
     if (group_.size() > 1)
       group_.all_to_all(routing.sent_per_expert, routing.received_per_source, local);
@@ -72,13 +75,17 @@ class PlanExchange : public TokenExchange {
   void exchange(const std::vector<std::int64_t>& rows, std::int64_t row_bytes) {
     const auto ranks = static_cast<std::size_t>(group_.size()), local = rows.size() / ranks;
     std::vector<std::int64_t> counts(ranks, 0);
-    for (std::size_t i = 0; i < rows.size(); ++i) counts[i / local] += rows[i];
+    if (kind_ == ExchangeKind::fixed_capacity)
+      std::fill(counts.begin(), counts.end(), max_received() / group_.size());
+    else
+      for (std::size_t i = 0; i < rows.size(); ++i) counts[i / local] += rows[i];
     counts[static_cast<std::size_t>(group_.rank_in_group())] = 0;
     group_.all_to_all_rows(nullptr, {counts, {}}, nullptr, {counts, {}}, row_bytes);
   }
 
   Communicator& group_;
-  const RouteRows& route_;
+  ExchangeKind kind_;
+  const RouteRows& rows_;
   std::int64_t num_moe_layers_, num_plans_ = 0;
   std::unique_ptr<TokenExchange> real_;
   std::vector<std::int64_t> offsets_;
@@ -128,8 +135,8 @@ class PlanTensorGroup : public TensorGroup {
 
 std::unique_ptr<TokenExchange> make_plan_exchange(const ExchangeShape& shape,
                                                   std::int64_t num_moe_layers, Communicator& group,
-                                                  const RouteRows& route) {
-  return std::make_unique<PlanExchange>(shape, num_moe_layers, group, route);
+                                                  ExchangeKind kind, const RouteRows& rows) {
+  return std::make_unique<PlanExchange>(shape, num_moe_layers, group, kind, rows);
 }
 
 std::unique_ptr<TensorGroup> make_plan_tensor_group(Communicator& group) {

@@ -13,10 +13,10 @@
 
 namespace openmoe {
 
-// Both must not outlive `group`.
+// Both must not outlive `group`. `kind` is direct or fixed_capacity.
 std::unique_ptr<TokenExchange> make_plan_exchange(const ExchangeShape& shape,
                                                   std::int64_t num_moe_layers, Communicator& group,
-                                                  const RouteRows& route);
+                                                  ExchangeKind kind, const RouteRows& rows);
 std::unique_ptr<TensorGroup> make_plan_tensor_group(Communicator& group);
 
 }  // namespace openmoe

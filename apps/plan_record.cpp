@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <string_view>
-#include <utility>
+
+#include "core/base/check.h"
 
 namespace openmoe {
 namespace {
@@ -45,6 +46,7 @@ GroupPlace place_of(const std::string& group, const RehearsalGrid& grid) {
   if (group == "expert") return {grid.ep, grid.tp};
   if (group == "replicas") return {grid.dp, grid.ep * grid.tp};
   if (group == "tensor") return {grid.tp, 1};
+  OPENMOE_CHECK(group == "world", "group '", group, "' of a rehearsal");
   return {grid.ranks(), 1};
 }
 
@@ -104,10 +106,6 @@ void PlanRecord::end_collective(const CollectiveCall& call, double) {
   const double end = is_wait(call.verb) ? std::max(now_, sums_end_) : now_ + seconds;
   exposed_ += end - now_;
   now_ = end;
-}
-
-const char* PlanRecord::enter(const char* part) {
-  return std::exchange(part_, part);
 }
 
 PlanRecord::Collective& PlanRecord::find(const CollectiveCall& call) {

@@ -41,7 +41,8 @@ class Rehearsal {
         params_(recipe.model, recipe.optimizer,
                 {grid.ep, grid_.ep_rank(), grid.tp, grid_.tp_rank()}),
         exchange_(make_plan_exchange(Model::exchange_shape(recipe, rows_, grid.tp),
-                                     recipe.model.num_moe_layers(), grid_.expert(), route)),
+                                     recipe.model.num_moe_layers(), grid_.expert(),
+                                     rehearsed_exchange(recipe), route)),
         tensor_(make_plan_tensor_group(grid_.tensor())),
         model_(*ops_, recipe, params_, *exchange_, *tensor_, rows_) {
     Arena dry;
@@ -155,6 +156,11 @@ class Rehearsal {
 };
 
 }  // namespace
+
+ExchangeKind rehearsed_exchange(const Recipe& recipe) {
+  const bool is_fixed = recipe.parallel.exchange == ExchangeKind::fixed_capacity;
+  return is_fixed ? ExchangeKind::fixed_capacity : ExchangeKind::direct;
+}
 
 RouteRows balanced_rows(const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows) {
   const std::int64_t experts = recipe.model.num_experts, local = experts / grid.ep;
