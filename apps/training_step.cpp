@@ -55,7 +55,8 @@ TrainingStep::TrainingStep(Network& network, ProcessGrid& grid, const Recipe& re
     : network_(network),
       grid_(grid),
       recipe_(recipe),
-      reducer_(network.ops(), network.params(), grid, bucket_bytes(recipe, network.ops().device())) {
+      reducer_(network.ops(), network.params(), grid,
+               bucket_bytes(recipe, network.ops().device())) {
   if (recipe.parallel.shard_update) {
     if (network.ops().device() != Device::host)
       throw UserError(
@@ -81,6 +82,7 @@ void TrainingStep::run_micro_batches(const Batch& batch, const BatchCounts& coun
                                      const Observer& observe) {
   const std::int64_t rows = network_.model().rows();
   for (std::int64_t row = 0; row < batch.num_rows; row += rows) {
+    if (announce_) announce_(row);
     copy_rows(micro_batch_, batch, row, rows);
     if (reducer_.has_buckets() && row + rows >= batch.num_rows)
       network_.model().observe_gradients([this](Param& param) { reducer_.complete(param); });
