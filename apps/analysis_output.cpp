@@ -7,10 +7,10 @@
 #include <fstream>
 #include <set>
 
-#include "apps/durable_files.h"
 #include "apps/svg_plot.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "data/durable_files.h"
 #include "data/h5_file.h"
 
 namespace openmoe {
@@ -223,8 +223,7 @@ void write_analysis(const std::string& folder, const std::vector<Figure>& figure
     results["figures"].push_back(json_of(figure, kMaxJsonRows));
   }
   file.close();
-  fs::rename(part, concat(folder, "/", kTables), error);
-  if (error) throw RuntimeFault(concat(folder, "/", kTables, ": ", error.message()));
+  publish_file(part, concat(folder, "/", kTables));
   replace_file(folder + "/results.json",
                results.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   replace_file(folder + "/report.html", html_report(figures, subject));

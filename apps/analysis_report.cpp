@@ -16,6 +16,7 @@ constexpr std::size_t kShownRows = 60;
 // Bytes, after which pictures are links to their files, and of all lists of tokens: the page stays
 // below 5 MB whatever the number of experts, layers and runs.
 constexpr std::size_t kMostPictures = 3'000'000;
+constexpr std::size_t kMostShown = 60;  // characters of a token
 constexpr std::size_t kMostTokens = 1'000'000;
 
 const char* const kPageStyle = R"(
@@ -81,15 +82,6 @@ void write_table(std::ostream& out, const Figure& figure) {
   out << "</tbody></table></div></details>\n";
 }
 
-// The first 60 bytes, or up to where a character ends.
-std::string cut(const std::string& text) {
-  constexpr std::size_t kMost = 60;
-  if (text.size() <= kMost) return text;
-  std::size_t end = kMost;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
-  return text.substr(0, end) + "\u2026";
-}
-
 // Tables 9 and 15: one row for each expert, its tokens one after the other.
 void write_top_tokens(std::ostream& out, const Figure& figure) {
   std::map<std::int64_t, std::map<std::int64_t, std::string>> layers;
@@ -102,9 +94,9 @@ void write_top_tokens(std::ostream& out, const Figure& figure) {
     const std::vector<Cell>& row = *by_rank[shown];
     std::string& tokens = layers[row[0].integer][row[1].integer];
     if (tokens.empty()) bytes += 50;  // the row around them
-    const std::string token =
-        concat("<span class=\"token\">", escaped(cut(row[4].text)), "</span><small>",
-               row[5].integer, " (", rounded(100.0 * row[6].number, 0), " %)</small> ");
+    const std::string token = concat(
+        "<span class=\"token\">", escaped(shortened(row[4].text, kMostShown)), "</span><small>",
+        row[5].integer, " (", rounded(100.0 * row[6].number, 0), " %)</small> ");
     bytes += token.size();
     tokens += token;
   }

@@ -30,24 +30,6 @@ struct Named {
   std::string name, path;
 };
 
-// Options that say how checkpoints are read.
-constexpr const char* kCheckpointOptions[] = {"--every-checkpoint",
-                                              "--data",
-                                              "--sources",
-                                              "--split",
-                                              "--input",
-                                              "--positions",
-                                              "--document-positions",
-                                              "--length",
-                                              "--tokenizer",
-                                              "--sentinels",
-                                              "--capacity",
-                                              "--compute-type",
-                                              "--write-logs",
-                                              "--ep",
-                                              "--device",
-                                              "--collectives"};
-
 // NAME=PATH; a path that exists is taken as it is, whatever it contains.
 Named split_name(const std::string& text) {
   const std::size_t at = text.find('=');
@@ -350,16 +332,10 @@ void read_logs(Subjects& subjects, const std::vector<std::string>& logs) {
   sort_steps(subjects.models);
 }
 
-}  // namespace
-
-void add_subject_options(CLI::App& command, SubjectOptions& options) {
-  options.command = &command;
-  command.add_option("CHECKPOINT", options.checkpoints,
-                     "run folder (its latest checkpoint) or checkpoint folder; NAME=PATH names it");
+// Those that say how checkpoints are read.
+void add_checkpoint_options(CLI::App& command, SubjectOptions& options) {
   command.add_flag("--every-checkpoint", options.every_checkpoint,
                    "all checkpoints of each run folder, not only the latest");
-  command.add_option("--log", options.logs,
-                     "routing log instead of checkpoints (data/routing_log.h), or NAME=FILE");
   command.add_option("--data", options.data_folder, "folder of token shards: held-out documents");
   command.add_option("--sources", options.sources, "only these folders of --data");
   command
@@ -396,6 +372,20 @@ void add_subject_options(CLI::App& command, SubjectOptions& options) {
   add_device_options(command, options.observe.device);
 }
 
+}  // namespace
+
+void add_subject_options(CLI::App& command, SubjectOptions& options) {
+  options.command = &command;
+  command.add_option("CHECKPOINT", options.checkpoints,
+                     "run folder (its latest checkpoint) or checkpoint folder; NAME=PATH names it");
+  command.add_option("--log", options.logs,
+                     "routing log instead of checkpoints (data/routing_log.h), or NAME=FILE");
+  const std::size_t before = command.get_options().size();
+  add_checkpoint_options(command, options);
+  const std::vector<CLI::Option*> all = command.get_options();
+  options.of_checkpoints.assign(all.begin() + static_cast<std::ptrdiff_t>(before), all.end());
+}
+
 Subjects read_subjects(const SubjectOptions& options,
                        const std::function<void(const SubjectFacts&)>& check,
                        CommandContext& context) {
@@ -412,9 +402,9 @@ Subjects read_subjects(const SubjectOptions& options,
     observe_checkpoints(subjects, options, check, context);
     return subjects;
   }
-  for (const char* name : kCheckpointOptions)
-    if (options.command->get_option(name)->count() > 0)
-      throw UserError(concat(name,
+  for (const CLI::Option* option : options.of_checkpoints)
+    if (option->count() > 0)
+      throw UserError(concat(option->get_name(),
                              ": says how checkpoints are read, but --log is of routing that is "
                              "recorded already; leave one of the two out"));
   on_root(context.mpi.world(), [&] {

@@ -14,10 +14,11 @@
 namespace openmoe {
 
 struct SubjectOptions {
-  const CLI::App* command = nullptr;     // which options were given
-  std::vector<std::string> checkpoints;  // [NAME=]PATH of a run or checkpoint folder
-  bool every_checkpoint = false;         // of each run folder
-  std::vector<std::string> logs;         // [NAME=]FILE
+  const CLI::App* command = nullptr;               // which options were given
+  std::vector<const CLI::Option*> of_checkpoints;  // those that logs do without
+  std::vector<std::string> checkpoints;            // [NAME=]PATH of a run or checkpoint folder
+  bool every_checkpoint = false;                   // of each run folder
+  std::vector<std::string> logs;                   // [NAME=]FILE
   std::string data_folder;
   std::vector<std::string> sources;  // of the data folder; empty: all
   std::string split = "validation";

@@ -90,7 +90,7 @@ int run_bench(const BenchOptions& options, CommandContext& context) {
   ProcessGrid grid(context.mpi.world(), options.grid.ep_of(recipe), options.grid.tp_of(recipe));
   grid.check(recipe);
   const std::int64_t rows = recipe.data.batch_rows / grid.num_data_ranks();
-  if (micro_batch_rows(recipe, grid) != rows)
+  if (micro_batch_rows(recipe, grid.num_data_ranks()) != rows)
     throw UserError(
         "bench measures one micro-batch a step: leave parallel.micro_batch_rows at 0 and lower "
         "data.batch_rows");

@@ -12,8 +12,8 @@
 #include "apps/agree.h"
 #include "apps/checkpoint_manifest.h"
 #include "apps/checkpoint_reader.h"
-#include "apps/durable_files.h"
 #include "core/base/error.h"
+#include "data/durable_files.h"
 #include "data/h5_file.h"
 #include "data/hash.h"
 

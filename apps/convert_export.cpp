@@ -8,13 +8,13 @@
 #include "apps/checkpoint_reader.h"
 #include "apps/convert.h"
 #include "apps/convert_files.h"
-#include "apps/durable_files.h"
 #include "apps/hf_config.h"
 #include "apps/hf_weights.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/json_document.h"
 #include "core/config/recipe_io.h"
+#include "data/durable_files.h"
 
 namespace openmoe {
 namespace {

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <string_view>
 
-#include "apps/durable_files.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "data/durable_files.h"
 
 namespace openmoe {
 namespace {

@@ -4,10 +4,10 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "apps/durable_files.h"
 #include "apps/row_json.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "data/durable_files.h"
 
 namespace openmoe {
 

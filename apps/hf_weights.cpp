@@ -5,11 +5,11 @@
 #include <filesystem>
 #include <map>
 
-#include "apps/durable_files.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/config_errors.h"
 #include "core/config/json_document.h"
+#include "data/durable_files.h"
 
 namespace openmoe {
 namespace {

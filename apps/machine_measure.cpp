@@ -15,6 +15,7 @@
 #include "core/base/error.h"
 #include "core/cpu/cpu_ops.h"
 #include "core/cpu/peak.h"
+#include "parallel/row_transport.h"
 
 namespace openmoe {
 namespace {
@@ -109,6 +110,12 @@ void take_least(Communicator& world, const std::vector<double*>& values) {
 
 Machine measure_machine(MpiEnvironment& mpi) {
   Communicator& world = mpi.world();
+  const std::int64_t per_node = ranks_per_host(world);
+  if (per_node == 0)
+    throw UserError(concat("--measure: found ", world.size(),
+                           " ranks that do not lie in equal stretches on their hosts, allowed: the "
+                           "same number of neighbouring ranks on every host, as of mpirun "
+                           "--map-by ppr:N:node; or describe the machine with --machine"));
   const auto ops = make_cpu_ops();
   Machine machine;
   machine.name = "measured";
@@ -121,16 +128,18 @@ Machine measure_machine(MpiEnvironment& mpi) {
   double f32 = measure([&] { return product_flops(*ops, DType::f32); });
   machine.bf16.peak = measure([&] { return product_flops(*ops, DType::bf16); });
   machine.memory.peak = measure([&] { return memory_bandwidth(*ops); });
-  machine.memory_bytes = available_bytes() / mpi.num_node_ranks();
+  // Once all ranks have given back what they measured with.
+  machine.memory_bytes = measure(available_bytes) / static_cast<double>(per_node);
   take_least(world, {&machine.f32.peak, &f32, &machine.bf16.peak, &machine.memory.peak,
                      &machine.memory_bytes});
   machine.f32.fraction = std::min(1.0, f32 / machine.f32.peak);
-  machine.ranks_per_node = mpi.num_node_ranks();
+  machine.ranks_per_node = per_node;
 
   // Blocks of ranks on a node, and the ranks of one place in their nodes.
-  const int node = mpi.world_rank() / mpi.num_node_ranks();
-  const auto inside = world.split(node, mpi.node_rank());
-  const auto across = world.split(mpi.node_rank(), node);
+  const int on_node = static_cast<int>(per_node);
+  const int node = mpi.world_rank() / on_node, place = mpi.world_rank() % on_node;
+  const auto inside = world.split(node, place);
+  const auto across = world.split(place, node);
   // One rank never asks its links for anything; memory stands in.
   Link link{machine.memory.peak, 1.0, 1e-6};
   machine.intra_node = inside->size() > 1 ? measure_link(*inside) : link;

@@ -1,5 +1,7 @@
 #include "apps/network.h"
 
+#include <utility>
+
 #include "core/base/error.h"
 #include "core/config/enum_names.h"
 #include "core/cpu/cpu_ops.h"
@@ -16,10 +18,6 @@ std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape, bool is
                                              Communicator& expert_group,
                                              const ExchangeRoute& route) {
   if (is_dense || expert_group.size() == 1) return std::make_unique<LocalExchange>(shape);
-  const std::int64_t local_experts = shape.num_experts / expert_group.size();
-  if (route.num_parts > local_experts)
-    throw UserError(concat("parallel.exchange_parts: found ", route.num_parts, ", allowed with ",
-                           local_experts, " experts on a rank: 1 to ", local_experts));
   return std::make_unique<ExpertExchange>(shape, expert_group, route);
 }
 
@@ -38,6 +36,32 @@ ParamShare share_of(const ProcessGrid& grid) {
   return {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank()};
 }
 
+NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows) {
+  const bool is_dense = recipe.model.num_moe_layers() == 0;
+  const ExchangeShape shape = Model::exchange_shape(recipe, rows, grid.tp());
+  NetworkParts parts;
+  if (!is_dense) parts.route = choose_route(recipe.parallel, grid.expert());
+  if (ops.device() == Device::cuda && grid.tp() > 1)
+    throw UserError(concat("--tp: found ", grid.tp(),
+                           ", allowed with --device cuda: 1; tensor parallelism runs on --device "
+                           "cpu so far"));
+  if (ops.device() == Device::cuda && parts.route.kind != ExchangeKind::direct)
+    throw UserError(concat("parallel.exchange: found ", enum_name(recipe.parallel.exchange),
+                           ", allowed with --device cuda: direct"));
+  if (ops.device() == Device::cuda && parts.route.num_parts > 1)
+    throw UserError(concat("parallel.exchange_parts: found ", parts.route.num_parts,
+                           ", allowed with --device cuda: 1"));
+  if (ops.device() == Device::cuda && recipe.run.compute_type == ComputeType::bf16)
+    throw UserError(
+        "run.compute_type: found bf16, allowed with --device cuda: f32; bf16 training runs on "
+        "--device cpu so far");
+  parts.exchange = ops.device() == Device::cuda
+                       ? make_cuda_exchange(ops, shape, grid.device_expert())
+                       : make_exchange(shape, is_dense, grid.expert(), parts.route);
+  parts.tensor = make_host_tensor_group(ops, grid.tensor());
+  return parts;
+}
+
 // The one function that both sizes and allocates.
 void allocate(Arena& arena, ParamTable& params, Model& model, const Recipe& recipe, bool training) {
   const GradientMemory gradients = !training                            ? GradientMemory::none
@@ -51,31 +75,16 @@ void allocate(Arena& arena, ParamTable& params, Model& model, const Recipe& reci
 
 Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training)
+    : Network(ops, share_of(grid), recipe, rows, training, make_parts(ops, grid, recipe, rows)) {}
+
+Network::Network(Ops& ops, const ParamShare& share, const Recipe& recipe, std::int64_t rows,
+                 bool training, NetworkParts parts)
     : ops_(ops),
-      params_(recipe.model, recipe.optimizer, share_of(grid)),
-      route_(recipe.model.num_moe_layers() > 0 ? choose_route(recipe.parallel, grid.expert())
-                                               : ExchangeRoute{}),
-      exchange_(ops.device() == Device::cuda
-                    ? make_cuda_exchange(ops, Model::exchange_shape(recipe, rows, grid.tp()),
-                                         grid.device_expert())
-                    : make_exchange(Model::exchange_shape(recipe, rows, grid.tp()),
-                                    recipe.model.num_moe_layers() == 0, grid.expert(), route_)),
-      tensor_(make_host_tensor_group(ops, grid.tensor())),
+      params_(recipe.model, recipe.optimizer, share),
+      route_(parts.route),
+      exchange_(std::move(parts.exchange)),
+      tensor_(std::move(parts.tensor)),
       model_(ops, recipe, params_, *exchange_, *tensor_, rows) {
-  if (ops.device() == Device::cuda && grid.tp() > 1)
-    throw UserError(concat("--tp: found ", grid.tp(),
-                           ", allowed with --device cuda: 1; tensor parallelism runs on --device "
-                           "cpu so far"));
-  if (ops.device() == Device::cuda && route_.kind != ExchangeKind::direct)
-    throw UserError(concat("parallel.exchange: found ", enum_name(recipe.parallel.exchange),
-                           ", allowed with --device cuda: direct"));
-  if (ops.device() == Device::cuda && recipe.parallel.exchange_parts > 1)
-    throw UserError(concat("parallel.exchange_parts: found ", recipe.parallel.exchange_parts,
-                           ", allowed with --device cuda: 1"));
-  if (ops.device() == Device::cuda && recipe.run.compute_type == ComputeType::bf16)
-    throw UserError(
-        "run.compute_type: found bf16, allowed with --device cuda: f32; bf16 training runs on "
-        "--device cpu so far");
   Arena dry;
   allocate(dry, params_, model_, recipe, training);
   arena_ = std::make_unique<Arena>(ops, dry.used_bytes());

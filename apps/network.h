@@ -1,5 +1,5 @@
 // Network: a model on this rank with everything it needs: parameters, token exchange, memory.
-// Shared by train, evaluate and selftest.
+// Shared by train, evaluate, selftest and the rehearsals of plan.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +17,22 @@
 
 namespace openmoe {
 
+// What of a network talks to other ranks.
+struct NetworkParts {
+  ExchangeRoute route;                      // that `exchange` takes
+  std::unique_ptr<TokenExchange> exchange;  // of Model::exchange_shape
+  std::unique_ptr<TensorGroup> tensor;
+};
+
 class Network {
  public:
   // `rows` of one micro-batch on this rank: whole routing groups. All memory is allocated here;
   // parameters are zero until initialised or loaded. `ops` and `grid` must outlive this. Throws
   // RuntimeFault when the memory cannot be had.
   Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows, bool training);
+  // The same with parts of the caller's own.
+  Network(Ops& ops, const ParamShare& share, const Recipe& recipe, std::int64_t rows, bool training,
+          NetworkParts parts);
 
   ParamTable& params() { return params_; }
   const ParamTable& params() const { return params_; }

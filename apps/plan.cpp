@@ -14,8 +14,10 @@
 #include "apps/plan_record.h"
 #include "apps/plan_step.h"
 #include "apps/plan_table.h"
+#include "apps/training_step.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "core/config/enum_names.h"
 #include "core/config/recipe_io.h"
 #include "core/param_table.h"
 
@@ -60,8 +62,8 @@ void add_memory(Json& plan, const Recipe& recipe, const RehearsalGrid& grid) {
                   {"dp", grid.dp},
                   {"ep", grid.ep},
                   {"tp", grid.tp},
-                  {"rows_per_rank", recipe.data.batch_rows / (grid.dp * grid.ep)},
-                  {"micro_batch_rows", micro_batch_rows(recipe, grid)}};
+                  {"rows_per_rank", recipe.data.batch_rows / grid.num_data_ranks()},
+                  {"micro_batch_rows", micro_batch_rows(recipe, grid.num_data_ranks())}};
   Json memory;
   for (int i = 0; i < kNumMemoryCategories; ++i) {
     const auto category = static_cast<MemoryCategory>(i);
@@ -85,6 +87,21 @@ void add_collectives(Json& plan, const PlanRecord& balanced, const PlanRecord& m
                     {"most_bytes", most.collectives()[i].bytes}});
   }
   plan["collectives"] = rows;
+}
+
+// How rows travel to their experts, as far as it is known: the rehearsal has no two_level.
+void add_exchange(Json& plan, const Recipe& recipe, const RehearsalGrid& grid,
+                  const std::optional<Machine>& machine) {
+  if (grid.ep == 1 || recipe.model.num_moe_layers() == 0) return;
+  const ParallelConfig& parallel = recipe.parallel;
+  std::int64_t per_node = parallel.ranks_per_node;
+  if (per_node == 0 && machine) per_node = place_of("expert", grid).per_node(*machine);
+  // As choose_route (parallel/row_transport.h).
+  const bool pays = per_node > 1 && per_node < grid.ep && grid.ep % per_node == 0;
+  const bool is_two_level = parallel.exchange == ExchangeKind::two_level ||
+                            (parallel.exchange == ExchangeKind::automatic && pays);
+  plan["exchange"] = concat(enum_name(rehearsed_route(recipe).kind),
+                            is_two_level ? ", in place of two_level" : "");
 }
 
 void add_time(Json& plan, const Recipe& recipe, const RehearsalGrid& grid, const Machine& machine,
@@ -140,9 +157,10 @@ std::string why_not(const Json& plan, const Recipe& recipe, const RehearsalGrid&
   return concat("recipe '", recipe.name, "' does not fit ", grid.ranks(), " ranks of machine '",
                 machine.name, "': a rank needs ", mib(needed), ", allowed: ", mib(usable), " (",
                 machine.memory_fraction, " of ", mib(machine.memory_bytes), "); ",
-                change ? concat("it fits, with ", mib(static_cast<double>(change->bytes)),
-                                ", given ", change->what)
-                       : concat("no grid of up to 4096 ranks was found that does"));
+                change
+                    ? concat("it fits, with ", mib(static_cast<double>(change->bytes)), ", given ",
+                             change->what, "\n(in place of options and keys of the same name)")
+                    : concat("no grid of up to 4096 ranks was found that does"));
 }
 
 int run_plan(MpiEnvironment& mpi, const PlanOptions& options) {
@@ -160,9 +178,10 @@ int run_plan(MpiEnvironment& mpi, const PlanOptions& options) {
   Json plan = parameters_of(recipe);
   add_memory(plan, recipe, grid);
   PlanRecord balanced = machine ? PlanRecord(grid, *machine) : PlanRecord(grid), most(grid);
-  const std::int64_t rows = micro_batch_rows(recipe, grid);
+  const std::int64_t rows = micro_batch_rows(recipe, grid.num_data_ranks());
   rehearse_step(recipe, grid, balanced_rows(recipe, grid, rows), balanced);
   rehearse_step(recipe, grid, most_rows(recipe, grid, rows), most);
+  add_exchange(plan, recipe, grid, machine);
   add_collectives(plan, balanced, most);
   std::string problem;
   if (machine) {

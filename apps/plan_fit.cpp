@@ -6,9 +6,10 @@
 #include <vector>
 
 #include "apps/network.h"
-#include "apps/plan_step.h"
+#include "apps/training_step.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "core/config/recipe_check.h"
 #include "parallel/planned_group.h"
 #include "parallel/process_grid.h"
 
@@ -30,8 +31,16 @@ struct Candidate {
   }
 };
 
-// Bytes of a rank; none where the recipe does not suit the grid.
+// Whether `train` would take it: its keys do not contradict each other.
+bool is_valid(const Recipe& recipe) {
+  ConfigErrors errors;
+  check_recipe(recipe, errors, [](const std::string&) { return std::string(); });
+  return errors.empty();
+}
+
+// Bytes of a rank; none where the recipe contradicts itself or does not suit the grid.
 std::optional<std::int64_t> bytes_of(const Candidate& candidate) {
+  if (!is_valid(candidate.recipe)) return std::nullopt;
   try {
     const RehearsalGrid grid =
         planned_grid(candidate.recipe, candidate.ranks, candidate.ep, candidate.tp);
@@ -50,13 +59,17 @@ Candidate recomputing(const Candidate& from) {
   return changed;
 }
 
+// With what would stand in its way switched off.
 Candidate updating_in_backward(const Candidate& from) {
   if (from.recipe.parallel.update_in_backward) return from;
   Candidate changed = from.with("--set parallel.update_in_backward=true");
-  if (from.recipe.parallel.micro_batch_rows > 0) {  // it needs all rows at once
+  ParallelConfig& parallel = changed.recipe.parallel;
+  if (std::exchange(parallel.micro_batch_rows, 0) > 0)  // it needs all rows at once
     changed = changed.with("--set parallel.micro_batch_rows=0");
-    changed.recipe.parallel.micro_batch_rows = 0;
-  }
+  if (std::exchange(parallel.reduction_bucket_kb, 0) > 0)
+    changed = changed.with("--set parallel.reduction_bucket_kb=0");
+  if (std::exchange(parallel.shard_update, false))
+    changed = changed.with("--set parallel.shard_update=false");
   changed.recipe.parallel.update_in_backward = true;
   return changed;
 }
@@ -97,10 +110,11 @@ std::int64_t factors_of_two(std::int64_t from, std::int64_t to) {
 }
 
 // Grids of `ranks` ranks with more ep or more tp than `from`, the least changed first; of equals
-// that of more ep, whose traffic is less.
+// that of more ep, whose traffic is less. More ep leaves a dense model as it is.
 std::vector<Candidate> wider_grids(const Candidate& from, std::int64_t ranks) {
+  const std::int64_t most_ep = from.recipe.model.num_moe_layers() > 0 ? ranks : from.ep;
   std::vector<Candidate> grids;
-  for (std::int64_t ep = 1; ep <= ranks; ep *= 2)
+  for (std::int64_t ep = 1; ep <= most_ep; ep *= 2)
     for (std::int64_t tp = from.tp; ep * tp <= ranks; tp *= 2)
       if (ranks % (ep * tp) == 0 && (ep > from.ep || tp > from.tp))
         grids.push_back(on_grid(from, ranks, ep, tp));
@@ -162,7 +176,8 @@ RehearsalGrid planned_grid(const Recipe& recipe, std::int64_t ranks, std::int64_
 }
 
 void size_rank(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid) {
-  size_network(dry, recipe, grid.ep, grid.tp, micro_batch_rows(recipe, grid), true);
+  size_network(dry, recipe, grid.ep, grid.tp, micro_batch_rows(recipe, grid.num_data_ranks()),
+               true);
 }
 
 std::optional<FittingChange> find_fitting_change(const Recipe& recipe, const RehearsalGrid& grid,
@@ -174,11 +189,13 @@ std::optional<FittingChange> find_fitting_change(const Recipe& recipe, const Reh
   search.test(updating_in_backward(now));
   search.test(wider_grids(now, now.ranks));
   search.test_all_of(now);
-  for (std::int64_t ranks = now.ranks; ranks <= kMaxRanks && !search.found(); ranks *= 2)
+  for (std::int64_t ranks = now.ranks; ranks <= kMaxRanks && !search.found(); ranks *= 2) {
+    if (ranks > now.ranks) search.test_all_of(on_grid(now, ranks, now.ep, now.tp));
     for (const Candidate& wider : wider_grids(now, ranks)) {
       if (search.found()) break;
       search.test_all_of(wider);
     }
+  }
   return search.result();
 }
 

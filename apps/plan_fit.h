@@ -19,13 +19,14 @@ RehearsalGrid planned_grid(const Recipe& recipe, std::int64_t ranks, std::int64_
 void size_rank(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid);
 
 struct FittingChange {
-  std::string what;  // options and keys to add to the command line
+  std::string what;  // options and keys, in place of those of the same name that were given
   std::int64_t bytes = 0;
 };
 
-// The first of these that needs at most `bytes` on a rank: recompute_ffn; the most
-// micro_batch_rows; update_in_backward; ep or tp up by the least factor on the same ranks; some of
-// them together; twice the ranks, and so on to 4096.
+// The first of these that needs at most `bytes` on a rank and is a recipe and grid that train
+// takes: recompute_ffn; the most micro_batch_rows; update_in_backward; ep or tp up by the least
+// factor on the same ranks; some of them together; twice the ranks, as they are or with more ep or
+// tp, and so on to 4096.
 std::optional<FittingChange> find_fitting_change(const Recipe& recipe, const RehearsalGrid& grid,
                                                  double bytes);
 

@@ -1,5 +1,6 @@
 #include "apps/plan_parts.h"
 
+#include <algorithm>
 #include <numeric>
 #include <span>
 #include <vector>
@@ -15,12 +16,18 @@ namespace {
 class PlanExchange : public TokenExchange {
  public:
   PlanExchange(const ExchangeShape& shape, std::int64_t num_moe_layers, Communicator& group,
-               const RouteRows& route)
-      : group_(group), route_(route), num_moe_layers_(num_moe_layers) {
+               const ExchangeRoute& route, const RouteRows& rows)
+      : planner_(shape, group.size()),
+        group_(group),
+        kind_(route.kind),
+        rows_(rows),
+        num_moe_layers_(num_moe_layers) {
+    OPENMOE_CHECK(kind_ == ExchangeKind::direct || kind_ == ExchangeKind::fixed_capacity, "kind ",
+                  static_cast<int>(kind_));
     if (group.size() == 1 || num_moe_layers == 0)
       real_ = std::make_unique<LocalExchange>(shape);
     else
-      real_ = std::make_unique<ExpertExchange>(shape, group);
+      real_ = std::make_unique<ExpertExchange>(shape, group, route);
     // Handles point into it, so it must not move.
     offsets_.resize(static_cast<std::size_t>(num_moe_layers * (num_local_experts() + 1)));
   }
@@ -35,8 +42,8 @@ class PlanExchange : public TokenExchange {
 
   void plan(Routing& routing, Tensor, Tensor) override {
     const std::int64_t layer = num_plans_ % num_moe_layers_, local = num_local_experts();
-    route_(num_plans_ / num_moe_layers_, layer, routing.sent_per_expert,
-           routing.received_per_source);
+    rows_(num_plans_ / num_moe_layers_, layer, routing.sent_per_expert,
+          routing.received_per_source);
     ++num_plans_;
     if (group_.size() > 1)
       group_.all_to_all(routing.sent_per_expert, routing.received_per_source, local);
@@ -76,14 +83,18 @@ class PlanExchange : public TokenExchange {
     for (std::size_t rank = 0; rank < counts.size(); ++rank) {
       if (static_cast<int>(rank) == group_.rank_in_group()) continue;
       const auto first = rows.begin() + static_cast<std::int64_t>(rank) * num_local_experts();
-      counts[rank] =
-          std::accumulate(first + part_begin(part), first + part_begin(part + 1), std::int64_t{0});
+      const std::int64_t begin = part_begin(part), end = part_begin(part + 1);
+      counts[rank] = kind_ == ExchangeKind::fixed_capacity
+                         ? planner_.max_rows_per_pair(end - begin)
+                         : std::accumulate(first + begin, first + end, std::int64_t{0});
     }
     group_.start_all_to_all_rows(part, nullptr, {counts, {}}, nullptr, {counts, {}}, row_bytes);
   }
 
+  RoutingPlanner planner_;
   Communicator& group_;
-  const RouteRows& route_;
+  ExchangeKind kind_;
+  const RouteRows& rows_;
   std::int64_t num_moe_layers_, num_plans_ = 0;
   std::unique_ptr<TokenExchange> real_;
   std::vector<std::int64_t> offsets_;
@@ -133,8 +144,9 @@ class PlanTensorGroup : public TensorGroup {
 
 std::unique_ptr<TokenExchange> make_plan_exchange(const ExchangeShape& shape,
                                                   std::int64_t num_moe_layers, Communicator& group,
-                                                  const RouteRows& route) {
-  return std::make_unique<PlanExchange>(shape, num_moe_layers, group, route);
+                                                  const ExchangeRoute& route,
+                                                  const RouteRows& rows) {
+  return std::make_unique<PlanExchange>(shape, num_moe_layers, group, route, rows);
 }
 
 std::unique_ptr<TensorGroup> make_plan_tensor_group(Communicator& group) {

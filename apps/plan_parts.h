@@ -10,13 +10,16 @@
 #include "core/moe/token_exchange.h"
 #include "core/tensor_group.h"
 #include "parallel/communicator.h"
+#include "parallel/row_transport.h"
 
 namespace openmoe {
 
-// Both must not outlive `group`.
+// Both must not outlive `group`. `route` is direct or fixed_capacity. Throws UserError for more
+// parts than experts.
 std::unique_ptr<TokenExchange> make_plan_exchange(const ExchangeShape& shape,
                                                   std::int64_t num_moe_layers, Communicator& group,
-                                                  const RouteRows& route);
+                                                  const ExchangeRoute& route,
+                                                  const RouteRows& rows);
 std::unique_ptr<TensorGroup> make_plan_tensor_group(Communicator& group);
 
 }  // namespace openmoe

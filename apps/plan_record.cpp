@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <string_view>
-#include <utility>
+
+#include "core/base/check.h"
 
 namespace openmoe {
 namespace {
@@ -45,6 +46,7 @@ GroupPlace place_of(const std::string& group, const RehearsalGrid& grid) {
   if (group == "expert") return {grid.ep, grid.tp};
   if (group == "replicas") return {grid.dp, grid.ep * grid.tp};
   if (group == "tensor") return {grid.tp, 1};
+  OPENMOE_CHECK(group == "world", "group '", group, "' of a rehearsal");
   return {grid.ranks(), 1};
 }
 
@@ -113,10 +115,6 @@ void PlanRecord::end_collective(const CollectiveCall& call, double) {
   }
   exposed_ += end - now_;
   now_ = end;
-}
-
-const char* PlanRecord::enter(const char* part) {
-  return std::exchange(part_, part);
 }
 
 PlanRecord::Collective& PlanRecord::find(const CollectiveCall& call) {

@@ -10,6 +10,9 @@
 // nodes, latency l of the slower link:
 //   sum over ranks  2 (m-1)/m B/b + 2 (k-1)/k (B/m)/b' + 2 l log2 n  (rings in the node and between
 //                   the ranks of one place in their nodes, each with its part)
+//   the two halves of a sum (reduce_scatter; all_gather of pieces that are B together)
+//                   half of that
+//   broadcast       as a sum
 //   exchange        the longer of B (m-1)/(n-1)/b and B (n-m)/(n-1)/b', + l log2 n
 // Waiting for slower ranks, launches of kernels, imbalance of experts and contention are left out.
 #pragma once
@@ -72,7 +75,7 @@ class PlanRecord : public StepListener {
   void begin_collective(const CollectiveCall&) override {}
   void end_collective(const CollectiveCall& call, double seconds) override;
   void add(const char*, double, double) override {}
-  const char* enter(const char* part) override;
+  void enter(const char* part) override { part_ = part; }
 
  private:
   double seconds_of(const OpWork& work) const;

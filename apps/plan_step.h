@@ -36,8 +36,9 @@ RouteRows balanced_rows(const Recipe& recipe, const RehearsalGrid& grid, std::in
 // meet at once, but each may.
 RouteRows most_rows(const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows);
 
-// Rows a rank computes at once under this recipe and grid, as micro_batch_rows (trainer.h).
-std::int64_t micro_batch_rows(const Recipe& recipe, const RehearsalGrid& grid);
+// How rows travel to their experts in a rehearsal: as the recipe says, but for two_level, in whose
+// place stands direct. Its own groups depend on the hosts.
+ExchangeRoute rehearsed_route(const Recipe& recipe);
 
 // One step of the recipe as `grid.world_rank` lives it, from the agreement on its counts to the
 // update. `route` that depends on the micro-batch: `every_micro_batch`, else those before the last

@@ -46,6 +46,11 @@ void print_collectives(Table& table, const Json& plan) {
                 row["bytes"].get<double>() / kMiB, row["most_bytes"].get<double>() / kMiB);
 }
 
+void print_exchange(Table& table, const Json& plan) {
+  if (!plan.contains("exchange")) return;
+  table.print("rows to and from experts: %s\n", plan["exchange"].get<std::string>().c_str());
+}
+
 void print_time(Table& table, const Json& plan) {
   const Json& time = plan["time"];
   const double step = time["step_seconds"];
@@ -94,6 +99,7 @@ std::string plan_table(const Json& plan) {
       grid["tp"].get<long long>(), grid["micro_batch_rows"].get<long long>());
   for (const auto& item : plan["memory"].items())
     table.line("  " + item.key(), "%.1f", item.value().get<double>() / kMiB);
+  print_exchange(table, plan);
   print_collectives(table, plan);
   if (plan.contains("time")) print_time(table, plan);
   return table.text();

@@ -9,6 +9,7 @@
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "data/hash.h"
+#include "parallel/stuck_ranks.h"
 
 namespace openmoe {
 namespace {
@@ -30,13 +31,6 @@ std::vector<bool> find_differences(const std::vector<std::int64_t>& hashes, Comm
   return differ;
 }
 
-std::string join(const std::vector<int>& ranks) {
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (std::size_t i = 0; i < ranks.size(); ++i)
-    text += (i > 0 ? ", " : "") + std::to_string(ranks[i]);
-  return text;
-}
-
 // "rank 3 differs from ranks 0, 1, 2"; without a majority "rank 0 and rank 2 differ". `ranks` by
 // the bits they hold.
 std::string describe(const std::map<std::string, std::vector<int>>& ranks) {
@@ -47,10 +41,11 @@ std::string describe(const std::map<std::string, std::vector<int>>& ranks) {
   });
   const bool has_majority = camps[camps.size() - 2].size() < camps.back().size();
   std::string text;
-  for (std::size_t i = 0; i + 1 < camps.size(); ++i) text += (i > 0 ? ", " : "") + join(camps[i]);
-  if (!has_majority) return concat(text, " and ", join(camps.back()), " differ");
+  for (std::size_t i = 0; i + 1 < camps.size(); ++i)
+    text += (i > 0 ? ", " : "") + list_ranks(camps[i]);
+  if (!has_majority) return concat(text, " and ", list_ranks(camps.back()), " differ");
   const bool is_one = camps.size() == 2 && camps[0].size() == 1;
-  return concat(text, is_one ? " differs" : " differ", " from ", join(camps.back()));
+  return concat(text, is_one ? " differs" : " differ", " from ", list_ranks(camps.back()));
 }
 
 }  // namespace
@@ -61,9 +56,16 @@ void check_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t st
   for (const Param& param : table) hashes.push_back(hash_of(param.value));
   std::vector<std::int64_t> differs(table.size());
   for (const Sharding sharding : kShardings) {
-    const std::vector<bool> found = find_differences(hashes, grid.holders(sharding));
+    std::vector<std::size_t> places;
+    std::vector<std::int64_t> of_kind;
     for (std::size_t i = 0; i < table.size(); ++i)
-      if (table[i].sharding == sharding) differs[i] = found[i] ? 1 : 0;
+      if (table[i].sharding == sharding) {
+        places.push_back(i);
+        of_kind.push_back(hashes[i]);
+      }
+    if (places.empty()) continue;
+    const std::vector<bool> found = find_differences(of_kind, grid.holders(sharding));
+    for (std::size_t i = 0; i < places.size(); ++i) differs[places[i]] = found[i] ? 1 : 0;
   }
   grid.world().all_reduce_max(std::span<std::int64_t>(differs));
   const auto first = std::find(differs.begin(), differs.end(), 1);

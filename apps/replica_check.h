@@ -10,9 +10,9 @@
 
 namespace openmoe {
 
-// `params` in host memory. Collective over the world; two all-reduces of 16 bytes per parameter
-// where all is well. Throws the same RuntimeFault on every rank, naming the first tensor that
-// differs and the ranks that hold other bits than most.
+// `params` in host memory. Collective over the world; where all is well, 16 bytes per parameter are
+// reduced over the ranks that hold it, and 8 over all. Throws the same RuntimeFault on every rank,
+// naming the first tensor that differs and the ranks that hold other bits than most.
 void check_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t steps_done);
 
 }  // namespace openmoe

@@ -5,9 +5,9 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "apps/durable_files.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "data/durable_files.h"
 
 namespace openmoe {
 namespace {

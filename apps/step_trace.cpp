@@ -8,16 +8,17 @@
 #include <span>
 
 #include "apps/agree.h"
-#include "apps/durable_files.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "data/durable_files.h"
 
 namespace openmoe {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr const char* kTracks[] = {"step", "layers", "parts", "ops", "collectives"};
+constexpr const char* kTracks[] = {"step", "layers",      "parts",
+                                   "ops",  "collectives", "rows under way"};
 
 // Sorted, and joined where they touch.
 std::vector<TimeSpan> joined(std::vector<TimeSpan> spans) {
@@ -63,6 +64,13 @@ StepTrace::StepTrace(std::int64_t step, const std::string& folder, ProcessGrid& 
 }
 
 void StepTrace::begin() {
+  // The step may be done again, after a rewind.
+  events_.clear();
+  op_spans_.clear();
+  exchange_spans_.clear();
+  exchange_starts_.clear();
+  layer_.clear();
+  part_ = nullptr;
   grid_.world().barrier();
   start_ = Clock::now();
   observers_.ops.add_observer(*this);
@@ -100,12 +108,11 @@ void StepTrace::close_layer() {
   layer_.clear();
 }
 
-const char* StepTrace::enter(const char* part) {
-  if (part_ != nullptr && std::strcmp(part, part_) == 0) return part;
+void StepTrace::enter(const char* part) {
+  if (part_ != nullptr && std::strcmp(part, part_) == 0) return;
   close_part();
   part_ = part;
   part_begin_ = now();
-  return part;
 }
 
 void StepTrace::enter_layer(std::int64_t layer, Pass pass) {
@@ -129,12 +136,15 @@ void StepTrace::end_collective(const CollectiveCall& call, double seconds) {
   };
   if (begins("start of")) {
     exchange_starts_.push_back(end - seconds);
-  } else if (begins("wait for") && !exchange_starts_.empty()) {
-    exchange_spans_.push_back({exchange_starts_.front(), end});
-    exchange_starts_.pop_front();
-  } else {
-    exchange_spans_.push_back(events_.back().time);
+    return;
   }
+  TimeSpan span = events_.back().time;
+  if (begins("wait for") && !exchange_starts_.empty()) {
+    span.first = exchange_starts_.front();
+    exchange_starts_.pop_front();
+  }
+  exchange_spans_.push_back(span);
+  events_.push_back({call.group->name, rows_under_way, span, -1});
 }
 
 std::string StepTrace::text(double exchange, double exposed) const {
@@ -144,7 +154,7 @@ std::string StepTrace::text(double exchange, double exposed) const {
                     {"ph", "M"},
                     {"pid", rank},
                     {"args", {{"name", grid_.coordinates()}}}});
-  for (int track = 0; track < 5; ++track)
+  for (int track = 0; track <= rows_under_way; ++track)
     events.push_back({{"name", "thread_name"},
                       {"ph", "M"},
                       {"pid", rank},

@@ -40,7 +40,7 @@ class StepTrace : private OpObserver, private CollectiveObserver {
 
  private:
   using Clock = std::chrono::steady_clock;
-  enum Track { steps, layers, parts, op_calls, collectives };
+  enum Track { steps, layers, parts, op_calls, collectives, rows_under_way };
   struct Event {
     std::string name;
     Track track = steps;
@@ -49,7 +49,7 @@ class StepTrace : private OpObserver, private CollectiveObserver {
   };
 
   void add(const char* op, double seconds, double flops) override;
-  const char* enter(const char* part) override;
+  void enter(const char* part) override;
   void enter_layer(std::int64_t layer, Pass pass) override;
   void begin_collective(const CollectiveCall&) override {}
   void end_collective(const CollectiveCall& call, double seconds) override;

@@ -1,7 +1,7 @@
 // The rank that computes longest: what others wait for in every collective.
 #pragma once
 
-#include <string>
+#include <vector>
 
 #include "parallel/collective_observer.h"
 #include "parallel/communicator.h"
@@ -27,6 +27,9 @@ struct Straggler {
   // Worth a line of its own.
   bool is_notable() const;
 };
+
+// Of the seconds that each rank was busy, by rank; at least one.
+Straggler slowest_of(const std::vector<double>& busy_seconds);
 
 // From the seconds that every rank was busy: outside collectives. The same on every rank.
 // Collective.

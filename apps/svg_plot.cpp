@@ -45,6 +45,17 @@ std::string escaped(const std::string& text) {
   return result;
 }
 
+std::string shortened(const std::string& text, std::size_t most) {
+  std::string result;
+  std::size_t characters = 0;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if ((static_cast<unsigned char>(text[i]) & 0xC0) != 0x80 && ++characters > most)
+      return result + "\u2026";
+    result += text[i];
+  }
+  return result;
+}
+
 namespace {
 
 constexpr double kTitleCharacter = 8.8;
@@ -63,17 +74,6 @@ std::string tick_text(double value) {
   char text[32];
   std::snprintf(text, sizeof text, "%.4g", value);
   return text;
-}
-
-std::string shortened(const std::string& text, std::size_t most) {
-  std::string result;
-  std::size_t characters = 0;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if ((static_cast<unsigned char>(text[i]) & 0xC0) != 0x80 && ++characters > most)
-      return result + "\u2026";
-    result += text[i];
-  }
-  return result;
 }
 
 double text_width(const std::vector<std::string>& texts) {

@@ -2,6 +2,7 @@
 // page has once and a file of its own carries, so that light and dark are the reader's choice.
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "apps/figure.h"
@@ -18,5 +19,7 @@ std::string svg_file(const Plot& plot);
 
 // Text as it must stand in HTML and SVG.
 std::string escaped(const std::string& text);
+// The first `most` characters of UTF-8 text, with an ellipsis if there are more.
+std::string shortened(const std::string& text, std::size_t most);
 
 }  // namespace openmoe

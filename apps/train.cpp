@@ -216,7 +216,8 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   const auto ops = make_ops(options.device, mpi);
   ops->set_profile(&observers.ops);
   attach_device(options.device, grid, *ops);
-  Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid), true);
+  Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid.num_data_ranks()), true);
+  if (watchdog) watchdog->learn_groups(*world);  // of the exchange of tokens
   const StartState start = take_weights(options, checkpoint, recipe, stream, grid, network);
 
   std::optional<RunLog> log;

@@ -65,12 +65,6 @@ nlohmann::ordered_json moe_rows(const StepSums& sums, const ModelConfig& model) 
 
 }  // namespace
 
-std::int64_t micro_batch_rows(const Recipe& recipe, const ProcessGrid& grid) {
-  const std::int64_t rows = recipe.data.batch_rows / grid.num_data_ranks();
-  return recipe.parallel.micro_batch_rows > 0 ? std::min(rows, recipe.parallel.micro_batch_rows)
-                                              : rows;
-}
-
 Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, BatchStream& stream,
                  const std::string& run_folder, const StopSignals& signals, RunObservers& observers,
                  RunLog* log, Progress* progress)
@@ -180,6 +174,7 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   report_straggler(step, result);
   if (traced) {
     const std::string summary = trace_->write();
+    was_traced_ = true;
     if (progress_ != nullptr) progress_->say(summary);
   }
   return result;
@@ -287,6 +282,10 @@ std::int64_t Trainer::rewind(std::int64_t step, const StepResult& result) {
 }
 
 void Trainer::record_left_out(std::int64_t step) {
+  if (trace_ && trace_->step() == step && progress_ != nullptr)
+    progress_->say(concat("warning: step ", step, ", which --trace asks for, is left out; ",
+                          was_traced_ ? "its trace is of the time before the run went back"
+                                      : "there is no trace of it"));
   if (log_ != nullptr) log_->write_step({{"step", step}, {"skipped", true}, {"left_out", true}});
 }
 

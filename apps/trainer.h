@@ -107,12 +107,10 @@ class Trainer {
   WaitClock waiting_;
   double busy_seconds_ = 0.0;  // outside collectives, since the last report of the slowest rank
   std::optional<StepTrace> trace_;
+  bool was_traced_ = false;
   std::int64_t saved_step_ = -1;  // of the newest checkpoint of this process; -1: none yet
   double peak_flops_ = 0.0;
   Batch batch_;
 };
-
-// Rows a rank computes at once under this recipe and grid.
-std::int64_t micro_batch_rows(const Recipe& recipe, const ProcessGrid& grid);
 
 }  // namespace openmoe

@@ -12,6 +12,20 @@
 
 namespace openmoe {
 
+std::int64_t micro_batch_rows(const Recipe& recipe, std::int64_t num_data_ranks) {
+  const std::int64_t rows = recipe.data.batch_rows / num_data_ranks;
+  return recipe.parallel.micro_batch_rows > 0 ? std::min(rows, recipe.parallel.micro_batch_rows)
+                                              : rows;
+}
+
+std::int64_t bucket_bytes(const Recipe& recipe, Device device) {
+  const std::int64_t bucket_kb = recipe.parallel.reduction_bucket_kb;
+  if (bucket_kb > 0 && device != Device::host)
+    throw UserError(concat("parallel.reduction_bucket_kb: found ", bucket_kb,
+                           ", allowed with --device cuda: 0; buckets run on --device cpu so far"));
+  return bucket_kb << 10;
+}
+
 void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t rows) {
   const std::int64_t length = batch.sequence_length;
   out.resize(rows, length);
@@ -27,17 +41,6 @@ void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t 
   copy(out.row_sources, batch.row_sources, 1);
 }
 
-namespace {
-
-// Of gradients that are reduced while the backward pass goes on; 0: after it.
-std::int64_t bucket_bytes(const Recipe& recipe, const Network& network) {
-  const bool is_possible = !recipe.parallel.update_in_backward &&
-                           network.params().params().front().grad.device == Device::host;
-  return is_possible ? recipe.parallel.reduction_bucket_kb << 10 : 0;
-}
-
-}  // namespace
-
 void sum_over_ranks(StepSums& sums, ProcessGrid& grid) {
   std::vector<double> flat = sums.flatten();
   grid.data().all_reduce_sum(flat);
@@ -52,13 +55,13 @@ TrainingStep::TrainingStep(Network& network, ProcessGrid& grid, const Recipe& re
     : network_(network),
       grid_(grid),
       recipe_(recipe),
-      reducer_(network.ops(), network.params(), grid, bucket_bytes(recipe, network)) {
+      reducer_(network.ops(), network.params(), grid,
+               bucket_bytes(recipe, network.ops().device())) {
   if (recipe.parallel.shard_update) {
     if (network.ops().device() != Device::host)
       throw UserError(
           "parallel.shard_update: found true, allowed with --device cuda: false; it runs on "
-          "--device "
-          "cpu so far");
+          "--device cpu so far");
     sharded_.emplace(network.ops(), network.params(), grid, network.tensor());
   }
   network.params().zero_gradients(network.ops());
@@ -79,6 +82,7 @@ void TrainingStep::run_micro_batches(const Batch& batch, const BatchCounts& coun
                                      const Observer& observe) {
   const std::int64_t rows = network_.model().rows();
   for (std::int64_t row = 0; row < batch.num_rows; row += rows) {
+    if (announce_) announce_(row);
     copy_rows(micro_batch_, batch, row, rows);
     if (reducer_.has_buckets() && row + rows >= batch.num_rows)
       network_.model().observe_gradients([this](Param& param) { reducer_.complete(param); });

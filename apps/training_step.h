@@ -19,6 +19,13 @@
 
 namespace openmoe {
 
+// Rows a rank computes at once under this recipe on a grid of so many data ranks.
+std::int64_t micro_batch_rows(const Recipe& recipe, std::int64_t num_data_ranks);
+
+// Of gradients that are reduced while the backward pass goes on; 0: after it. Throws UserError
+// where the device cannot do so.
+std::int64_t bucket_bytes(const Recipe& recipe, Device device);
+
 // Rows [begin, begin + rows) of `batch`; rows past its end become padding.
 void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t rows);
 
@@ -54,6 +61,10 @@ class TrainingStep {
   StepOutcome run(const Batch& batch, const BatchCounts& counts, std::int64_t step,
                   const Observer& observe = {});
 
+  // Told before each micro-batch of its first row.
+  using Announcement = std::function<void(std::int64_t)>;
+  void announce_micro_batches(Announcement announce) { announce_ = std::move(announce); }
+
   // Asked in every step whose loss is finite whether the parameters are to be updated; it must say
   // the same on every rank. Empty: always.
   using Acceptance = std::function<bool(const StepLosses&)>;
@@ -80,6 +91,7 @@ class TrainingStep {
   std::optional<ShardedUpdate> sharded_;  // parallel.shard_update
   Batch micro_batch_;
   Acceptance accepts_;
+  Announcement announce_;
   // By place in the table: rank + 1 where the gradient of the last step, if that was not finite, is
   // not finite here; else 0.
   std::vector<std::int64_t> bad_gradients_;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 namespace openmoe {
@@ -18,8 +17,8 @@ class OpObserver {
   // An op has ended that took so long; names are literals. `flops` is useful arithmetic, 0 for
   // everything bound by memory.
   virtual void add(const char* op, double seconds, double flops) = 0;
-  // The part of the network (a literal) that the next ops belong to; returns the part before.
-  virtual const char* enter(const char* part) = 0;
+  // The part of the network (a literal) that the next ops belong to.
+  virtual void enter(const char* part) = 0;
   // The next ops belong to this layer of this pass; -1: to none.
   virtual void enter_layer(std::int64_t layer, Pass pass) {
     static_cast<void>(layer);
@@ -40,9 +39,8 @@ class OpObservers : public OpObserver {
   void add(const char* op, double seconds, double flops) override {
     for (OpObserver* observer : observers_) observer->add(op, seconds, flops);
   }
-  const char* enter(const char* part) override {
+  void enter(const char* part) override {
     for (OpObserver* observer : observers_) observer->enter(part);
-    return std::exchange(part_, part);
   }
   void enter_layer(std::int64_t layer, Pass pass) override {
     for (OpObserver* observer : observers_) observer->enter_layer(layer, pass);
@@ -50,7 +48,6 @@ class OpObservers : public OpObserver {
 
  private:
   std::vector<OpObserver*> observers_;
-  const char* part_ = "other";
 };
 
 }  // namespace openmoe

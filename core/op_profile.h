@@ -26,7 +26,7 @@ class OpProfile : public OpObserver {
   // `op` must outlive the profile (the names are literals).
   void add(const char* op, double seconds, double flops) override;
   // The part of the network (a literal) that the following ops belong to.
-  const char* enter(const char* part) override { return std::exchange(part_, part); }
+  void enter(const char* part) override { part_ = part; }
   void reset() { entries_.clear(); }
   double total_seconds() const;
   // By falling time.

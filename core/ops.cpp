@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <string>
+#include <utility>
 
 namespace openmoe {
 namespace {
@@ -196,6 +197,11 @@ void check_adafactor(OpCall& call, const AdafactorScalars& scalars) {
 }
 
 }  // namespace
+
+const char* Ops::enter(const char* part) {
+  if (profile_ != nullptr) profile_->enter(part);
+  return std::exchange(part_, part);
+}
 
 void Ops::enter_layer(std::int64_t layer, Pass pass) {
   if (profile_ != nullptr) profile_->enter_layer(layer, pass);

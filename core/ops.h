@@ -110,8 +110,9 @@ class Ops {
 
   // Every op tells `profile` its time from now on; null stops. It must outlive its use.
   void set_profile(OpObserver* profile) { profile_ = profile; }
-  // The part of the network that the next ops belong to, for the profile; a literal.
-  const char* enter(const char* part) { return profile_ != nullptr ? profile_->enter(part) : part; }
+  // The part of the network that the next ops belong to, for the profile; a literal. Returns the
+  // part before.
+  const char* enter(const char* part);
   void enter_layer(std::int64_t layer, Pass pass);  // the same of the layer; -1: none
 
   // ---- memory of the device ----
@@ -289,6 +290,7 @@ class Ops {
                                  const SharedMatrix* shared) = 0;
 
   OpObserver* profile_ = nullptr;
+  const char* part_ = "other";
 };
 
 }  // namespace openmoe

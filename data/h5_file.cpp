@@ -4,53 +4,16 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 
 #include "core/base/error.h"
 #include "data/h5_handle.h"
+#include "data/h5_library.h"
 #include "data/h5_types.h"
 
 namespace openmoe {
 namespace {
 
-// One lock for the library, which may be built without thread safety. Turning off its error
-// printing is per thread in a thread-safe build, hence at every entry.
-class LibraryLock {
- public:
-  LibraryLock() : guard_(mutex()) {
-    // Handles are closed by their owners; the exit hook would retry a write that failed on a full
-    // disk.
-    static const herr_t no_exit_hook = H5dont_atexit();
-    static_cast<void>(no_exit_hook);
-    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-  }
-
- private:
-  static std::mutex& mutex() {
-    static std::mutex instance;
-    return instance;
-  }
-  std::lock_guard<std::mutex> guard_;
-};
-
 using Handle = H5Handle;
-
-// The innermost message of the library's error stack: the actual reason.
-std::string library_reason() {
-  std::string reason;
-  const auto keep_last = [](unsigned, const H5E_error2_t* error, void* out) -> herr_t {
-    if (error->desc != nullptr) *static_cast<std::string*>(out) = error->desc;
-    return 0;
-  };
-  H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_last, &reason);
-  return reason.empty() ? "no reason given by the HDF5 library" : reason;
-}
-
-[[noreturn]] void fault(const char* call, const std::string& path, const std::string& object,
-                        const std::string& reason) {
-  throw RuntimeFault(
-      concat(call, " failed on ", path, object.empty() ? "" : ", object ", object, ": ", reason));
-}
 
 }  // namespace
 
@@ -61,8 +24,7 @@ struct H5File::Impl {
   // `id` is a result of `call`; negative means failure.
   template <typename Result>
   Result check(Result id, const char* call, const std::string& object = "") const {
-    if (id < 0) fault(call, path, object, library_reason());
-    return id;
+    return h5_check(id, call, path, object);
   }
   Handle open_dataset(const std::string& name) const {
     return {check(H5Dopen2(file.get(), name.c_str(), H5P_DEFAULT), "H5Dopen2", name), H5Dclose};
@@ -151,10 +113,10 @@ std::string H5File::Impl::read_string_attribute(const Handle& object,
   const Handle attribute = open_attribute(object, object_name, name);
   const Handle type{check(H5Aget_type(attribute.get()), "H5Aget_type", name), H5Tclose};
   if (H5Tget_class(type.get()) != H5T_STRING)
-    fault("H5Aread", path, object_name + "@" + name, "the attribute is not a string");
+    h5_fault("H5Aread", path, object_name + "@" + name, "the attribute is not a string");
   const Handle space{check(H5Aget_space(attribute.get()), "H5Aget_space", name), H5Sclose};
   if (H5Sget_simple_extent_npoints(space.get()) != 1)
-    fault("H5Aread", path, object_name + "@" + name, "the attribute is not one string");
+    h5_fault("H5Aread", path, object_name + "@" + name, "the attribute is not one string");
   if (H5Tis_variable_str(type.get()) > 0) {
     char* text = nullptr;
     check(H5Aread(attribute.get(), type.get(), &text), "H5Aread", name);
@@ -172,7 +134,7 @@ Shape H5File::Impl::shape_of(const Handle& dataset, const std::string& name) con
   const int rank =
       check(H5Sget_simple_extent_ndims(space.get()), "H5Sget_simple_extent_ndims", name);
   if (rank > Shape::kMaxRank)
-    fault("H5Sget_simple_extent_ndims", path, name, concat("rank ", rank, " exceeds 4"));
+    h5_fault("H5Sget_simple_extent_ndims", path, name, concat("rank ", rank, " exceeds 4"));
   hsize_t dims[Shape::kMaxRank] = {};
   H5Sget_simple_extent_dims(space.get(), dims, nullptr);
   Shape shape;
@@ -220,7 +182,7 @@ Handle H5File::Impl::open_numbers(const std::string& name) const {
   const Handle stored{check(H5Dget_type(dataset.get()), "H5Dget_type", name), H5Tclose};
   const H5T_class_t kind = H5Tget_class(stored.get());
   if (kind != H5T_INTEGER && kind != H5T_FLOAT)
-    fault("H5Dread", path, name, "it does not hold numbers");
+    h5_fault("H5Dread", path, name, "it does not hold numbers");
   return dataset;
 }
 
@@ -233,9 +195,9 @@ void H5File::Impl::read_selection(const Handle& dataset, const std::string& name
   for (int axis = 0; axis < shape.rank; ++axis) {
     const std::int64_t begin = box.global_begin[axis], size = box.size[axis];
     if (begin < 0 || size < 0 || begin + size > shape[axis])
-      fault("H5Dread", path, name,
-            concat(axis == 0 ? std::string("rows") : concat("elements of axis ", axis), " [", begin,
-                   ", ", begin + size, ") of ", shape[axis], " were asked for"));
+      h5_fault("H5Dread", path, name,
+               concat(axis == 0 ? std::string("rows") : concat("elements of axis ", axis), " [",
+                      begin, ", ", begin + size, ") of ", shape[axis], " were asked for"));
     start[axis] = static_cast<hsize_t>(begin);
     count[axis] = static_cast<hsize_t>(size);
     memory_start[axis] = static_cast<hsize_t>(box.local_begin[axis]);
@@ -271,7 +233,7 @@ void H5File::Impl::write_attribute(const std::string& object_name, const std::st
 }
 
 H5File::H5File(const std::string& path, Mode mode) : impl_(std::make_unique<Impl>()) {
-  const LibraryLock lock;
+  const H5Lock lock;
   impl_->path = path;
   const Handle access{impl_->check(H5Pcreate(H5P_FILE_ACCESS), "H5Pcreate"), H5Pclose};
   // Files are written once under a temporary name and read by many; locks only break on network
@@ -290,7 +252,7 @@ H5File::H5File(const std::string& path, Mode mode) : impl_(std::make_unique<Impl
 
 H5File::~H5File() {
   if (impl_ == nullptr) return;
-  const LibraryLock lock;
+  const H5Lock lock;
   impl_->file.reset();
 }
 
@@ -306,21 +268,21 @@ const std::string& H5File::path() const {
 }
 
 void H5File::close() {
-  const LibraryLock lock;
+  const H5Lock lock;
   if (impl_->file.get() < 0) return;
   std::string reason;
-  if (H5Fflush(impl_->file.get(), H5F_SCOPE_GLOBAL) < 0) reason = library_reason();
-  if (impl_->file.reset() < 0 && reason.empty()) reason = library_reason();
-  if (!reason.empty()) fault("H5Fclose", impl_->path, "", reason);
+  if (H5Fflush(impl_->file.get(), H5F_SCOPE_GLOBAL) < 0) reason = h5_reason();
+  if (impl_->file.reset() < 0 && reason.empty()) reason = h5_reason();
+  if (!reason.empty()) h5_fault("H5Fclose", impl_->path, "", reason);
 }
 
 bool H5File::exists(const std::string& name) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   return impl_->link_exists(name);
 }
 
 std::vector<std::string> H5File::children(const std::string& group) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   const Handle object = impl_->open_object(group);
   H5G_info_t info;
   impl_->check(H5Gget_info(object.get(), &info), "H5Gget_info", group);
@@ -340,7 +302,7 @@ std::vector<std::string> H5File::children(const std::string& group) const {
 }
 
 void H5File::create_group(const std::string& name) {
-  const LibraryLock lock;
+  const H5Lock lock;
   if (impl_->link_exists(name)) return;
   const Handle links = impl_->link_list();
   const hid_t group =
@@ -349,7 +311,7 @@ void H5File::create_group(const std::string& name) {
 }
 
 H5File::Info H5File::info(const std::string& name) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   const Handle dataset = impl_->open_dataset(name);
   const Handle type{impl_->check(H5Dget_type(dataset.get()), "H5Dget_type", name), H5Tclose};
   Info info{impl_->shape_of(dataset, name), type_name_of(type.get()),
@@ -362,8 +324,9 @@ H5File::Info H5File::info(const std::string& name) const {
 void H5File::read(const std::string& name, Tensor dst) const {
   const Info found = info(name);
   if (!(found.shape == dst.shape))
-    fault("H5Dread", path(), name,
-          concat("its shape is ", found.shape.to_string(), ", expected ", dst.shape.to_string()));
+    h5_fault(
+        "H5Dread", path(), name,
+        concat("its shape is ", found.shape.to_string(), ", expected ", dst.shape.to_string()));
   read_rows(name, 0, dst);
 }
 
@@ -376,14 +339,14 @@ void H5File::read_rows(const std::string& name, std::int64_t begin, Tensor dst) 
   for (int axis = 1; fits && axis < dst.shape.rank; ++axis)
     fits = found.shape[axis] == dst.shape[axis];
   if (!fits)
-    fault("H5Dread", path(), name,
-          concat("its shape is ", found.shape.to_string(), ", rows of ", dst.shape.to_string(),
-                 " were expected"));
+    h5_fault("H5Dread", path(), name,
+             concat("its shape is ", found.shape.to_string(), ", rows of ", dst.shape.to_string(),
+                    " were expected"));
   if (found.type == want || (found.type != "bf16" && want != "bf16"))
     return read_raw(name, want, begin, rows, dst.data);
   // bf16 bits widen to float; no other conversion has a meaning.
   if (found.type != "bf16" || dst.dtype != DType::f32)
-    fault("H5Dread", path(), name, concat("it holds ", found.type, ", expected ", want));
+    h5_fault("H5Dread", path(), name, concat("it holds ", found.type, ", expected ", want));
   std::vector<BFloat16> bits(static_cast<std::size_t>(dst.num_elements()));
   read_raw(name, "bf16", begin, rows, bits.data());
   std::transform(bits.begin(), bits.end(), dst.as<float>(),
@@ -401,12 +364,12 @@ void H5File::read_box(const std::string& name, const Piece& box, Tensor dst) con
   const Info found = info(name);
   const std::string want = name_of(dst.dtype);
   if (found.shape.rank != size.rank)
-    fault("H5Dread", path(), name,
-          concat("its shape is ", found.shape.to_string(), ", a box of ", size.to_string(),
-                 " was expected"));
+    h5_fault("H5Dread", path(), name,
+             concat("its shape is ", found.shape.to_string(), ", a box of ", size.to_string(),
+                    " was expected"));
   if (found.type != want && (found.type == "bf16" || want == "bf16"))
-    fault("H5Dread", path(), name, concat("it holds ", found.type, ", expected ", want));
-  const LibraryLock lock;
+    h5_fault("H5Dread", path(), name, concat("it holds ", found.type, ", expected ", want));
+  const H5Lock lock;
   impl_->read_selection(impl_->open_numbers(name), name, want, box, dst.shape, dst.data);
 }
 
@@ -417,7 +380,7 @@ void H5File::write(const std::string& name, Tensor src, const H5Layout& layout) 
 
 void H5File::read_raw(const std::string& name, const std::string& type, std::int64_t begin,
                       std::int64_t rows, void* dst) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   const Handle dataset = impl_->open_numbers(name);
   Shape shape = impl_->shape_of(dataset, name);
   if (shape.rank == 0) {
@@ -433,7 +396,7 @@ void H5File::read_raw(const std::string& name, const std::string& type, std::int
 void H5File::write_raw(const std::string& name, const std::string& type, const Shape& shape,
                        const void* src, const H5Layout& layout) {
   {
-    const LibraryLock lock;
+    const H5Lock lock;
     hsize_t dims[Shape::kMaxRank] = {};
     for (int axis = 0; axis < shape.rank; ++axis) dims[axis] = static_cast<hsize_t>(shape[axis]);
     const Handle space{impl_->check(shape.rank == 0 ? H5Screate(H5S_SCALAR)
@@ -452,7 +415,7 @@ void H5File::write_raw(const std::string& name, const std::string& type, const S
 }
 
 std::vector<std::int64_t> H5File::chunk_addresses(const std::string& name) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   const Handle dataset = impl_->open_dataset(name);
   const Handle list{impl_->check(H5Dget_create_plist(dataset.get()), "H5Dget_create_plist", name),
                     H5Pclose};
@@ -475,12 +438,12 @@ std::vector<std::int64_t> H5File::chunk_addresses(const std::string& name) const
     }
   }
   if (std::find(addresses.begin(), addresses.end(), HADDR_UNDEF) != addresses.end())
-    fault("H5Dget_offset", impl_->path, name, "a part of the dataset was never written");
+    h5_fault("H5Dget_offset", impl_->path, name, "a part of the dataset was never written");
   return {addresses.begin(), addresses.end()};
 }
 
 std::int64_t H5File::chunk_rows(const std::string& name) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   const Handle dataset = impl_->open_dataset(name);
   const Handle list{impl_->check(H5Dget_create_plist(dataset.get()), "H5Dget_create_plist", name),
                     H5Pclose};
@@ -493,7 +456,7 @@ std::int64_t H5File::chunk_rows(const std::string& name) const {
 void H5File::create_growable(const std::string& name, const std::string& type,
                              const H5Layout& layout) {
   OPENMOE_CHECK(layout.chunk_rows > 0, "a growable dataset needs chunks");
-  const LibraryLock lock;
+  const H5Lock lock;
   const hsize_t none = 0;
   const hsize_t unlimited = H5S_UNLIMITED;
   const Handle space{impl_->check(H5Screate_simple(1, &none, &unlimited), "H5Screate_simple", name),
@@ -504,7 +467,7 @@ void H5File::create_growable(const std::string& name, const std::string& type,
 
 void H5File::append(const std::string& name, const void* data, std::int64_t count) {
   if (count == 0) return;
-  const LibraryLock lock;
+  const H5Lock lock;
   Handle dataset = impl_->open_dataset(name);
   const Handle stored{impl_->check(H5Dget_type(dataset.get()), "H5Dget_type", name), H5Tclose};
   const std::int64_t begin = impl_->shape_of(dataset, name)[0];
@@ -525,11 +488,11 @@ void H5File::append(const std::string& name, const void* data, std::int64_t coun
 }
 
 std::vector<std::string> H5File::read_strings(const std::string& name) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   const Handle dataset = impl_->open_dataset(name);
   const Handle type{impl_->check(H5Dget_type(dataset.get()), "H5Dget_type", name), H5Tclose};
   if (H5Tget_class(type.get()) != H5T_STRING)
-    fault("H5Dread", impl_->path, name, "it holds no strings");
+    h5_fault("H5Dread", impl_->path, name, "it holds no strings");
   const std::int64_t count = impl_->shape_of(dataset, name).num_elements();
   std::vector<std::string> values;
   if (count == 0) return values;
@@ -555,7 +518,7 @@ std::vector<std::string> H5File::read_strings(const std::string& name) const {
 }
 
 void H5File::write_strings(const std::string& name, const std::vector<std::string>& values) {
-  const LibraryLock lock;
+  const H5Lock lock;
   const Handle type = impl_->text_type();
   const auto count = static_cast<hsize_t>(values.size());
   const Handle space{impl_->check(H5Screate_simple(1, &count, nullptr), "H5Screate_simple"),
@@ -571,40 +534,40 @@ void H5File::write_strings(const std::string& name, const std::vector<std::strin
 }
 
 bool H5File::has_attribute(const std::string& object, const std::string& name) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   return H5Aexists(impl_->open_object(object).get(), name.c_str()) > 0;
 }
 
 std::string H5File::string_attribute(const std::string& object, const std::string& name) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   return impl_->read_string_attribute(impl_->open_object(object), object, name);
 }
 
 double H5File::double_attribute(const std::string& object, const std::string& name) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   return impl_->read_number_attribute<double>(object, name);
 }
 
 std::int64_t H5File::int_attribute(const std::string& object, const std::string& name) const {
-  const LibraryLock lock;
+  const H5Lock lock;
   return impl_->read_number_attribute<std::int64_t>(object, name);
 }
 
 void H5File::set_attribute(const std::string& object, const std::string& name,
                            const std::string& value) {
-  const LibraryLock lock;
+  const H5Lock lock;
   const Handle type = impl_->text_type();
   const char* text = value.c_str();
   impl_->write_attribute(object, name, type.get(), type.get(), &text);
 }
 
 void H5File::set_attribute(const std::string& object, const std::string& name, double value) {
-  const LibraryLock lock;
+  const H5Lock lock;
   impl_->write_attribute(object, name, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, &value);
 }
 
 void H5File::set_attribute(const std::string& object, const std::string& name, std::int64_t value) {
-  const LibraryLock lock;
+  const H5Lock lock;
   impl_->write_attribute(object, name, H5T_STD_I64LE, H5T_NATIVE_INT64, &value);
 }
 

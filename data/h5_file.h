@@ -1,8 +1,8 @@
 // H5File: the project's whole use of HDF5. A move-only handle, errors as RuntimeFault with file,
 // dataset and the library's own reason, or as UserError where an attribute is not the one number
 // that it should be; the library's error printing is off. One process-wide lock
-// guards the library, which may be built without thread safety. hdf5.h is included in h5_file.cpp
-// and h5_types.cpp only.
+// guards the library (h5_library.h), which may be built without thread safety. hdf5.h is included
+// in h5_*.cpp only.
 #pragma once
 
 #include <cstdint>

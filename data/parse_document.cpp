@@ -30,7 +30,8 @@ class DocumentEvents : public nlohmann::json_sax<Json> {
       document_.text = std::move(conversation_);
       return "";
     }
-    return R"(the record has none of the fields "text", "content", "conversation"; --text-field names another)";
+    return R"(the record has none of the fields "text", "content", "conversation"; )"
+           "prepare --text-field takes another";
   }
   std::size_t error_position() const { return error_position_; }
   const std::string& error_text() const { return error_text_; }

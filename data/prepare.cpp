@@ -16,6 +16,7 @@
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "data/chat.h"
+#include "data/durable_files.h"
 #include "data/ordered_pipeline.h"
 #include "data/record_reader.h"
 #include "data/shard.h"
@@ -163,8 +164,8 @@ void Preparation::install_tokenizer() {
   const std::string temporary = concat(target, ".", options_.world_rank, ".tmp");
   fs::copy_file(tokenizer_.path(), temporary, fs::copy_options::overwrite_existing, error);
   if (!error) fs::permissions(temporary, fs::perms::owner_write, fs::perm_options::add, error);
-  if (!error) fs::rename(temporary, target, error);
   if (error) throw UserError(concat(target, ": cannot be written: ", error.message()));
+  publish_file(temporary, target);
 }
 
 void Preparation::load_known_hashes() {

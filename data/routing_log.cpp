@@ -1,12 +1,6 @@
 #include "data/routing_log.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <new>
@@ -15,6 +9,7 @@
 
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "data/durable_files.h"
 #include "data/h5_file.h"
 #include "data/routing_log_json.h"
 
@@ -254,20 +249,6 @@ RoutingLog read_routing_log(const std::string& path) {
   }
 }
 
-namespace {
-
-// Before it takes its name: after a power failure a name without its content would be worse than
-// none.
-void sync_file(const std::string& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY);
-  const bool is_synced = descriptor >= 0 && ::fsync(descriptor) == 0;
-  const std::string reason = std::strerror(errno);
-  if (descriptor >= 0) ::close(descriptor);
-  if (!is_synced) throw RuntimeFault(concat("fsync of ", path, ": ", reason));
-}
-
-}  // namespace
-
 void write_routing_log(const std::string& path, const RoutingLog& log) {
   const RoutingTrace& trace = log.trace;
   const std::string part = path + ".tmp";
@@ -320,10 +301,7 @@ void write_routing_log(const std::string& path, const RoutingLog& log) {
     }
     file.close();
   }
-  sync_file(part);
-  std::error_code error;
-  std::filesystem::rename(part, path, error);
-  if (error) throw RuntimeFault(path + ": cannot be renamed into place: " + error.message());
+  publish_file(part, path);
 }
 
 }  // namespace openmoe

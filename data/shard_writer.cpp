@@ -4,6 +4,7 @@
 
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "data/durable_files.h"
 #include "data/h5_file.h"
 #include "data/shard.h"
 #include "data/shard_format.h"
@@ -146,11 +147,7 @@ void ShardWriter::finish(const ShardHeader& header) {
   write_header(file, header);
   file.close();
   impl_->file.reset();
-  std::error_code error;
-  std::filesystem::rename(impl_->temporary, impl_->path, error);
-  if (error)
-    throw RuntimeFault(concat("rename failed from ", impl_->temporary, " to ", impl_->path, ": ",
-                              error.message()));
+  publish_file(impl_->temporary, impl_->path);
 }
 
 }  // namespace openmoe

@@ -83,11 +83,7 @@ StudySource read_study_file(const std::string& name, const std::string& path,
     Document document;
     while (reader->next(record)) {
       std::int64_t offset = 0;
-      std::string problem = parse_document(record, "", document, offset);
-      // The advice of prepare, whose option this is.
-      if (const std::size_t advice = problem.find("; --text-field"); advice != std::string::npos)
-        problem.replace(advice, std::string::npos,
-                        "; rename the field, or prepare the text with --text-field and use --data");
+      const std::string problem = parse_document(record, "", document, offset);
       if (!problem.empty())
         throw UserError(
             concat(record.file, ", line ", record.line, ", byte ", offset, ": ", problem));

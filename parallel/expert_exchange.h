@@ -24,7 +24,7 @@ namespace openmoe {
 class ExpertExchange : public TokenExchange {
  public:
   // `group` are the ep ranks, and must outlive this. Every rank of it must have the same shape and
-  // route.
+  // route. Throws UserError when the route has more parts than a rank has experts.
   ExpertExchange(const ExchangeShape& shape, Communicator& group, const ExchangeRoute& route = {});
 
   std::int64_t num_local_experts() const override { return planner_.num_local_experts(); }

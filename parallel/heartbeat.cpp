@@ -43,13 +43,12 @@ std::string to_text(const Heartbeat& heartbeat, const std::string& key) {
   return concat(key, '\t', is_verdict ? "verdict" : "state", '\t', heartbeat.rank, '\t',
                 heartbeat.leaves ? 1 : 0, '\t', heartbeat.idle, '\t', state.changes, '\t',
                 state.step, '\t', state.phase, '\t', state.is_patient ? 1 : 0, '\t',
-                state.in_collective ? 1 : 0, '\t', state.group, '\t', state.verb, '\t', counts,
-                '\t', heartbeat.verdict);
+                state.in_collective ? 1 : 0, '\t', state.group, '\t', state.verb, '\t', counts);
 }
 
 std::optional<Heartbeat> parse_heartbeat(const std::string& text, const std::string& key) {
   const std::vector<std::string> fields = split(text, '\t');
-  if (fields.size() != 14 || fields[0] != key) return std::nullopt;
+  if (fields.size() != 13 || fields[0] != key) return std::nullopt;
   Heartbeat heartbeat;
   heartbeat.kind = fields[1] == "verdict" ? Heartbeat::Kind::verdict : Heartbeat::Kind::state;
   RankState& state = heartbeat.state;
@@ -69,11 +68,10 @@ std::optional<Heartbeat> parse_heartbeat(const std::string& text, const std::str
   state.verb = fields[11];
   std::istringstream counts(fields[12]);
   for (std::int64_t count; counts >> count;) state.entered.push_back(count);
-  heartbeat.verdict = fields[13];
   return heartbeat;
 }
 
-HeartbeatSocket::HeartbeatSocket() {
+HeartbeatSocket::HeartbeatSocket() : buffer_(kMaxDatagram) {
   socket_ = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   wake_ = eventfd(0, EFD_CLOEXEC);
   sockaddr_in any{};
@@ -122,15 +120,13 @@ void HeartbeatSocket::send(const std::string& text, const sockaddr_in& to) const
          reinterpret_cast<const sockaddr*>(&to), sizeof to);
 }
 
-std::string HeartbeatSocket::receive(int timeout_ms, sockaddr_in& from) const {
+std::string HeartbeatSocket::receive(int timeout_ms, sockaddr_in& from) {
   pollfd waits[] = {{socket_, POLLIN, 0}, {wake_, POLLIN, 0}};
   if (poll(waits, 2, timeout_ms) <= 0 || (waits[0].revents & POLLIN) == 0) return "";
-  std::string text(kMaxDatagram, '\0');
   socklen_t length = sizeof from;
-  const ssize_t bytes =
-      recvfrom(socket_, text.data(), text.size(), 0, reinterpret_cast<sockaddr*>(&from), &length);
-  text.resize(bytes > 0 ? static_cast<std::size_t>(bytes) : 0);
-  return text;
+  const ssize_t bytes = recvfrom(socket_, buffer_.data(), buffer_.size(), 0,
+                                 reinterpret_cast<sockaddr*>(&from), &length);
+  return {buffer_.data(), bytes > 0 ? static_cast<std::size_t>(bytes) : 0};
 }
 
 void HeartbeatSocket::wake() const {

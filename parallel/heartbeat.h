@@ -13,13 +13,12 @@
 namespace openmoe {
 
 struct Heartbeat {
-  enum class Kind { state, verdict };
+  enum class Kind { state, verdict };  // a verdict: the job ends
   Kind kind = Kind::state;
   int rank = 0;         // the sender
   bool leaves = false;  // it does not take part any more
   double idle = 0.0;    // seconds since its state last changed
   RankState state;
-  std::string verdict;  // of Kind::verdict: the job ends, for this reason
 };
 
 // Fields are separated by tabs; `key` tells a job's own datagrams from others.
@@ -40,13 +39,14 @@ class HeartbeatSocket {
   std::vector<std::string> addresses() const;
   void send(const std::string& text, const sockaddr_in& to) const;
   // Waits for a datagram, at most so long or until wake(); "" when none came.
-  std::string receive(int timeout_ms, sockaddr_in& from) const;
+  std::string receive(int timeout_ms, sockaddr_in& from);
   // Ends every receive() from now on; of any thread.
   void wake() const;
 
  private:
   int socket_ = -1;
   int wake_ = -1;
+  std::vector<char> buffer_;  // of receive()
 };
 
 std::optional<sockaddr_in> parse_address(const std::string& text);

@@ -16,7 +16,6 @@ MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
   world_ = make_world_communicator();
   MPI_Comm node = MPI_COMM_NULL;
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
-  MPI_Comm_size(node, &num_node_ranks_);
   MPI_Comm_rank(node, &node_rank_);
   MPI_Comm_free(&node);
 }

@@ -18,7 +18,6 @@ class MpiEnvironment {
   Communicator& world() { return *world_; }
   int world_rank() const { return world_->rank_in_group(); }
   int world_size() const { return world_->size(); }
-  int num_node_ranks() const { return num_node_ranks_; }  // ranks of this job on this host
   int node_rank() const { return node_rank_; }
 
   // Ends every rank of the job at once with this exit code. For faults that the other ranks cannot
@@ -27,7 +26,6 @@ class MpiEnvironment {
 
  private:
   std::unique_ptr<Communicator> world_;
-  int num_node_ranks_ = 1;
   int node_rank_ = 0;
 };
 

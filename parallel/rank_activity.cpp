@@ -13,11 +13,10 @@ void RankActivity::enter_phase(const char* phase, bool is_patient) {
   note_change();
 }
 
-const char* RankActivity::enter(const char* part) {
+void RankActivity::enter(const char* part) {
   const std::lock_guard lock(mutex_);
   part_ = part;
   note_change();
-  return part;
 }
 
 void RankActivity::enter_layer(std::int64_t layer, Pass pass) {

@@ -34,7 +34,7 @@ class RankActivity : public CollectiveObserver, public OpObserver {
   void begin_collective(const CollectiveCall& call) override;
   void end_collective(const CollectiveCall& call, double seconds) override;
   void add(const char*, double, double) override { note_change(); }
-  const char* enter(const char* part) override;
+  void enter(const char* part) override;
   void enter_layer(std::int64_t layer, Pass pass) override;
 
   RankState state() const;

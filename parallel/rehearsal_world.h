@@ -14,6 +14,7 @@ struct RehearsalGrid {
   std::int64_t world_rank = 0;  // whose part is played
 
   std::int64_t ranks() const { return dp * ep * tp; }
+  std::int64_t num_data_ranks() const { return dp * ep; }
 };
 
 // The world of a ProcessGrid of these degrees, whose splits (data, expert, replicas, tensor, in the

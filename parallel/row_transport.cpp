@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <numeric>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -21,18 +22,6 @@ std::string host_name() {
   std::array<char, 256> name{};
   if (gethostname(name.data(), name.size() - 1) != 0) return "unknown";
   return name.data();
-}
-
-// Ranks of each host where they lie in equal stretches; else 0.
-std::int64_t equal_stretch(const std::vector<std::string>& hosts) {
-  std::size_t length = 1;
-  while (length < hosts.size() && hosts[length] == hosts[0]) ++length;
-  if (hosts.size() % length != 0) return 0;
-  for (std::size_t r = 0; r < hosts.size(); ++r) {
-    const bool begins = r % length == 0;
-    if (r > 0 && (hosts[r] == hosts[r - 1]) == begins) return 0;
-  }
-  return static_cast<std::int64_t>(length);
 }
 
 class DirectTransport : public RowTransport {
@@ -253,16 +242,29 @@ class TwoLevelTransport : public BufferedTransport {
 
 }  // namespace
 
+std::int64_t equal_stretch(const std::vector<std::string>& hosts) {
+  std::size_t length = 1;
+  while (length < hosts.size() && hosts[length] == hosts[0]) ++length;
+  if (hosts.size() % length != 0) return 0;
+  std::set<std::string> seen;
+  for (std::size_t r = 0; r < hosts.size(); ++r) {
+    const bool begins = r % length == 0;
+    if (begins ? !seen.insert(hosts[r]).second : hosts[r] != hosts[r - 1]) return 0;
+  }
+  return static_cast<std::int64_t>(length);
+}
+
+std::int64_t ranks_per_host(Communicator& group) {
+  return equal_stretch(group.all_gather(host_name()));
+}
+
 ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group) {
   const std::int64_t parts = config.exchange_parts;
   if (config.exchange == ExchangeKind::direct || config.exchange == ExchangeKind::fixed_capacity)
     return {config.exchange, 1, parts};
   const std::int64_t size = group.size();
   std::int64_t per_node = config.ranks_per_node;
-  if (per_node == 0) {
-    const std::vector<std::string> hosts = group.all_gather(host_name());
-    per_node = equal_stretch(hosts);
-  }
+  if (per_node == 0) per_node = ranks_per_host(group);
   const bool is_even = per_node > 0 && size % per_node == 0;
   if (config.exchange == ExchangeKind::two_level && !is_even)
     throw UserError(

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "core/arena.h"
 #include "core/config/recipe.h"
@@ -27,6 +29,12 @@ struct ExchangeRoute {
 // stretches on several hosts, more than one on each. Collective over the group. Throws the same
 // UserError on all of its ranks when the nodes are not equal stretches and two_level was asked for.
 ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group);
+
+// How many ranks of the group are on each host, where every host has one equal stretch of them;
+// else 0. Collective over the group.
+std::int64_t ranks_per_host(Communicator& group);
+// The same of the hosts of ranks, by rank.
+std::int64_t equal_stretch(const std::vector<std::string>& hosts);
 
 class RowTransport {
  public:

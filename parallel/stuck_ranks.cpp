@@ -11,13 +11,6 @@ namespace {
 constexpr double kPatience = 10.0;  // of patient phases, and with ranks that show progress
 constexpr std::size_t kMaxListed = 8;
 
-std::string join(const std::vector<int>& ranks) {
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (std::size_t i = 0; i < ranks.size() && i < kMaxListed; ++i)
-    text += (i > 0 ? ", " : "") + std::to_string(ranks[i]);
-  return ranks.size() > kMaxListed ? concat(text, ", ... (", ranks.size(), " ranks)") : text;
-}
-
 class Judge {
  public:
   Judge(const std::vector<RankSign>& signs, const JobGroups& groups,
@@ -25,8 +18,20 @@ class Judge {
       : signs_(signs), groups_(groups), names_(names), limits_(limits) {}
 
   std::string verdict() const {
-    const std::vector<int> silent = find(
-        [&](const RankSign& sign) { return !sign.has_left && sign.silence >= limits_.silence; });
+    const std::string of_heard = verdict_of_heard();
+    if (!of_heard.empty()) return of_heard;
+    const std::vector<int> idle =
+        find([&](const RankSign& of) { return !of.has_left && of.idle >= limits_.idle; });
+    const std::vector<int> unheard =
+        find([&](const RankSign& of) { return !of.was_heard && is_silent(of); });
+    if (idle.empty() || unheard.empty()) return "";
+    return describe(unheard, [&](int r) { return unheard_text(r); });
+  }
+
+ private:
+  std::string verdict_of_heard() const {
+    const std::vector<int> silent =
+        find([&](const RankSign& of) { return of.was_heard && is_silent(of); });
     if (!silent.empty()) return describe(silent, [&](int r) { return silent_text(r); });
     // A rank that computes, reads or loops is at fault itself; one in a collective may wait for
     // another.
@@ -37,8 +42,8 @@ class Judge {
     return collective_verdict();
   }
 
- private:
   const RankSign& sign(int r) const { return signs_[static_cast<std::size_t>(r)]; }
+  bool is_silent(const RankSign& of) const { return !of.has_left && of.silence >= limits_.silence; }
   bool is_idle(const RankSign& of) const {
     return of.idle >= limits_.idle * (of.state.is_patient ? kPatience : 1.0);
   }
@@ -64,7 +69,6 @@ class Judge {
   std::vector<int> missing(int r) const {
     std::vector<int> ranks;
     const int group = group_of(r);
-    if (group < 0) return ranks;
     for (const int member : groups_.groups[static_cast<std::size_t>(group)].world_ranks)
       if (entered(member, group) < number(r)) ranks.push_back(member);
     return ranks;
@@ -78,6 +82,11 @@ class Judge {
       std::vector<int> path = {start};
       for (;;) {
         const int r = path.back();
+        if (group_of(r) < 0) {
+          // Whom it waits for cannot be told, and they may well make progress.
+          if (sign(r).idle < kPatience * limits_.idle) break;
+          return describe({r}, [&](int rank) { return unknown_text(rank); });
+        }
         const std::vector<int> late = missing(r);
         if (late.empty()) return unfinished_text(r);
         const int next = late.front();
@@ -100,10 +109,10 @@ class Judge {
     const int group = group_of(r);
     const RankState& state = sign(r).state;
     if (state.group < 0) return "no collective so far";
-    if (group < 0) return concat(state.verb, " of a group of its own");
+    if (group < 0) return concat(state.verb, " of a group that the watchdog does not know");
     const auto& of = groups_.groups[static_cast<std::size_t>(group)];
     return concat(state.verb, ", call ", number(r), " of group ", of.name, " (",
-                  join(of.world_ranks), ")");
+                  list_ranks(of.world_ranks), ")");
   }
   std::string place(int r) const {
     const RankState& state = sign(r).state;
@@ -115,6 +124,16 @@ class Judge {
     return concat(place(r), ": no sign of life for ", std::lround(sign(r).silence),
                   " s: its process was stopped or killed, or its host is gone; when last heard ",
                   sign(r).state.in_collective ? "in " : "after ", last_collective(r));
+  }
+  std::string unheard_text(int r) const {
+    return concat(names_[static_cast<std::size_t>(r)], ": never heard of in ",
+                  std::lround(sign(r).silence),
+                  " s: its process was stopped or killed, its host is gone, or UDP does not reach "
+                  "rank 0 from there");
+  }
+  std::string unknown_text(int r) const {
+    return concat(place(r), ": ", std::lround(sign(r).idle), " s in ", last_collective(r),
+                  ": one of its ranks does not enter the call, which cannot be told from here");
   }
   std::string busy_text(int r) const {
     return concat(place(r), ": no progress for ", std::lround(sign(r).idle),
@@ -148,7 +167,8 @@ class Judge {
         waiting.push_back(static_cast<int>(r));
     }
     if (!waiting.empty())
-      text += concat("\n  waiting: ", join(waiting), ", in ", last_collective(waiting.front()));
+      text +=
+          concat("\n  waiting: ", list_ranks(waiting), ", in ", last_collective(waiting.front()));
     return text;
   }
 
@@ -159,6 +179,13 @@ class Judge {
 };
 
 }  // namespace
+
+std::string list_ranks(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (std::size_t i = 0; i < ranks.size() && i < kMaxListed; ++i)
+    text += (i > 0 ? ", " : "") + std::to_string(ranks[i]);
+  return ranks.size() > kMaxListed ? concat(text, ", ... (", ranks.size(), " ranks)") : text;
+}
 
 int JobGroups::find(int rank, int own_index) const {
   const auto& own = groups_of_rank[static_cast<std::size_t>(rank)];

@@ -26,6 +26,7 @@ struct JobGroups {
 // What is known of one rank. Times are in seconds.
 struct RankSign {
   bool has_left = false;  // it said so, and expects no call of others any more
+  bool was_heard = true;  // ever; false: nothing is known but its silence
   double silence = 0.0;   // since it was last heard of
   double idle = 0.0;      // since its state last changed
   RankState state;
@@ -37,8 +38,13 @@ struct StuckLimits {
 };
 
 // One sentence or more that name the ranks at fault with their last collective; empty when none is.
+// A rank that was never heard may do well behind its firewall: it is at fault only where another
+// stands still and none of those that were heard explains that.
 // `names` are what ranks are called, by rank.
 std::string describe_stuck(const std::vector<RankSign>& signs, const JobGroups& groups,
                            const std::vector<std::string>& names, const StuckLimits& limits);
+
+// "rank 3", "ranks 0, 1, 2"; of many the first, and how many they are.
+std::string list_ranks(const std::vector<int>& ranks);
 
 }  // namespace openmoe

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <map>
+#include <mutex>
 #include <random>
 #include <sstream>
 #include <thread>
@@ -22,7 +23,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Seconds between heartbeats: rank 0 gets some 500 a second at most; a quarter of shorter limits.
+// Seconds between heartbeats of a rank: 0.2 up to 100 ranks, of which rank 0 gets at most 500 a
+// second up to 500 ranks, and one of each with more. A quarter of the limit of silence if shorter.
 constexpr double kMinPeriod = 0.2, kMaxPeriod = 1.0, kPeriodPerRank = 0.002;
 constexpr double kContact = 15.0;  // seconds until rank 0 says whom it has never heard of
 constexpr int kRepeats = 3;        // of what must not be lost
@@ -51,7 +53,7 @@ JobGroups read_groups(const std::vector<std::string>& ranks, std::vector<std::st
     std::vector<int>& own = job.groups_of_rank.emplace_back();
     for (std::string line; std::getline(lines, line);) {
       const auto [at, is_new] = known.emplace(line, static_cast<int>(job.groups.size()));
-      if (is_new) job.groups.push_back({line.substr(0, line.find(' ')), {}});
+      if (is_new) job.groups.push_back({line.substr(0, line.rfind(' ')), {}});
       job.groups[static_cast<std::size_t>(at->second)].world_ranks.push_back(static_cast<int>(r));
       own.push_back(at->second);
     }
@@ -81,7 +83,7 @@ class Watchdog::Impl {
  public:
   Impl(Communicator& world, const std::string& name, const CollectiveObservers& observers,
        const RankActivity& activity, const StuckLimits& limits)
-      : rank_(world.rank_in_group()), activity_(activity), limits_(limits) {
+      : rank_(world.rank_in_group()), observers_(observers), activity_(activity), limits_(limits) {
     std::string contact;
     if (rank_ == 0) {
       contact = std::to_string(std::random_device()());
@@ -109,6 +111,14 @@ class Watchdog::Impl {
     leaves_.store(true);
     socket_.wake();
     thread_.join();
+  }
+
+  void learn_groups(Communicator& world) {
+    const std::string& name = names_[static_cast<std::size_t>(rank_)];
+    std::vector<std::string> names;
+    JobGroups groups = read_groups(world.all_gather(describe_rank(name, observers_)), names);
+    const std::lock_guard lock(groups_mutex_);
+    groups_ = std::move(groups);
   }
 
  private:
@@ -172,8 +182,7 @@ class Watchdog::Impl {
                     .rank = rank_,
                     .leaves = leaves_.load(),
                     .idle = seconds_between(changed_, now),
-                    .state = own_,
-                    .verdict = ""},
+                    .state = own_},
                    key_);
   }
 
@@ -196,11 +205,19 @@ class Watchdog::Impl {
   }
 
   RankSign sign_of(const Peer& peer, Clock::time_point now) const {
-    const double silence = peer.was_heard ? seconds_between(peer.heard, now) : 0.0;
-    return {peer.last.leaves, silence, peer.last.idle + silence, peer.last.state};
+    const double silence = seconds_between(peer.heard, now);
+    return {.has_left = peer.last.leaves,
+            .was_heard = peer.was_heard,
+            .silence = silence,
+            .idle = peer.was_heard ? peer.last.idle + silence : 0.0,
+            .state = peer.last.state};
   }
   RankSign own_sign(Clock::time_point now) const {
-    return {false, 0.0, seconds_between(changed_, now), own_};
+    return {.idle = seconds_between(changed_, now), .state = own_};
+  }
+  std::string describe(const std::vector<RankSign>& signs) const {
+    const std::lock_guard lock(groups_mutex_);
+    return describe_stuck(signs, groups_, names_, limits_);
   }
 
   void judge(Clock::time_point now) {
@@ -227,23 +244,14 @@ class Watchdog::Impl {
                  names_[static_cast<std::size_t>(unheard.front())], " and ", unheard.size() - 1,
                  " others; is UDP between the hosts closed? They watch themselves alone\n"));
     }
-    // A rank that was never heard may be well behind its firewall, unless somebody stands still.
-    const auto stands_still = [&](const RankSign& sign) { return sign.idle >= limits_.idle; };
-    if (!unheard.empty() && std::none_of(signs.begin(), signs.end(), stands_still)) return;
-    for (const int r : unheard)
-      signs[static_cast<std::size_t>(r)].silence = seconds_between(started_, now);
-    const std::string verdict = describe_stuck(signs, groups_, names_, limits_);
+    const std::string verdict = describe(signs);
     // Twice in a row: one snapshot of ranks at different moments may mislead.
     const bool was_suspected = std::exchange(is_suspected_, !verdict.empty());
     if (verdict.empty() || !was_suspected) return;
     for (int i = 0; i < kRepeats; ++i)
-      send_all(to_text({.kind = Heartbeat::Kind::verdict,
-                        .rank = 0,
-                        .leaves = false,
-                        .idle = 0.0,
-                        .state = {},
-                        .verdict = "stuck"},
-                       key_));
+      send_all(to_text(
+          {.kind = Heartbeat::Kind::verdict, .rank = 0, .leaves = false, .idle = 0.0, .state = {}},
+          key_));
     end_process(rank_, verdict);
   }
 
@@ -253,24 +261,26 @@ class Watchdog::Impl {
     std::vector<RankSign> signs(peers_.size());
     signs[0] = root;
     signs[static_cast<std::size_t>(rank_)] = own_sign(now);
-    end_process(rank_, describe_stuck(signs, groups_, names_, limits_));
+    end_process(rank_, describe(signs));
   }
 
   void judge_self(Clock::time_point now) const {
     std::vector<RankSign> signs(peers_.size());
     signs[static_cast<std::size_t>(rank_)] = own_sign(now);
     if (own_.in_collective) return;  // a victim, as far as can be seen from here
-    const std::string verdict = describe_stuck(signs, groups_, names_, limits_);
+    const std::string verdict = describe(signs);
     if (!verdict.empty()) end_process(rank_, verdict);
   }
 
   int rank_;
+  const CollectiveObservers& observers_;  // of the main thread
   const RankActivity& activity_;
   StuckLimits limits_;
   HeartbeatSocket socket_;
   std::string key_;
   std::vector<sockaddr_in> candidates_;  // of rank 0, until it answers
   std::vector<std::string> names_;
+  mutable std::mutex groups_mutex_;
   JobGroups groups_;
   std::atomic<bool> leaves_{false};
   // Of the thread from here on.
@@ -288,5 +298,9 @@ Watchdog::Watchdog(Communicator& world, const std::string& name,
     : impl_(std::make_unique<Impl>(world, name, observers, activity, limits)) {}
 
 Watchdog::~Watchdog() = default;
+
+void Watchdog::learn_groups(Communicator& world) {
+  impl_->learn_groups(world);
+}
 
 }  // namespace openmoe

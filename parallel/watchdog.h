@@ -25,6 +25,8 @@ class Watchdog {
            const RankActivity& activity, const StuckLimits& limits);
   // This rank leaves: nobody is to wait for it.
   ~Watchdog();
+  // Groups that were made after it. Collective over the same world.
+  void learn_groups(Communicator& world);
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 

@@ -23,7 +23,7 @@ def plan(machine, model, gpus, ep, tp, more):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return json.loads(done.stdout)
-    if done.returncode == 2:  # it does not fit the grid, or the machine
+    if done.returncode == 2 and "does not fit" in done.stderr:  # the grid, or the machine
         return None
     sys.exit(done.stderr)
 
@@ -37,7 +37,7 @@ def fastest(machine, model, gpus, more=()):
 
 def row(name, gpus, of):
     if of is None:
-        return f"| {name} | {gpus} | none fits | | | | | | | |"
+        return f"| {name} | {gpus} | none fits | | | | | | | | |"
     grid, time = of["grid"], of["time"]
     step = time["step_seconds"]
 

@@ -186,7 +186,15 @@ void check_objectives(const Checker& check) {
 
 void check_update(const Checker& check) {
   const ParallelConfig& parallel = check.recipe.parallel;
-  if (!check.errors.clean({"parallel.shard_update"}) || !parallel.shard_update) return;
+  if (!check.errors.clean(
+          {"parallel.shard_update", "parallel.update_in_backward", "parallel.reduction_bucket_kb"}))
+    return;
+  if (parallel.update_in_backward && parallel.reduction_bucket_kb > 0)
+    check.fail("parallel.reduction_bucket_kb",
+               concat("found ", parallel.reduction_bucket_kb,
+                      ", allowed: 0, since parallel.update_in_backward reduces every gradient on "
+                      "its own; set that to false, or this to 0"));
+  if (!parallel.shard_update) return;
   if (parallel.update_in_backward)
     check.fail("parallel.shard_update",
                "found true, allowed: false, since parallel.update_in_backward updates every "

@@ -2,30 +2,20 @@
 // innermost, then each --set; every layer writes the keys it has over the struct, so a wrong value
 // is blamed on the layer that holds it.
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <map>
 #include <type_traits>
 
 #include "core/base/check.h"
 #include "core/base/error.h"
-#include "core/config/enum_names.h"
 #include "core/config/fields.h"
 #include "core/config/json_document.h"
+#include "core/config/layer_reader.h"
 #include "core/config/recipe_check.h"
 #include "core/config/recipe_io.h"
 
 namespace openmoe {
 namespace {
-
-template <typename T>
-struct IsVector : std::false_type {};
-template <typename T>
-struct IsVector<std::vector<T>> : std::true_type {};
-
-std::string join(const std::string& path, const std::string& key) {
-  return path.empty() ? key : path + "." + key;
-}
 
 // Full path of the key called `leaf` in another section, or "".
 std::string find_in_other_section(const std::string& leaf) {
@@ -34,142 +24,12 @@ std::string find_in_other_section(const std::string& leaf) {
     using Section = std::remove_cvref_t<decltype(std::declval<Recipe>().*member)>;
     if constexpr (std::is_class_v<Section> && !std::is_same_v<Section, std::string>) {
       visit_fields(std::type_identity<Section>(), [&](const char* key, auto&&...) {
-        if (key == leaf) found = join(section, key);
+        if (key == leaf) found = concat(section, ".", key);
       });
     }
   });
   return found;
 }
-
-std::string describe_range(const FieldRule& rule, bool integer) {
-  std::string kind = integer ? "an integer" : "a number";
-  const auto number = [](double value) { return concat(static_cast<std::int64_t>(value)); };
-  if (rule.above) return kind + " above " + number(rule.min);
-  if (rule.min > std::numeric_limits<double>::lowest() && rule.max < rules::kMaxCount)
-    return kind + " from " + number(rule.min) + " to " + number(rule.max);
-  if (rule.min > std::numeric_limits<double>::lowest())
-    return kind + " of at least " + number(rule.min);
-  return kind;
-}
-
-template <typename Enum>
-std::string describe_names() {
-  std::string text;
-  for (const std::string_view name : EnumNames<Enum>::values)
-    text += (text.empty() ? "\"" : ", \"") + std::string(name) + "\"";
-  return text;
-}
-
-// Writes the keys of one layer over a struct.
-class LayerReader {
- public:
-  LayerReader(std::string origin, bool is_override, ConfigErrors& errors,
-              std::map<std::string, std::string>& origins)
-      : origin_(std::move(origin)), is_override_(is_override), errors_(errors), origins_(origins) {}
-
-  template <typename T>
-  void read_object(const Json& json, const std::string& path, T& object) {
-    if (!json.is_object()) return fail(path, json, "an object { ... }");
-    std::vector<std::string> known;
-    visit_fields(std::type_identity<T>(),
-                 [&](const char* key, auto member, const FieldRule& rule, const char*) {
-                   known.emplace_back(key);
-                   const auto found = json.find(key);
-                   const std::string field_path = join(path, key);
-                   if (found == json.end()) {
-                     if (rule.required && !is_override_)
-                       errors_.add(origin_, field_path, "is missing; it has no default");
-                     return;
-                   }
-                   origins_[field_path] = origin_;
-                   read(*found, field_path, rule, object.*member);
-                 });
-    for (const auto& item : json.items())
-      if (std::find(known.begin(), known.end(), item.key()) == known.end())
-        report_unknown(item.key(), item.value(), path, known);
-  }
-
- private:
-  template <typename T>
-  void read(const Json& json, const std::string& path, const FieldRule& rule, T& field) {
-    if constexpr (std::is_same_v<T, bool>) {
-      if (!json.is_boolean()) return fail(path, json, "true or false");
-      field = json.template get<bool>();
-    } else if constexpr (std::is_enum_v<T>) {
-      if (!json.is_string() || !parse_enum(json.template get_ref<const std::string&>(), field))
-        fail(path, json, "one of " + describe_names<T>());
-    } else if constexpr (std::is_same_v<T, std::string>) {
-      if (!json.is_string()) return fail(path, json, "a string");
-      field = json.template get<std::string>();
-    } else if constexpr (std::is_arithmetic_v<T>) {
-      read_number(json, path, rule, field);
-    } else if constexpr (IsVector<T>::value) {
-      read_list(json, path, field);
-    } else {
-      read_object(json, path, field);
-    }
-  }
-
-  template <typename T>
-  void read_number(const Json& json, const std::string& path, const FieldRule& rule, T& field) {
-    constexpr bool kInteger = std::is_integral_v<T>;
-    const std::string allowed = describe_range(rule, kInteger);
-    if (!json.is_number()) return fail(path, json, allowed);
-    const double value = json.get<double>();
-    const bool in_range = (rule.above ? value > rule.min : value >= rule.min) && value <= rule.max;
-    if (!in_range || (kInteger && value != std::floor(value))) return fail(path, json, allowed);
-    field = static_cast<T>(value);  // exact: the rules keep integers within 2^53
-  }
-
-  // A list replaces the one before it. In an override an object with indices as keys edits elements
-  // in place.
-  template <typename T>
-  void read_list(const Json& json, const std::string& path, std::vector<T>& list) {
-    if (is_override_ && json.is_object()) return edit_list(json, path, list);
-    if (!json.is_array()) return fail(path, json, "a list [ ... ]");
-    list.assign(json.size(), T{});
-    for (std::size_t i = 0; i < json.size(); ++i)
-      read_object(json[i], path + "[" + std::to_string(i) + "]", list[i]);
-  }
-
-  template <typename T>
-  void edit_list(const Json& json, const std::string& path, std::vector<T>& list) {
-    for (const auto& item : json.items()) {
-      std::size_t index = list.size();
-      for (std::size_t i = 0; i < list.size(); ++i)
-        if (std::to_string(i) == item.key()) index = i;
-      if (index == list.size())
-        errors_.add(origin_, path,
-                    concat("found index ", item.key(), ", allowed: 0 to ",
-                           static_cast<std::int64_t>(list.size()) - 1));
-      else
-        read_object(item.value(), path + "[" + item.key() + "]", list[index]);
-    }
-  }
-
-  void fail(const std::string& path, const Json& found, const std::string& allowed) {
-    errors_.add(origin_, path, "found " + describe_json(found) + ", allowed: " + allowed);
-  }
-
-  void report_unknown(const std::string& key, const Json& value, const std::string& path,
-                      const std::vector<std::string>& known) {
-    std::string text = "unknown key (its value is " + describe_json(value) + ")";
-    const std::string elsewhere = find_in_other_section(key);
-    const std::string nearest = nearest_name(key, known);
-    if (!elsewhere.empty())
-      text += "; did you mean " + elsewhere;
-    else if (!nearest.empty())
-      text += "; did you mean " + join(path, nearest);
-    std::string all;
-    for (const std::string& name : known) all += (all.empty() ? "" : ", ") + name;
-    errors_.add(origin_, join(path, key), text + "; known here: " + all);
-  }
-
-  std::string origin_;
-  bool is_override_;
-  ConfigErrors& errors_;
-  std::map<std::string, std::string>& origins_;
-};
 
 class RecipeLoader {
  public:
@@ -251,7 +111,8 @@ class RecipeLoader {
   }
 
   void add_layer(const Json& json, const std::string& origin, bool is_override) {
-    LayerReader(origin, is_override, errors_, origins_).read_object(json, "", recipe_);
+    LayerReader({origin, is_override, errors_, &origins_, find_in_other_section})
+        .read_object(json, "", recipe_);
   }
 
   // {"a": {"b": value}} of path a.b

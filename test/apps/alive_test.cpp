@@ -5,6 +5,7 @@
 
 #include "apps/loss_spikes.h"
 #include "apps/step_trace.h"
+#include "apps/straggler.h"
 #include "test/support/background_job.h"
 #include "test/support/catch.h"
 #include "test/support/tiny_run.h"
@@ -31,9 +32,9 @@ std::vector<json> metrics(const std::string& run) {
 
 // Sends a signal to one rank of a long job of four and returns what the job printed.
 std::string disturb(const std::string& run, int rank, int signal, const std::string& settings,
-                    int& exit_code, double& seconds) {
+                    int& exit_code, double& seconds, const std::string& environment = "") {
   BackgroundJob job(4, tiny_training(run, "--ep 2 --set run.num_steps=100000 " + settings),
-                    run + ".txt");
+                    run + ".txt", environment);
   REQUIRE(job.wait_until([&] { return num_rows(run) >= 5; }));
   const pid_t target = job.pid_of_rank(rank);
   REQUIRE(target > 0);
@@ -75,6 +76,19 @@ TEST_CASE("a killed rank ends the whole job", "[watchdog]") {
   std::printf("a killed rank ended the job after %.1f s\n", seconds);
 }
 
+TEST_CASE("a killed rank ends the job where the launcher lets the others go on", "[watchdog]") {
+  const TemporaryFolder folder;
+  int exit_code = 0;
+  double seconds = 0.0;
+  const std::string output = disturb(folder / "run", 1, SIGKILL, "", exit_code, seconds,
+                                     "OMPI_MCA_orte_enable_recovery=1 ");
+  INFO(output);
+  CHECK(exit_code > 0);
+  CHECK(seconds > 10.0);  // it was not the launcher
+  CHECK(seconds < 30.0);
+  CHECK(has(output, "the job is stuck: rank 1 (dp 0, ep 1, tp 0), step "));
+}
+
 TEST_CASE("a rank whose parameters differ from its replicas' is found", "[replicas]") {
 #ifndef OPENMOE_DAMAGED_MPI
   WARN("built for a sanitizer, whose library cannot be combined with the one that damages sums");
@@ -94,6 +108,19 @@ TEST_CASE("a rank whose parameters differ from its replicas' is found", "[replic
   const CommandResult unseen = damaged(folder / "unseen", "--set run.replica_check_every=0");
   CHECK(unseen.exit_code == 0);
 #endif
+}
+
+TEST_CASE("the slowest rank is the one that computes longest, beside the median", "[straggler]") {
+  const Straggler third = slowest_of({1.0, 1.0, 3.0, 1.0});
+  CHECK(third.world_rank == 2);
+  CHECK(third.seconds == 3.0);
+  CHECK(third.share() == 3.0);
+  CHECK(third.is_notable());
+  const Straggler second = slowest_of({1.0, 1.2});
+  CHECK(second.world_rank == 1);
+  CHECK(second.share() == 1.2);  // of two ranks the faster one is the median
+  CHECK(!second.is_notable());
+  CHECK(slowest_of({0.0}).share() == 1.0);
 }
 
 TEST_CASE("the slowest rank stands in the metrics of every interval", "[straggler]") {
@@ -163,7 +190,20 @@ TEST_CASE("spikes are skipped or rewound from, and nothing depends on interrupti
     if (row.contains("skipped")) CHECK(row.at("spike_z").get<double>() > 1.5);
 
   // Leaving out the one batch of a spike is the same whether its update was not made or was undone.
-  const CommandResult rewinding = train(2, folder / "rewind", common + "rewind" + whole);
+  // A step between a checkpoint and a spike is done twice, and traced into one file.
+  const auto again = std::find_if(spikes.begin(), spikes.end(), [&](std::int64_t spike) {
+    return spike % 7 != 0 && !spikes.contains(spike - 1);
+  });
+  REQUIRE(again != spikes.end());
+  const std::string traced = "step " + std::to_string(*again - 1);
+  const std::string trace = " --trace " + (folder / "trace") + " --trace-step ";
+  const CommandResult rewinding =
+      train(2, folder / "rewind", common + "rewind" + whole + trace + std::to_string(*again - 1));
+  CHECK(has(rewinding.output, "trace of " + traced + " in "));
+  const json file = json::parse(std::ifstream(folder / "trace/rank-00000.json"));
+  const json& events = file.at("traceEvents");
+  CHECK(std::count_if(events.begin(), events.end(),
+                      [&](const json& event) { return event.at("name") == traced; }) == 1);
   const std::vector<json> rewound = metrics(folder / "rewind");
   REQUIRE(rewound.size() == 60);
   CHECK(skipped(rewound) == spikes);
@@ -181,7 +221,11 @@ TEST_CASE("spikes are skipped or rewound from, and nothing depends on interrupti
     CHECK(metrics(run) == (policy == "skip" ? expected : rewound));
   }
 
-  train(2, folder / "wide", common + "rewind --set run.spike_batches=3" + whole);
+  const CommandResult wide_run = train(2, folder / "wide",
+                                       common + "rewind --set run.spike_batches=3" + whole + trace +
+                                           std::to_string(*spikes.begin()));
+  CHECK(
+      has(wide_run.output, "which --trace asks for, is left out; its trace is of the time before"));
   const std::vector<json> wide = metrics(folder / "wide");
   const std::set<std::int64_t> left_out = skipped(wide);
   const std::int64_t first = *spikes.begin();
@@ -220,7 +264,7 @@ TEST_CASE("a step is traced on every rank, and only that step", "[trace]") {
     for (const json& event : file.at("traceEvents"))
       if (event.at("name") == "step 3") step_end = event.at("dur").get<double>();
     REQUIRE(step_end > 0.0);
-    double exchange = 0.0;
+    std::vector<TimeSpan> exchange;
     for (const json& event : file.at("traceEvents")) {
       CHECK(event.at("pid") == rank);
       if (event.at("ph") == "M") continue;
@@ -229,14 +273,20 @@ TEST_CASE("a step is traced on every rank, and only that step", "[trace]") {
       CHECK(event.at("ts").get<double>() + event.at("dur").get<double>() <= step_end + 1.0);
       const std::string name = event.at("name");
       names.insert(name);
-      if (name.starts_with("expert: all_to_all")) exchange += event.at("dur").get<double>();
+      if (event.at("cat") == "rows under way") {
+        const double begin = event.at("ts");
+        exchange.emplace_back(begin, begin + event.at("dur").get<double>());
+      }
     }
     for (const char* name : {"forward of layer 0", "backward of layer 1", "attention", "experts",
                              "head", "gradient reduction", "optimizer", "grouped_matmul_forward",
-                             "expert: all_to_all_rows", "data: all_reduce_sum of f32"})
+                             "expert: start of all_to_all_rows", "expert: wait for all_to_all_rows",
+                             "expert: all_to_all", "data: all_reduce_sum of f32"})
       CHECK(names.contains(name));
     const json& summary = file.at("otherData");
-    CHECK(summary.at("exchange_ms").get<double>() == Approx(1e-3 * exchange).epsilon(0.01));
+    CHECK(exchange.size() == 5);  // counts, and rows there and back in both passes
+    CHECK(summary.at("exchange_ms").get<double>() ==
+          Approx(1e-3 * covered_seconds(exchange)).epsilon(0.01));
     CHECK(summary.at("exposed_exchange_ms").get<double>() <=
           summary.at("exchange_ms").get<double>() + 1e-6);
     CHECK(summary.at("step_ms").get<double>() == Approx(1e-3 * step_end));

@@ -237,7 +237,7 @@ TEST_CASE("analyze refuses what it cannot analyse with one message", "[analyze]"
   write_file(folder / "file", "");
   write_file(folder / "body.jsonl", "{\"body\": \"text\"}\n");
   refused(folder / "a/run" + " --input " + folder / "body.jsonl",
-          "prepare the text with --text-field and use --data");
+          "prepare --text-field takes another");
   refused(folder / "a/run" + data + " --write-logs " + folder / "file", "--write-logs ");
   refused("a/b=" + folder / "a/run" + data + " --write-logs " + folder / "logs", "choose another");
 

@@ -119,7 +119,7 @@ TEST_CASE("plan knows the collectives of grids of thousands of ranks", "[plan]")
   // In each of the four layers rows go to experts and back, forward and backward: 160 slots of
   // 4,096 positions in each of 32 experts, in bf16 and an eighth of the width; what stays on the
   // rank does not travel.
-  CHECK(bytes("expert", "all_to_all_rows") == 4LL * 4 * 31 * 160 * 256 * 2);
+  CHECK(bytes("expert", "start of all_to_all_rows") == 4LL * 4 * 31 * 160 * 256 * 2);
 }
 
 namespace {
@@ -180,6 +180,28 @@ TEST_CASE("plan's time is that of its arithmetic and of the links that groups cr
   CHECK(seconds(" --ranks 4 --ep 2", "replicas").first == 2);
 }
 
+TEST_CASE("plan says how rows travel to experts, and where it does not know how", "[plan]") {
+  const TemporaryFolder folder;
+  const std::string machine = "--ranks 4 --machine " + machine_file(folder, "1e12");
+  const auto exchange = [&](const std::string& more) -> std::string {
+    const json of = plan("recipes/quickstart.json", machine + more);
+    return of.contains("exchange") ? of.at("exchange") : "none";
+  };
+  CHECK(exchange("") == "none");
+  CHECK(exchange(" --ep 4 --set model.moe_interval=0") == "none");
+  CHECK(exchange(" --ep 2") == "direct");  // on one node
+  CHECK(exchange(" --ep 4") == "direct, in place of two_level");
+  CHECK(exchange(" --ep 4 --set parallel.exchange=direct") == "direct");
+  CHECK(exchange(" --ep 4 --set parallel.exchange=fixed_capacity") == "fixed_capacity");
+  CHECK(exchange(" --ep 2 --tp 2") == "direct");  // one rank on each node
+  const CommandResult table = run_openmoe(
+      1, "plan " + source_path("recipes/quickstart.json") +
+             " --ep 2 --set parallel.exchange=two_level --set parallel.ranks_per_node=1");
+  INFO(table.output);
+  CHECK(table.output.find("rows to and from experts: direct, in place of two_level\n") !=
+        std::string::npos);
+}
+
 TEST_CASE("plan hides sums of gradients that are started in the backward pass", "[plan]") {
   const TemporaryFolder folder;
   const std::string machine = "--machine " + machine_file(folder, "1e12") + " --ranks 4";
@@ -223,6 +245,61 @@ TEST_CASE("plan refuses what does not fit and names the smallest change that doe
                                                     " --machine " + machine_file(folder, "1e6"));
   CHECK(hopeless.exit_code == 2);
   CHECK(hopeless.output.find("no grid of up to 4096 ranks") != std::string::npos);
+}
+
+namespace {
+
+// What plan would add to or change in `asked`, which must not fit the machine: "--ranks 64".
+std::string change_that_fits(const std::string& asked) {
+  const CommandResult result = run_openmoe(1, asked);
+  INFO(result.output);
+  CHECK(result.exit_code == 2);
+  const std::size_t given = result.output.find("given ");
+  REQUIRE(given != std::string::npos);
+  const std::string change = result.output.substr(given + 6);
+  const std::size_t end = change.find('\n');
+  CHECK(change.substr(end).starts_with("\n(in place of options and keys of the same name)"));
+  return change.substr(0, end);
+}
+
+}  // namespace
+
+TEST_CASE("plan proposes more ranks on the same ep and tp, and no more ep to a dense model",
+          "[plan]") {
+  const TemporaryFolder folder;
+  const std::string quickstart = "plan " + source_path("recipes/quickstart.json") + " --machine ";
+  const std::string grid =
+      " --ep 8 --tp 4 --set data.batch_rows=64 --set parallel.recompute_ffn=true "
+      "--set parallel.update_in_backward=true ";
+  // Nothing is left to change but the rows of a rank.
+  const std::string asked = quickstart + machine_file(folder, "14.99e6") + grid;
+  const std::string change = change_that_fits(asked + "--ranks 32");
+  CHECK(change.starts_with("--ranks "));
+  CHECK(change.find("--", 2) == std::string::npos);
+  CHECK(run_openmoe(1, asked + change).exit_code == 0);
+
+  const std::string dense = quickstart + machine_file(folder, "66e6") +
+                            " --set model.moe_interval=0 --set data.batch_rows=64 "
+                            "--set parallel.recompute_ffn=true ";
+  const std::string of_dense = change_that_fits(dense + "--set parallel.update_in_backward=true");
+  INFO(of_dense);
+  CHECK(of_dense == "--ranks 16");
+}
+
+TEST_CASE("plan proposes no recipe that would be refused", "[plan]") {
+  const TemporaryFolder folder;
+  const std::string asked = "plan " + source_path("recipes/quickstart.json") + " --set " +
+                            "data.batch_rows=2 --set parallel.recompute_ffn=true --machine ";
+  // Two rows are one routing group: only the update in the backward pass makes one rank smaller.
+  const std::string in_backward = "--set parallel.update_in_backward=true";
+  const std::string machine = machine_file(folder, "56e6");
+  CHECK(change_that_fits(asked + machine) == in_backward);
+  CHECK(change_that_fits(asked + machine + " --set parallel.shard_update=true") ==
+        in_backward + " --set parallel.shard_update=false");
+  CHECK(change_that_fits(asked + machine + " --set parallel.reduction_bucket_kb=64") ==
+        in_backward + " --set parallel.reduction_bucket_kb=0");
+  CHECK(change_that_fits(asked + machine + " --set run.on_nonfinite=skip")
+            .find("update_in_backward") == std::string::npos);
 }
 
 TEST_CASE("the machines of recipes/machines are read, and mistakes in one are all named",
@@ -279,7 +356,8 @@ TEST_CASE("train allocates what was planned", "[plan]") {
       REQUIRE(planned.exit_code == 0);
       const double planned_mib =
           json::parse(planned.output).at("memory").at("total").get<double>() / (1 << 20);
-      CHECK(std::stod(trained.output.substr(total + 5)) == Approx(planned_mib).epsilon(0.03));
+      // Printed with one digit after the point; tp divides the vocabulary.
+      CHECK(std::stod(trained.output.substr(total + 5)) == Approx(planned_mib).margin(0.051));
     }
 }
 

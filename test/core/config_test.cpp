@@ -132,6 +132,22 @@ TEST_CASE("fields that contradict each other are named with a way out", "[config
             {"data.sequence_length: found 63, allowed: an even number"});
 }
 
+TEST_CASE("ways of updating that exclude each other are refused", "[config]") {
+  const std::string in_backward = "parallel.update_in_backward=true",
+                    sharded = "parallel.shard_update=true",
+                    bucketed = "parallel.reduction_bucket_kb=64";
+  check_has(
+      load_error(recipe_text(), {in_backward, bucketed}),
+      {"parallel.reduction_bucket_kb: found 64, allowed: 0, since parallel.update_in_backward",
+       "set that to false, or this to 0"});
+  check_has(load_error(recipe_text(), {in_backward, sharded}),
+            {"parallel.shard_update: found true, allowed: false, since "
+             "parallel.update_in_backward"});
+  check_has(load_error(recipe_text(), {sharded, bucketed}),
+            {"parallel.shard_update: found true, allowed: false, since "
+             "parallel.reduction_bucket_kb"});
+}
+
 TEST_CASE("a dense model needs no routing groups", "[config]") {
   CHECK(load_error(recipe_text(), {"routing.group_tokens=100", "model.moe_interval=0",
                                    "parallel.ep=3"}) == "no error");

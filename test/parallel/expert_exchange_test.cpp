@@ -203,6 +203,19 @@ void for_each_grid(const Body& body) {
 
 }  // namespace
 
+TEST_CASE("hosts have equal stretches of ranks, or not") {
+  CHECK(equal_stretch({"a"}) == 1);
+  CHECK(equal_stretch({"a", "a", "a"}) == 3);
+  CHECK(equal_stretch({"a", "b", "c"}) == 1);
+  CHECK(equal_stretch({"a", "a", "b", "b"}) == 2);
+  CHECK(equal_stretch({"a", "a", "b"}) == 0);
+  CHECK(equal_stretch({"a", "b", "b"}) == 0);
+  CHECK(equal_stretch({"a", "a", "b", "c"}) == 0);
+  // One host has two stretches.
+  CHECK(equal_stretch({"a", "b", "a", "b"}) == 0);
+  CHECK(equal_stretch({"a", "a", "b", "b", "a", "a"}) == 0);
+}
+
 TEST_CASE("every row reaches its expert in the promised order and comes back") {
   for_each_grid([](ProcessGrid& grid, const ExchangeShape& shape, const ExchangeRoute& route) {
     for (const Load load : kAllLoads) {

@@ -73,7 +73,7 @@ RealStep real_step(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
   grid.check(recipe);
   const auto ops = make_cpu_ops();
   const std::int64_t resident_before = resident_bytes();
-  Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid), true);
+  Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid.num_data_ranks()), true);
   network.params().initialize(*ops, 1);
   TrainingStep training(network, grid, recipe);
   RealStep real;
@@ -106,9 +106,11 @@ const PlanRecord::Collective* find(const std::vector<PlanRecord::Collective>& al
   return nullptr;
 }
 
-bool is_routed(const PlanRecord::Collective& kind, const RehearsalGrid& grid) {
-  return kind.verb == "all_to_all_rows" &&
-         (kind.group == "expert" || (kind.group == "tensor" && grid.tp > 1));
+bool is_routed(const PlanRecord::Collective& kind, const Recipe& recipe,
+               const RehearsalGrid& grid) {
+  const bool is_fixed = recipe.parallel.exchange == ExchangeKind::fixed_capacity;
+  return (kind.verb == "all_to_all_rows" || kind.verb == "start of all_to_all_rows") &&
+         ((kind.group == "expert" && !is_fixed) || (kind.group == "tensor" && grid.tp > 1));
 }
 
 // Returns whether this step's routing moved other bytes than a balanced one.
@@ -122,7 +124,7 @@ bool check_plan(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
     std::copy(routing.received_per_source.begin(), routing.received_per_source.end(),
               received.begin());
   };
-  const std::int64_t rows = micro_batch_rows(recipe, real.grid);
+  const std::int64_t rows = micro_batch_rows(recipe, real.grid.num_data_ranks());
   PlanRecord exact(real.grid), balanced(real.grid), most(real.grid);
   rehearse_step(recipe, real.grid, as_it_was, exact, /*every_micro_batch=*/true);
   rehearse_step(recipe, real.grid, balanced_rows(recipe, real.grid, rows), balanced);
@@ -146,7 +148,7 @@ bool check_plan(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
     const bool is_right = in_exact->calls == kind.calls && in_exact->bytes == kind.bytes &&
                           in_exact->ranks == kind.ranks && in_balanced->calls == kind.calls &&
                           kind.bytes <= in_most->bytes && in_balanced->bytes <= in_most->bytes &&
-                          (is_routed(kind, real.grid) || in_balanced->bytes == kind.bytes);
+                          (is_routed(kind, recipe, real.grid) || in_balanced->bytes == kind.bytes);
     CHECK(is_right);
     same = same && is_right;
     is_unbalanced = is_unbalanced || in_balanced->bytes != kind.bytes;
@@ -189,6 +191,10 @@ TEST_CASE("the plan follows micro-batches, buckets, recomputation and updates in
       {"parallel.micro_batch_rows=2", "parallel.reduction_bucket_kb=1"},
       {"parallel.update_in_backward=true"},
       {"parallel.shard_update=true"},
+      {"parallel.exchange=fixed_capacity"},
+      {"parallel.exchange=fixed_capacity", "run.compute_type=bf16"},
+      {"parallel.exchange_parts=2", "model.num_experts=16"},
+      {"parallel.exchange_parts=2", "model.num_experts=16", "parallel.exchange=fixed_capacity"},
       {"parallel.recompute_ffn=true", "run.compute_type=bf16"},
       {"model.tied_embedding=true", "model.vocab_size=8193"},
       {"model.moe_interval=0"}};

@@ -99,6 +99,47 @@ TEST_CASE("ranks that wait for each other, and a call that all entered, are said
   CHECK(has(Job(150.0).verdict(), "all ranks of the group entered the call, and it does not end"));
 }
 
+TEST_CASE("of a call in a group that is not known, the rank in it is named, and late", "[stuck]") {
+  Job job(150.0);
+  job.signs[2].state.group = 5;
+  job.signs[2].state.verb = "all_to_all_rows";
+  job.signs[2].state.entered = {6, 3, 0, 0, 0, 9};
+  CHECK(job.verdict().empty());
+  for (RankSign& sign : job.signs) sign.idle = 1001.0;
+  const std::string verdict = job.verdict();
+  CHECK(verdict.starts_with(
+      "rank 2, step 5, training: 1001 s in all_to_all_rows of a group that the watchdog does not "
+      "know"));
+  CHECK(has(verdict, "waiting: ranks 0, 1, 3, in barrier, call 7 of group world"));
+  CHECK(!has(verdict, "the network between"));
+}
+
+TEST_CASE("a rank that was never heard hides no other, and is named where nothing else explains",
+          "[stuck]") {
+  Job job(150.0);
+  const RankSign unheard = {.was_heard = false, .silence = 500.0, .state = {}};
+  job.signs[3] = unheard;
+  CHECK(job.verdict().starts_with("rank 3: never heard of in 500 s"));
+  job.signs[1].silence = 21.0;
+  const std::string verdict = job.verdict();
+  CHECK(verdict.starts_with("rank 1, step 5, training: no sign of life for 21 s"));
+  CHECK(!has(verdict, "rank 3: "));
+  // The others make progress, or have left: it may well be behind a firewall.
+  job = Job(10.0);
+  job.signs[3] = unheard;
+  CHECK(job.verdict().empty());
+  job.signs[0].idle = 150.0;
+  job.signs[0].has_left = true;
+  CHECK(job.verdict().empty());
+}
+
+TEST_CASE("ranks are listed, of many the first", "[stuck]") {
+  CHECK(list_ranks({3}) == "rank 3");
+  CHECK(list_ranks({0, 2}) == "ranks 0, 2");
+  CHECK(list_ranks({0, 1, 2, 3, 4, 5, 6, 7, 8, 9}) ==
+        "ranks 0, 1, 2, 3, 4, 5, 6, 7, ... (10 ranks)");
+}
+
 TEST_CASE("heartbeats travel as text; foreign and damaged ones are not read", "[stuck]") {
   Heartbeat sent;
   sent.rank = 3;
@@ -121,7 +162,7 @@ TEST_CASE("heartbeats travel as text; foreign and damaged ones are not read", "[
 }
 
 TEST_CASE("datagrams arrive, and waking ends the wait", "[stuck]") {
-  const HeartbeatSocket a, b;
+  HeartbeatSocket a, b;
   const auto to = parse_address(b.addresses().back());
   REQUIRE(to.has_value());
   a.send("hello", *to);

@@ -11,7 +11,7 @@ openmoe_mpi_test(NAME stuck_ranks SOURCES parallel/stuck_ranks_test.cpp RANKS 1 
 # The watchdog ends such a job with the name of the rank that others wait for.
 add_executable(stuck_tool parallel/stuck_tool.cpp)
 target_link_libraries(stuck_tool PRIVATE openmoe_parallel)
-foreach(group world expert)
+foreach(group world expert "late comers")
   set(name "watchdog: a rank sleeps, others wait in group ${group}")
   add_test(NAME ${name} COMMAND ${OPENMOE_MPIRUN} -np 3 $<TARGET_FILE:stuck_tool> ${group})
   set_tests_properties(${name} PROPERTIES TIMEOUT 60 LABELS mpi PROCESSORS 2 FAIL_REGULAR_EXPRESSION "Sanitizer" PASS_REGULAR_EXPRESSION

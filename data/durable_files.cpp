@@ -1,4 +1,4 @@
-#include "apps/durable_files.h"
+#include "data/durable_files.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -68,10 +68,15 @@ void write_and_sync(const std::string& path, const std::string& content) {
   file.close();
 }
 
+void publish_file(const std::string& temporary, const std::string& to) {
+  sync_path(temporary);
+  if (::rename(temporary.c_str(), to.c_str()) != 0) fault("rename", to);
+}
+
 void replace_file(const std::string& path, const std::string& content) {
   const std::string temporary = path + ".tmp";
   write_and_sync(temporary, content);
-  if (::rename(temporary.c_str(), path.c_str()) != 0) fault("rename", path);
+  publish_file(temporary, path);
 }
 
 void swap_into_place(const std::string& from, const std::string& to) {
