@@ -23,9 +23,9 @@ struct FittingChange {
   std::int64_t bytes = 0;
 };
 
-// The first of these that needs at most `bytes` on a rank: recompute_ffn; the most
-// micro_batch_rows; update_in_backward; ep or tp up by the least factor on the same ranks; some of
-// them together; twice the ranks, and so on to 4096.
+// The first of these that needs at most `bytes` on a rank: recompute, the kind of the least
+// arithmetic; the most micro_batch_rows; update_in_backward; ep or tp up by the least factor on the
+// same ranks; some of them together; twice the ranks, and so on to 4096.
 std::optional<FittingChange> find_fitting_change(const Recipe& recipe, const RehearsalGrid& grid,
                                                  double bytes);
 

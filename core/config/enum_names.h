@@ -54,6 +54,11 @@ struct EnumNames<ComputeType> {
 };
 
 template <>
+struct EnumNames<Recompute> {
+  static constexpr std::array<std::string_view, 4> values = {"none", "ffn", "attention", "block"};
+};
+
+template <>
 struct EnumNames<ExchangeKind> {
   static constexpr std::array<std::string_view, 4> values = {"auto", "direct", "fixed_capacity",
                                                              "two_level"};

@@ -185,8 +185,10 @@ void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
         "ranks of an expert group on a node, for two_level; 0: as the hosts' names say");
   visit("micro_batch_rows", &P::micro_batch_rows, rules::between(0, 16777216),
         "rows a rank computes at once; 0: all of its rows");
-  visit("recompute_ffn", &P::recompute_ffn, rules::any,
-        "compute gate and up of FFNs and experts again in the backward instead of keeping them");
+  visit("recompute", &P::recompute, rules::any,
+        "computed again in the backward instead of kept, with the same bits; ffn: gate and up of "
+        "FFNs and experts; attention: q, k, v and output; block: all of a layer but its input and "
+        "the routing, for which experts' rows travel once more");
   visit(
       "reduction_bucket_kb", &P::reduction_bucket_kb, rules::between(0, 1 << 30),
       "KiB of gradients that are reduced at once while the backward pass goes on; 0: all after it");

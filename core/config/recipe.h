@@ -22,6 +22,8 @@ enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
 enum class OptimizerStart { fresh, continued };
 enum class ComputeType { f32, bf16 };
+// What the backward pass computes again instead of keeping it; see ParallelConfig.
+enum class Recompute { none, ffn, attention, block };
 // How rows travel to their experts; see parallel/row_transport.h.
 enum class ExchangeKind { automatic, direct, fixed_capacity, two_level };
 enum class OnNonFinite { stop, skip };
@@ -152,9 +154,12 @@ struct ParallelConfig {
   // of an expert group, for two_level; 0: as the hosts' names say
   std::int64_t ranks_per_node = 0;
   std::int64_t micro_batch_rows = 0;  // rows a rank computes at once; 0: all its rows
-  // The two wide activations of every FFN and expert are computed again in the backward instead of
-  // kept: less memory, about an eighth more arithmetic, the same bits.
-  bool recompute_ffn = false;
+  // Less memory for more arithmetic, the same bits. Computed again in the backward instead of kept:
+  //   ffn        the two wide activations of every FFN and expert
+  //   attention  q, k, v, the output and log Z of every attention
+  //   block      all of a layer but its input, the router's output and the routing; experts' rows
+  //              travel once more
+  Recompute recompute = Recompute::none;
   // Gradients are reduced over ranks in buckets of at least this size as the backward pass
   // completes them; 0: all of them after it.
   std::int64_t reduction_bucket_kb = 0;

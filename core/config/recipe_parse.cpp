@@ -60,6 +60,16 @@ std::string describe_names() {
   return text;
 }
 
+// Recipes and checkpoints written before parallel.recompute had more than two values.
+void read_old_keys(Json& json) {
+  const auto parallel = json.is_object() ? json.find("parallel") : json.end();
+  if (parallel == json.end() || !parallel->is_object() || parallel->contains("recompute")) return;
+  const auto old = parallel->find("recompute_ffn");
+  if (old == parallel->end() || !old->is_boolean()) return;
+  (*parallel)["recompute"] = old->get<bool>() ? "ffn" : "none";
+  parallel->erase("recompute_ffn");
+}
+
 // Writes the keys of one layer over a struct.
 class LayerReader {
  public:
@@ -250,7 +260,8 @@ class RecipeLoader {
                       "; the path is relative to the recipe that says it");
   }
 
-  void add_layer(const Json& json, const std::string& origin, bool is_override) {
+  void add_layer(Json json, const std::string& origin, bool is_override) {
+    read_old_keys(json);
     LayerReader(origin, is_override, errors_, origins_).read_object(json, "", recipe_);
   }
 

@@ -77,13 +77,21 @@ class Model {
   void load_ones(Tensor dst);
   void forward(bool training, StepSums& sums);
   void backward(const BatchCounts& counts);
+  void layer_forward(const LayerParams& params, LayerActivations& act, Tensor x_next,
+                     bool training);
+  void layer_backward(const LayerParams& params, LayerActivations& act, const BatchCounts& counts);
+  void recompute_layer(const LayerParams& params, LayerActivations& act);
+  void attention_output(const AttentionParams& params, AttentionActivations& act);
   void attention_forward(const AttentionParams& params, AttentionActivations& act, Tensor x_next,
                          Tensor x);
-  void attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor x);
+  void attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor dx,
+                          bool accumulate_dy);
   void ffn_forward(const FfnParams& params, FfnActivations& act, Tensor x_next);
-  void ffn_backward(const FfnParams& params, FfnActivations& act, bool accumulate_dy);
-  void moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
-                   bool training);
+  void ffn_backward(const FfnParams& params, FfnActivations& act, Tensor dx, bool accumulate_dy);
+  void route(const MoeParams& params, MoeActivations& act, bool training);
+  void dispatch_rows(MoeActivations& act);
+  void compute_experts(const MoeParams& params, MoeActivations& act);
+  void add_experts(const MoeActivations& act, Tensor x);
   void experts_forward(const MoeParams& params, MoeActivations& act, Tensor out);
   void moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts);
   // Own rows of scratch y = rms_norm(x); again in the backward. gather_normalized: then all rows.
@@ -104,7 +112,11 @@ class Model {
   Tensor own(Tensor whole) const { return tensor_.own_rows(whole); }
   Tensor received(MoeActivations& act) { return is_local() ? scratch_.received : act.received; }
   void allocate_batch(Arena& arena);
-  void allocate_layer(Arena& arena, std::size_t index);
+  void allocate_layers(Arena& arena);
+  void allocate_routing(Arena& arena, MoeActivations& moe);
+  void allocate_attention(Arena& arena, AttentionActivations& attention);
+  bool is_attention_scratch() const { return recompute_ == Recompute::attention; }
+  void allocate_inside(Arena& arena, LayerActivations& layer, bool is_moe, bool has_ffn_norm);
   void allocate_scratch(Arena& arena, bool training);
   std::int64_t place_scratch(void* base, Device device, bool training);
   void experts_backward(const MoeParams& params, MoeActivations& act);
@@ -138,7 +150,8 @@ class Model {
   TensorGroup& tensor_;
   SharedVocabulary vocabulary_;  // of head and embedding
   DType compute_;
-  bool recompute_ffn_;
+  Recompute recompute_;
+  bool recompute_ffn_;  // gate and up of FFNs and experts
   std::int64_t rows_, length_, loss_chunk_rows_;
   TensorShare share_;
   std::int64_t expert_chunk_ = 0;            // local experts computed at once

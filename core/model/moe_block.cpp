@@ -17,32 +17,44 @@ RouterOptions Model::router_options(bool training) const {
           .normalize_gates = routing_.normalize_gates};
 }
 
-void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
-                        bool training) {
-  Scratch& s = scratch_;
+// Where the own rows of scratch y go.
+void Model::route(const MoeParams& params, MoeActivations& act, bool training) {
+  const Scratch& s = scratch_;
   ops_.enter("experts");
-  normalize(*params.norm, act.rstd, x);
   ops_.linear_forward(own(s.router_logits), router_input(), params.router->value);
   tensor_.gather_rows(s.router_logits);
   ops_.router_forward(act.router, s.router_logits, batch_.routed, router_options(training));
-
-  // Where all experts are here, rows are written at once where they are wanted and the exchange
-  // moves nothing.
-  const Tensor sent = is_local() ? s.received : s.sent;
-  const Tensor expert_out = is_local() ? act.returned : s.exchanged;
   exchange_.plan(act.routing, act.router.choice, act.router.slot);
+}
+
+// The own rows of scratch y to their experts. Where all experts are here, rows are written at once
+// where they are wanted and the exchange moves nothing.
+void Model::dispatch_rows(MoeActivations& act) {
+  Scratch& s = scratch_;
+  ops_.enter("experts");
+  const Tensor sent = is_local() ? s.received : s.sent;
   ops_.gather_rows(sent, columns_of(s.y_columns, own(s.y)), act.routing.row_token,
                    act.routing.num_sent);
   exchange_.dispatch(sent, received(act), act.routing);
+}
+
+// Experts' outputs of what was dispatched, back in `returned`.
+void Model::compute_experts(const MoeParams& params, MoeActivations& act) {
+  ops_.enter("experts");
+  const Tensor expert_out = is_local() ? act.returned : scratch_.exchanged;
   experts_forward(params, act, expert_out);
   exchange_.combine(expert_out, act.returned, act.routing);
-  ops_.copy(x_next, x);
+}
+
+// x += combine(returned, gate)
+void Model::add_experts(const MoeActivations& act, Tensor x) {
+  const Scratch& s = scratch_;
   if (!is_alone()) ops_.zero(s.sum_columns);
-  ops_.combine_rows_forward_accumulate(is_alone() ? x_next : s.sum_columns, act.returned,
+  ops_.combine_rows_forward_accumulate(is_alone() ? x : s.sum_columns, act.returned,
                                        act.router.gate, act.routing.assignment_row);
   if (is_alone()) return;
   tensor_.columns_to_rows(own(s.dy), s.sum_columns);
-  ops_.add_accumulate(x_next, own(s.dy));
+  ops_.add_accumulate(x, own(s.dy));
 }
 
 // Scratch that only a chunk needs does not grow with the number of experts; gate and up are kept
@@ -105,6 +117,7 @@ void Model::experts_forward(const MoeParams& params, MoeActivations& act, Tensor
 // the gradient of x_next; 0 in the rows of other ranks.
 void Model::moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts) {
   Scratch& s = scratch_;
+  ops_.enter("experts");
   // x' = x + combine(returned, gate)
   const Tensor d_returned = is_local() ? s.exchanged : s.sent;
   ops_.combine_rows_backward(d_returned, s.dgate, columns_of(s.sum_columns, s.dx), act.returned,

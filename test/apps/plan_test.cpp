@@ -196,6 +196,31 @@ TEST_CASE("plan hides sums of gradients that are started in the backward pass", 
   CHECK(during < 0.5 * after);
 }
 
+TEST_CASE("plan counts memory and exchanges of recomputation", "[plan]") {
+  const auto of = [](const std::string& kind) {
+    return plan("test/recipes/tiny-released.json",
+                "--ranks 2 --ep 2 --set model.num_layers=4 --set parallel.recompute=" + kind);
+  };
+  const auto activations = [](const json& plan) {
+    return plan.at("memory").at("activations").get<double>();
+  };
+  const auto calls = [](const json& plan) {
+    for (const json& row : plan.at("collectives"))
+      if (row.at("group") == "expert" && row.at("verb") == "all_to_all_rows")
+        return row.at("calls").get<int>();
+    return 0;
+  };
+  const json none = of("none");
+  CHECK(calls(none) == 2 * 4);  // two MoE layers: there and back, forward and backward
+  for (const char* kind : {"ffn", "attention", "block"}) {
+    INFO(kind);
+    const json with = of(kind);
+    CHECK(activations(with) < activations(none));
+    CHECK(with.at("flops_per_step") == none.at("flops_per_step"));  // the useful ones
+    CHECK(calls(with) == 2 * (std::string(kind) == "block" ? 6 : 4));
+  }
+}
+
 TEST_CASE("plan refuses what does not fit and names the smallest change that does", "[plan]") {
   const TemporaryFolder folder;
   // 325 MiB are needed, 186 with recomputation.
@@ -204,7 +229,7 @@ TEST_CASE("plan refuses what does not fit and names the smallest change that doe
     const char* change;
   };
   for (const Case& fitting :
-       {Case{"300e6", "--set parallel.recompute_ffn=true"},
+       {Case{"300e6", "--set parallel.recompute="},
         Case{"150e6", "--set parallel.micro_batch_rows="}, Case{"40e6", "--ranks "}}) {
     const std::string asked = "plan " + source_path("recipes/quickstart.json") + " --machine " +
                               machine_file(folder, fitting.memory);

@@ -132,6 +132,19 @@ TEST_CASE("fields that contradict each other are named with a way out", "[config
             {"data.sequence_length: found 63, allowed: an even number"});
 }
 
+TEST_CASE("the key that parallel.recompute was before is still read", "[config]") {
+  const auto read = [](const std::string& parallel) {
+    return parse_recipe(recipe_text(R"("parallel": )" + parallel), "r").parallel.recompute;
+  };
+  CHECK(read(R"({"recompute_ffn": true})") == Recompute::ffn);
+  CHECK(read(R"({"recompute_ffn": false})") == Recompute::none);
+  CHECK(read(R"({"recompute": "block"})") == Recompute::block);
+  check_has(load_error(recipe_text(), {"parallel.recompute=all"}),
+            {"parallel.recompute: found \"all\"", "\"ffn\", \"attention\", \"block\""});
+  check_has(load_error(recipe_text(R"("parallel": {"recompute_ffn": 1})")),
+            {"parallel.recompute_ffn: unknown key", "did you mean parallel.recompute"});
+}
+
 TEST_CASE("a dense model needs no routing groups", "[config]") {
   CHECK(load_error(recipe_text(), {"routing.group_tokens=100", "model.moe_interval=0",
                                    "parallel.ep=3"}) == "no error");

@@ -189,7 +189,10 @@ TEST_CASE("the plan follows micro-batches, buckets, recomputation and updates in
       {"parallel.micro_batch_rows=2", "parallel.reduction_bucket_kb=1"},
       {"parallel.update_in_backward=true"},
       {"parallel.shard_update=true"},
-      {"parallel.recompute_ffn=true", "run.compute_type=bf16"},
+      {"parallel.recompute=ffn", "run.compute_type=bf16"},
+      {"parallel.recompute=attention", "parallel.micro_batch_rows=2"},
+      {"parallel.recompute=block", "parallel.update_in_backward=true"},
+      {"parallel.recompute=block", "run.compute_type=bf16"},
       {"model.tied_embedding=true", "model.vocab_size=8193"},
       {"model.moe_interval=0"}};
   for (const auto& change : changes) {
