@@ -27,7 +27,8 @@ struct EnumNames<AttentionScale> {
 };
 template <>
 struct EnumNames<CapacityCounts> {
-  static constexpr std::array<std::string_view, 3> values = {"tokens", "assignments", "port"};
+  static constexpr std::array<std::string_view, 4> values = {"tokens", "assignments", "port",
+                                                             "dropless"};
 };
 template <>
 struct EnumNames<ObjectiveKind> {

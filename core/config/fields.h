@@ -78,7 +78,8 @@ void visit_fields(std::type_identity<RoutingConfig>, Visitor&& visit) {
   visit(
       "capacity_counts", &R::capacity_counts, rules::any,
       "tokens: round(cf*G/E) slots; assignments: round(2*cf*G/E); port: floor(2*cf*N/E) made even "
-      "over all N positions of a call, as the PyTorch port, not for training");
+      "over all N positions of a call, as the PyTorch port, not for training; dropless: G, so that "
+      "nothing is dropped whatever the factors say, with room for all rows at any expert");
   visit("min_capacity", &R::min_capacity, rules::between(1, 1073741824),
         "least slots of an expert and group");
   visit("normalize_gates", &R::normalize_gates, rules::any,

@@ -16,7 +16,7 @@ namespace openmoe {
 enum class FfnKind { gated_swiglu, swiglu };
 enum class ResidualFfn { sequential, parallel };
 enum class AttentionScale { folded, rsqrt };
-enum class CapacityCounts { tokens, assignments, port };
+enum class CapacityCounts { tokens, assignments, port, dropless };
 enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm, sft };
 enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
@@ -69,7 +69,9 @@ struct RoutingConfig {
   double eval_capacity_factor = 2.0;
   // tokens: round(cf*G/E); assignments: round(2*cf*G/E); port: floor(2*cf*G/E) made even, with one
   // group of all positions of a call, as the PyTorch port that runs the released weights. Results
-  // then depend on how rows are batched, so it is for evaluation and generation only.
+  // then depend on how rows are batched, so it is for evaluation and generation only. dropless: G
+  // slots, as many as a group has tokens, so that none is ever dropped; capacity factors and
+  // min_capacity have no effect. Experts may then receive all rows, and buffers are sized for it.
   CapacityCounts capacity_counts = CapacityCounts::tokens;
   std::int64_t min_capacity = 4;
   bool normalize_gates = false;  // divide the two gates by their sum

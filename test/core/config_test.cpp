@@ -277,6 +277,9 @@ TEST_CASE("expert capacity rounds half to even, as the reference does", "[config
   CHECK(routing.capacity(10, true) == 7);  // the factor 2 comes before the rounding
   routing.min_capacity = 9;
   CHECK(routing.capacity(10, true) == 9);
+  routing.capacity_counts = CapacityCounts::dropless;
+  routing.min_capacity = 100;
+  for (const bool training : {true, false}) CHECK(routing.capacity(10, training) == 28);
 }
 
 TEST_CASE("every shipped recipe loads and describes itself", "[config]") {

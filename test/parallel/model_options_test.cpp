@@ -131,4 +131,35 @@ TEST_CASE("no kind of recomputation changes a bit on any grid, and each needs le
       }
 }
 
+TEST_CASE("dropless routing drops nothing, and does what an endless capacity does") {
+  for (const char* file : {"tiny-released.json", "tiny-paper.json"}) {
+    // Routers that send nearly all tokens to the same experts.
+    const std::vector<std::string> skewed = {"model.router_init_std=50",
+                                             "loss.load_balance_weight=0"};
+    const auto with = [&](std::vector<std::string> changes) {
+      changes.insert(changes.end(), skewed.begin(), skewed.end());
+      return recipe_of(file, changes);
+    };
+    for_grids([&](std::int64_t ep, std::int64_t tp) {
+      INFO(file);
+      REQUIRE_ALL_RANKS(run_steps(with({}), mpi().world(), ep, tp).dropped > 0.0);
+      const std::string dropless = "routing.capacity_counts=dropless";
+      const Steps all = run_steps(with({dropless}), mpi().world(), ep, tp);
+      REQUIRE_ALL_RANKS(all.dropped == 0.0);
+      REQUIRE_ALL_RANKS(all.assignments > 0.0);
+      REQUIRE_ALL_RANKS(all.kept == all.assignments);  // both choices of every routed token
+      const Steps large =
+          run_steps(with({"routing.capacity_counts=tokens", "routing.capacity_factor=4"}),
+                    mpi().world(), ep, tp);
+      REQUIRE_ALL_RANKS(same_bits(all, large));
+      const Steps padded =
+          run_steps(with({dropless, "parallel.exchange=fixed_capacity"}), mpi().world(), ep, tp);
+      REQUIRE_ALL_RANKS(same_bits(all, padded));
+      const Steps again =
+          run_steps(with({dropless, "parallel.recompute=block"}), mpi().world(), ep, tp);
+      REQUIRE_ALL_RANKS(same_bits(all, again));
+    });
+  }
+}
+
 }  // namespace openmoe::test

@@ -206,6 +206,7 @@ TEST_CASE("the plan of a step in which experts get different numbers of rows") {
       recipe_of(kReleased, {"model.moe_interval=1", "routing.capacity_counts=assignments",
                             "routing.capacity_factor=2"}));
   REQUIRE_ALL_RANKS(is_unbalanced == (mpi().world().size() > 1));
+  check_grids(recipe_of(kReleased, {"routing.capacity_counts=dropless"}));
 }
 
 // A model large enough for what is not planned (buffers of products and of MPI) to be small.
