@@ -60,6 +60,9 @@ void visit_fields(std::type_identity<ModelConfig>, Visitor&& visit) {
   visit("residual_ffn", &M::residual_ffn, rules::any,
         "fixed FFN of a MoE layer; sequential: after the experts with its own norm, as released; "
         "parallel: beside them on the same input (Eq. 4)");
+  visit("parallel_block", &M::parallel_block, rules::any,
+        "attention, experts and FFN of a layer all read one normalised input and add to x; needs "
+        "residual_ffn parallel where there are experts");
   visit("init_scale", &M::init_scale, rules::positive,
         "a kernel's initial variance is this / fan_in");
   visit("embedding_init_std", &M::embedding_init_std, rules::positive, "of the embedding");

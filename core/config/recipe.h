@@ -49,6 +49,9 @@ struct ModelConfig {
   // layer i (from 0) is MoE when (i + 1) % moe_interval == 0; 0: dense model
   std::int64_t moe_interval = 4;
   ResidualFfn residual_ffn = ResidualFfn::sequential;  // parallel: Eq. 4 of the paper
+  // A layer's sublayers all read one normalised input, x' = x + attention(y) + ffn(y) [+ moe(y)]
+  // (Wang and Komatsuzaki 2021; PaLM, Chowdhery et al. 2022, section 2; the paper's Section 5).
+  bool parallel_block = false;
   double init_scale = 0.1;  // variance of a kernel is init_scale / fan_in
   double embedding_init_std = 1.0;
   double router_init_std = 0.02;

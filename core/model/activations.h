@@ -4,7 +4,8 @@
 // inputs y, activations h, and expert rows where they need not travel. Recipe key
 // parallel.recompute extends that to what costs more:
 //   ffn        gate and up of FFNs and experts are scratch
-//   attention  q, k, v, o and log_z are scratch
+//   attention  q, k, v, o and log_z are scratch; in a parallel block, where rows for the experts
+//              lie in scratch meanwhile, one set that all layers share
 //   block      of each layer only x_attention, the router's output and the routing are its own; of
 //              the rest there is one set that all layers share, and gate and up are scratch
 //
@@ -38,7 +39,7 @@ struct FfnActivations {
 
 // x' = x + sum_k gate_k expert_k(y)
 struct MoeActivations {
-  Tensor rstd;          // (N')
+  Tensor rstd;          // (N'); absent in a parallel block
   RouterOutput router;  // see ops.h
   Routing routing;
   Tensor received;  // (M_max, D') c: rows of y in expert order; scratch where all experts are here
@@ -53,7 +54,8 @@ struct LayerActivations {
   AttentionActivations attention;
   MoeActivations moe;  // MoE layers only
   FfnActivations ffn;
-  // The residual stream (N', D) as each sublayer reads it; x_moe in MoE layers only.
+  // The residual stream (N', D) as each sublayer reads it; x_moe in MoE layers only, and
+  // x_attention alone in a parallel block.
   Tensor x_attention, x_moe, x_ffn;
 };
 

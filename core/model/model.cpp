@@ -20,14 +20,16 @@ LayerParams find_layer(ParamTable& params, const ModelConfig& config, std::int64
   layer.attention = {get("input_layernorm.weight"), get("self_attn.q_proj.weight"),
                      get("self_attn.k_proj.weight"), get("self_attn.v_proj.weight"),
                      get("self_attn.o_proj.weight")};
-  Param* norm = get("post_attention_layernorm.weight");
+  const bool has_norms = !config.parallel_block;  // beside the first
+  Param* norm = has_norms ? get("post_attention_layernorm.weight") : nullptr;
   std::string ffn = "mlp.";
   if (layer.is_moe) {
     layer.moe = {norm, get("mlp.gate_weight"), get("mlp.experts.wi_gate"), get("mlp.experts.wi_up"),
                  get("mlp.experts.wo")};
     ffn = "extra_mlp.";
-    norm = config.residual_ffn == ResidualFfn::sequential ? get("pre_extra_mlp_layernorm.weight")
-                                                          : nullptr;
+    norm = has_norms && config.residual_ffn == ResidualFfn::sequential
+               ? get("pre_extra_mlp_layernorm.weight")
+               : nullptr;
   }
   layer.ffn = {norm, get(ffn + "gate_proj.weight"), get(ffn + "up_proj.weight"),
                get(ffn + "down_proj.weight")};
@@ -152,7 +154,10 @@ void Model::forward(bool training, StepSums& sums) {
     const LayerParams& params = layers_[i];
     LayerActivations& act = activations_[i];
     const Tensor x_next = i + 1 < layers_.size() ? activations_[i + 1].x_attention : x_final_;
-    layer_forward(params, act, x_next, training);
+    if (config_.parallel_block)
+      parallel_layer_forward(params, act, x_next, training);
+    else
+      layer_forward(params, act, x_next, training);
     if (params.is_moe) collect(act.moe, sums.moe[moe_index++]);
   }
 }
@@ -185,12 +190,37 @@ void Model::layer_forward(const LayerParams& params, LayerActivations& act, Tens
   ffn_forward(params.ffn, act.ffn, x_next);
 }
 
+// x' = x + attention(y) + moe(y) + ffn(y). Rows are on their way to the experts while attention is
+// computed; it leaves the scratch of the experts alone.
+void Model::parallel_layer_forward(const LayerParams& params, LayerActivations& act, Tensor x_next,
+                                   bool training) {
+  ops_.enter("attention");
+  gather_normalized(*params.attention.norm, act.attention.rstd, act.x_attention);
+  if (params.is_moe) {
+    route(params.moe, act.moe, training);
+    dispatch_rows(act.moe);
+  }
+  attention_forward(params.attention, act.attention, x_next, act.x_attention);
+  if (params.is_moe) {
+    compute_experts(params.moe, act.moe);
+    add_experts(act.moe, x_next);
+  }
+  ffn_forward(params.ffn, act.ffn, x_next);
+}
+
 // What forward() left inside the layer, from its input and the routing. No parameter of the layer
 // may have changed since. Outputs that nothing reads are left out, and so is the dense FFN, which
 // ffn_backward computes again itself.
 void Model::recompute_layer(const LayerParams& params, LayerActivations& act) {
   ops_.enter("attention");
   gather_normalized(*params.attention.norm, act.attention.rstd, act.x_attention);
+  if (config_.parallel_block) {
+    if (params.is_moe) dispatch_rows(act.moe);
+    ops_.enter("attention");
+    attention_output(params.attention, act.attention);
+    if (params.is_moe) compute_experts(params.moe, act.moe);
+    return;
+  }
   attention_forward(params.attention, act.attention, params.is_moe ? act.x_moe : act.x_ffn,
                     act.x_attention);
   if (!params.is_moe) return;
@@ -233,12 +263,29 @@ void Model::layer_backward(const LayerParams& params, LayerActivations& act,
   norm_backward(*params.attention.norm, act.x_attention, act.attention.rstd);
 }
 
+// x' = x + attention(y) + moe(y) + ffn(y): their gradients of y add up, over ranks once.
+void Model::parallel_layer_backward(const LayerParams& params, LayerActivations& act,
+                                    const BatchCounts& counts) {
+  ops_.enter("attention");
+  gather_normalized(*params.attention.norm, act.attention.rstd, act.x_attention);
+  if (params.is_moe) moe_backward(params.moe, act.moe, counts);
+  ops_.enter("ffn");
+  const Tensor dx = dx_operand();
+  ffn_backward(params.ffn, act.ffn, dx, params.is_moe);
+  attention_backward(params.attention, act.attention, dx, true);
+  tensor_.sum_rows(scratch_.dy);
+  norm_backward(*params.attention.norm, act.x_attention, act.attention.rstd);
+}
+
 void Model::backward(const BatchCounts& counts) {
   // scratch_.dx holds d total / d x of the layer's output and becomes that of its input.
   for (std::size_t i = layers_.size(); i-- > 0;) {
     ops_.enter_layer(static_cast<std::int64_t>(i), Pass::backward);
     if (recompute_ == Recompute::block) recompute_layer(layers_[i], activations_[i]);
-    layer_backward(layers_[i], activations_[i], counts);
+    if (config_.parallel_block)
+      parallel_layer_backward(layers_[i], activations_[i], counts);
+    else
+      layer_backward(layers_[i], activations_[i], counts);
   }
   ops_.enter_layer(-1, Pass::backward);
   ops_.enter("embedding");

@@ -7,6 +7,8 @@
 //                dense layer: x += ffn(rms_norm(x))
 //                MoE layer:   sequential (released): x += moe(rms_norm(x)); x += ffn(rms_norm'(x))
 //                             parallel (paper Eq. 4): y = rms_norm(x); x += moe(y) + ffn(y)
+//   each layer of a parallel_block model:
+//                y = rms_norm(x); x += attention(y) + ffn(y), in a MoE layer + moe(y)
 //   loss = cross_entropy(head(rms_norm(x))) + logits z-loss + load-balance + router z-loss
 //
 // The P ranks of a tensor group compute the same rows. Each has H/P heads, F/P of the width of
@@ -80,6 +82,10 @@ class Model {
   void layer_forward(const LayerParams& params, LayerActivations& act, Tensor x_next,
                      bool training);
   void layer_backward(const LayerParams& params, LayerActivations& act, const BatchCounts& counts);
+  void parallel_layer_forward(const LayerParams& params, LayerActivations& act, Tensor x_next,
+                              bool training);
+  void parallel_layer_backward(const LayerParams& params, LayerActivations& act,
+                               const BatchCounts& counts);
   void recompute_layer(const LayerParams& params, LayerActivations& act);
   void attention_output(const AttentionParams& params, AttentionActivations& act);
   void attention_forward(const AttentionParams& params, AttentionActivations& act, Tensor x_next,
@@ -115,7 +121,9 @@ class Model {
   void allocate_layers(Arena& arena);
   void allocate_routing(Arena& arena, MoeActivations& moe);
   void allocate_attention(Arena& arena, AttentionActivations& attention);
-  bool is_attention_scratch() const { return recompute_ == Recompute::attention; }
+  bool is_attention_scratch() const {
+    return recompute_ == Recompute::attention && !config_.parallel_block;
+  }
   void allocate_inside(Arena& arena, LayerActivations& layer, bool is_moe, bool has_ffn_norm);
   void allocate_scratch(Arena& arena, bool training);
   std::int64_t place_scratch(void* base, Device device, bool training);

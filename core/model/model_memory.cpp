@@ -65,6 +65,8 @@ void Model::allocate_layers(Arena& arena) {
   const std::int64_t D = config_.d_model;
   const bool is_shared = recompute_ == Recompute::block;
   LayerActivations shared;  // what one layer at a time has
+  if (recompute_ == Recompute::attention && !is_attention_scratch())
+    allocate_attention(arena, shared.attention);
   if (is_shared)
     allocate_inside(
         arena, shared, config_.num_moe_layers() > 0,
@@ -124,8 +126,10 @@ void Model::allocate_inside(Arena& arena, LayerActivations& layer, bool is_moe, 
   if (is_moe) {
     const std::int64_t sent_rows = exchange_.max_sent(), received_rows = exchange_.max_received();
     MoeActivations& moe = layer.moe;
-    layer.x_moe = make("x_moe", {own_N, D});
-    moe.rstd = make("moe.rstd", {own_N});
+    if (!config_.parallel_block) {
+      layer.x_moe = make("x_moe", {own_N, D});
+      moe.rstd = make("moe.rstd", {own_N});
+    }
     if (!is_local())
       moe.received = make("moe.received", {received_rows, share_.d_columns}, compute_);
     if (!recompute_ffn_) {

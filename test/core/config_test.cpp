@@ -130,6 +130,10 @@ TEST_CASE("fields that contradict each other are named with a way out", "[config
       {"parallel.ep: found 3, allowed: a divisor of model.num_experts (16); nearest: 2 or 4"});
   check_has(load_error(recipe_text(), {"data.sequence_length=63", "model.moe_interval=0"}),
             {"data.sequence_length: found 63, allowed: an even number"});
+  check_has(load_error(recipe_text(), {"model.parallel_block=true"}),
+            {"model.residual_ffn: found sequential, allowed with model.parallel_block: parallel"});
+  CHECK(parse_recipe(recipe_text(R"("model": {"parallel_block": true, "moe_interval": 0})"), "r")
+            .model.parallel_block);
 }
 
 TEST_CASE("the key that parallel.recompute was before is still read", "[config]") {

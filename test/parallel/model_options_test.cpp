@@ -162,4 +162,38 @@ TEST_CASE("dropless routing drops nothing, and does what an endless capacity doe
   }
 }
 
+TEST_CASE("a parallel block gives the same losses on every grid, and same bits recomputed") {
+  const std::vector<std::string> block = {"model.parallel_block=true",
+                                          "model.residual_ffn=parallel", "model.num_layers=4"};
+  const auto with = [&](const char* type, const std::string& more) {
+    std::vector<std::string> changes = block;
+    changes.push_back(concat("run.compute_type=", type));
+    if (!more.empty()) changes.push_back(more);
+    return recipe_of("tiny-released.json", changes);
+  };
+  const auto alone = make_self_communicator();
+  for (const char* type : {"f32", "bf16"}) {
+    const Steps reference = run_steps(with(type, ""), *alone, 1, 1);
+    for_grids([&](std::int64_t ep, std::int64_t tp) {
+      INFO(type);
+      const Steps here = run_steps(with(type, ""), mpi().world(), ep, tp);
+      const std::size_t per_step = here.losses.size() / kSteps;
+      bool is_near = here.losses.size() == reference.losses.size();
+      for (std::size_t i = 0; is_near && i < here.losses.size(); i += per_step)  // the totals
+        is_near = here.losses[i] == Approx(reference.losses[i]).epsilon(1e-4);
+      REQUIRE_ALL_RANKS(is_near);
+      for (const char* kind : {"ffn", "attention", "block"}) {
+        INFO(kind);
+        const Steps again =
+            run_steps(with(type, concat("parallel.recompute=", kind)), mpi().world(), ep, tp);
+        REQUIRE_ALL_RANKS(same_bits(here, again));
+        REQUIRE_ALL_RANKS(again.activation_bytes < here.activation_bytes);
+      }
+      if (mpi().world().size() > 2) return;  // sums of more ranks depend on what is summed at once
+      REQUIRE_ALL_RANKS(same_bits(
+          here, run_steps(with(type, "parallel.update_in_backward=true"), mpi().world(), ep, tp)));
+    });
+  }
+}
+
 }  // namespace openmoe::test

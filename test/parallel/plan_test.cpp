@@ -194,7 +194,8 @@ TEST_CASE("the plan follows micro-batches, buckets, recomputation and updates in
       {"parallel.recompute=block", "parallel.update_in_backward=true"},
       {"parallel.recompute=block", "run.compute_type=bf16"},
       {"model.tied_embedding=true", "model.vocab_size=8193"},
-      {"model.moe_interval=0"}};
+      {"model.moe_interval=0"},
+      {"model.parallel_block=true", "model.residual_ffn=parallel", "parallel.recompute=block"}};
   for (const auto& change : changes) {
     INFO(change[0]);
     check_grids(recipe_of(kReleased, change));
