@@ -204,9 +204,10 @@ void register_analyze(CLI::App& app, CommandContext& context) {
       app.add_subcommand("analyze", "how the routers of checkpoints or logs choose, as figures");
   add_subject_options(*command, options->subjects);
   AnalysisOptions& analysis = options->analysis;
-  command->add_option("--drop", options->rules,
-                      "RULE:FACTOR[:GROUP], such as tokens:1.25:4096: capacity whose drops are "
-                      "shown; default: those of the recipe in training and evaluation, and port:2");
+  command->add_option(
+      "--drop", options->rules,
+      "RULE:FACTOR[:GROUP], such as tokens:1.25:4096, or dropless: capacity whose drops "
+      "are shown; default: those of the recipe in training and evaluation, and port:2");
   command
       ->add_option("--layer", analysis.layer,
                    "layer of the network that pictures show; default: the third MoE layer")

@@ -282,7 +282,8 @@ void observe_checkpoints(Subjects& subjects, const SubjectOptions& options,
             {routing.capacity_counts, factor, routing.group_tokens, routing.min_capacity});
       };
       add_rule(routing.capacity_factor);
-      if (routing.eval_capacity_factor != routing.capacity_factor)
+      if (routing.eval_capacity_factor != routing.capacity_factor &&
+          routing.capacity_counts != CapacityCounts::dropless)
         add_rule(routing.eval_capacity_factor);
     }
     AnalysedModel model;

@@ -64,6 +64,7 @@ Batch random_batch(const Recipe& recipe, std::int64_t rows, std::int64_t data_ra
 // were really kept.
 double step_flops(const Recipe& recipe, const BatchCounts& counts, const StepSums& sums) {
   Recipe without_experts = recipe;
+  without_experts.routing.capacity_counts = CapacityCounts::tokens;
   without_experts.routing.capacity_factor = 0.0;
   without_experts.routing.min_capacity = 0;
   const ModelConfig& model = recipe.model;

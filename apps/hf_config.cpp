@@ -170,6 +170,9 @@ std::string recipe_text_from_hf_config(const std::string& config_json, const std
 }
 
 std::string not_in_hf_config(const Recipe& recipe) {
+  if (recipe.model.parallel_block)
+    return "model.parallel_block is true, allowed: false, since the port computes attention first, "
+           "and what follows from its result";
   if (recipe.model.num_moe_layers() == 0) return "";
   if (recipe.model.residual_ffn == ResidualFfn::parallel)
     return "model.residual_ffn is parallel, allowed: sequential, since the port computes the fixed "

@@ -31,12 +31,6 @@ Recipe observation_recipe(const std::string& checkpoint, const ObserveOptions& o
   return recipe;
 }
 
-// As many slots as a group has tokens.
-void make_dropless(Recipe& recipe) {
-  recipe.routing.capacity_counts = CapacityCounts::tokens;
-  recipe.routing.eval_capacity_factor = static_cast<double>(recipe.model.num_experts);
-}
-
 // What one block sends to rank 0: choices and gates of every layer, losses of every token.
 class BlockRecord {
  public:
@@ -105,7 +99,7 @@ ObservedRouting observe_routing(const std::string& checkpoint, const StudyText& 
   });
   ObservedRouting observed;
   observed.routing = recipe.routing;
-  if (options.dropless) make_dropless(recipe);
+  if (options.dropless) recipe.routing.capacity_counts = CapacityCounts::dropless;
   grid.check(recipe);
 
   const auto ops = make_ops(options.device, context.mpi);

@@ -9,6 +9,7 @@
 #include "apps/training_step.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
+#include "core/config/enum_names.h"
 #include "core/config/recipe_check.h"
 #include "parallel/planned_group.h"
 #include "parallel/process_grid.h"
@@ -52,11 +53,49 @@ std::optional<std::int64_t> bytes_of(const Candidate& candidate) {
   }
 }
 
-Candidate recomputing(const Candidate& from) {
-  if (from.recipe.parallel.recompute_ffn) return from;
-  Candidate changed = from.with("--set parallel.recompute_ffn=true");
-  changed.recipe.parallel.recompute_ffn = true;
+Candidate recomputing(const Candidate& from, Recompute kind) {
+  if (from.recipe.parallel.recompute == kind) return from;
+  Candidate changed = from.with(concat("--set parallel.recompute=", enum_name(kind)));
+  changed.recipe.parallel.recompute = kind;
   return changed;
+}
+
+// Adds up arithmetic, and hears nothing else.
+class FlopsOfStep : public StepListener {
+ public:
+  double flops() const { return flops_; }
+  void on_work(const OpWork& work) override { flops_ += times_ * work.flops; }
+  void on_repeat(std::int64_t times) override { times_ = static_cast<double>(times); }
+  void begin_collective(const CollectiveCall&) override {}
+  void end_collective(const CollectiveCall&, double) override {}
+  void add(const char*, double, double) override {}
+
+ private:
+  double flops_ = 0.0, times_ = 1.0;
+};
+
+double flops_of(const Recipe& recipe, const RehearsalGrid& grid) {
+  FlopsOfStep listener;
+  rehearse_step(recipe, grid,
+                balanced_rows(recipe, grid, micro_batch_rows(recipe, grid.num_data_ranks())),
+                listener);
+  return listener.flops();
+}
+
+// Those of more arithmetic than the recipe's, the least first.
+std::vector<Recompute> costlier_kinds(const Recipe& recipe, const RehearsalGrid& grid) {
+  const double now = flops_of(recipe, grid);
+  std::vector<std::pair<double, Recompute>> kinds;
+  for (const Recompute kind : {Recompute::ffn, Recompute::attention, Recompute::block}) {
+    Recipe changed = recipe;
+    changed.parallel.recompute = kind;
+    const double flops = flops_of(changed, grid);
+    if (flops > now) kinds.emplace_back(flops, kind);
+  }
+  std::sort(kinds.begin(), kinds.end());
+  std::vector<Recompute> sorted;
+  for (const auto& [flops, kind] : kinds) sorted.push_back(kind);
+  return sorted;
 }
 
 // With what would stand in its way switched off.
@@ -129,7 +168,8 @@ std::vector<Candidate> wider_grids(const Candidate& from, std::int64_t ranks) {
 
 class Search {
  public:
-  explicit Search(double bytes) : bytes_(bytes) {}
+  // `kinds` of recomputation to try, the cheapest first.
+  Search(double bytes, std::vector<Recompute> kinds) : bytes_(bytes), kinds_(std::move(kinds)) {}
 
   bool found() const { return found_.has_value(); }
   const std::optional<FittingChange>& result() const { return found_; }
@@ -152,16 +192,21 @@ class Search {
       test(candidates);
     }
   }
+  void test_recomputing(const Candidate& from) {
+    for (const Recompute kind : kinds_) test(recomputing(from, kind));
+  }
   void test_all_of(const Candidate& grid) {
     test(grid);
-    test(recomputing(grid));
+    test_recomputing(grid);
     test_falling(smaller_micro_batches(grid));
-    test_falling(smaller_micro_batches(recomputing(grid)));
-    test(updating_in_backward(recomputing(grid)));
+    for (const Recompute kind : kinds_)
+      test_falling(smaller_micro_batches(recomputing(grid, kind)));
+    test_recomputing(updating_in_backward(grid));
   }
 
  private:
   double bytes_;
+  std::vector<Recompute> kinds_;
   std::optional<FittingChange> found_;
 };
 
@@ -183,8 +228,8 @@ void size_rank(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid) {
 std::optional<FittingChange> find_fitting_change(const Recipe& recipe, const RehearsalGrid& grid,
                                                  double bytes) {
   const Candidate now{recipe, grid.ranks(), grid.ep, grid.tp, ""};
-  Search search(bytes);
-  search.test(recomputing(now));
+  Search search(bytes, costlier_kinds(recipe, grid));
+  search.test_recomputing(now);
   search.test_falling(smaller_micro_batches(now));
   search.test(updating_in_backward(now));
   search.test(wider_grids(now, now.ranks));

@@ -24,9 +24,9 @@ struct FittingChange {
 };
 
 // The first of these that needs at most `bytes` on a rank and is a recipe and grid that train
-// takes: recompute_ffn; the most micro_batch_rows; update_in_backward; ep or tp up by the least
-// factor on the same ranks; some of them together; twice the ranks, as they are or with more ep or
-// tp, and so on to 4096.
+// takes: recompute, the kind of the least arithmetic; the most micro_batch_rows;
+// update_in_backward; ep or tp up by the least factor on the same ranks; some of them together;
+// twice the ranks, as they are or with more ep or tp, and so on to 4096.
 std::optional<FittingChange> find_fitting_change(const Recipe& recipe, const RehearsalGrid& grid,
                                                  double bytes);
 

@@ -98,6 +98,7 @@ Recipe recipe_of(const H5File& file, std::int64_t rows, std::int64_t length) {
   m.residual_ffn = choose<ResidualFfn>(
       config.at("residual_ffn"),
       {{"sequential", ResidualFfn::sequential}, {"parallel", ResidualFfn::parallel}});
+  m.parallel_block = config.value("parallel_block", false);
   m.attention_scale = choose<AttentionScale>(
       config.at("attention_scale"),
       {{"folded", AttentionScale::folded}, {"rsqrt", AttentionScale::rsqrt}});
@@ -108,9 +109,10 @@ Recipe recipe_of(const H5File& file, std::int64_t rows, std::int64_t length) {
   get("normalize_gates", r.normalize_gates);
   get("route_padding", r.route_padding);
   r.eval_capacity_factor = r.capacity_factor;
-  r.capacity_counts = choose<CapacityCounts>(
-      config.at("capacity_counts"),
-      {{"tokens", CapacityCounts::tokens}, {"assignments", CapacityCounts::assignments}});
+  r.capacity_counts = choose<CapacityCounts>(config.at("capacity_counts"),
+                                             {{"tokens", CapacityCounts::tokens},
+                                              {"assignments", CapacityCounts::assignments},
+                                              {"dropless", CapacityCounts::dropless}});
   get("load_balance_weight", recipe.loss.load_balance_weight);
   get("router_z_weight", recipe.loss.router_z_weight);
   get("logits_z_weight", recipe.loss.logits_z_weight);

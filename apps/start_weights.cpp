@@ -20,8 +20,8 @@ namespace fs = std::filesystem;
 
 // Keys of "model" that say what is computed: without those of initial values, and without those of
 // experts when a dense model is to become one with experts.
-nlohmann::json comparable_model(const std::string& recipe_json, bool upcycle) {
-  auto model = nlohmann::json::parse(recipe_json).at("model");
+nlohmann::json comparable_model(const Recipe& recipe, bool upcycle) {
+  auto model = nlohmann::json::parse(to_json(recipe)).at("model");
   for (const char* key : {"init_scale", "embedding_init_std", "router_init_std"}) model.erase(key);
   if (upcycle)
     for (const char* key : {"num_experts", "moe_interval", "residual_ffn"}) model.erase(key);
@@ -31,8 +31,9 @@ nlohmann::json comparable_model(const std::string& recipe_json, bool upcycle) {
 void check_fits(const CheckpointManifest& manifest, const std::string& checkpoint,
                 const Recipe& recipe) {
   const bool upcycle = recipe.start.upcycle;
-  const auto theirs = comparable_model(manifest.meta.recipe_json, upcycle);
-  const auto ours = comparable_model(to_json(recipe), upcycle);
+  const auto theirs = comparable_model(
+      parse_recipe(manifest.meta.recipe_json, checkpoint + ": its recipe"), upcycle);
+  const auto ours = comparable_model(recipe, upcycle);
   if (theirs != ours)
     throw UserError("--from " + checkpoint + ": its model differs from the recipe's: " +
                     nlohmann::json::diff(theirs, ours).dump());

@@ -58,8 +58,7 @@ void check_trainable(const Recipe& recipe) {
   if (recipe.model.num_moe_layers() > 0 && recipe.routing.capacity_counts == CapacityCounts::port)
     throw UserError(
         "routing.capacity_counts: found port, which is for evaluation and generation only; allowed "
-        "in "
-        "training: tokens (as the released weights were trained), assignments");
+        "in training: tokens (as the released weights were trained), assignments, dropless");
 }
 
 // Prepares the run folder on rank 0. Returns the checkpoint to resume from, empty to start anew.
@@ -87,7 +86,9 @@ std::string open_run_folder(const TrainOptions& options, Communicator& world) {
 // A checkpoint continues only the same model on the same data; other keys may change and are named.
 void check_resumable(const Recipe& recipe, const CheckpointMeta& meta,
                      const std::string& fingerprint, const std::string& checkpoint, bool is_root) {
-  const auto saved = nlohmann::json::parse(meta.recipe_json);
+  // Read and printed again: it may lack keys that are younger than it.
+  const auto saved =
+      nlohmann::json::parse(to_json(parse_recipe(meta.recipe_json, checkpoint + ": its recipe")));
   const auto current = nlohmann::json::parse(to_json(recipe));
   if (saved.at("model") != current.at("model"))
     throw UserError(checkpoint + ": its model differs from the recipe's: " +

@@ -101,7 +101,7 @@ struct TableBuilder {
     split(2);
     add_experts(layer + "mlp.experts.wo", model.ffn_dim, model.d_model);
     split(1);
-    if (model.residual_ffn == ResidualFfn::sequential)
+    if (!model.parallel_block && model.residual_ffn == ResidualFfn::sequential)
       add_norm(layer + "pre_extra_mlp_layernorm.weight");
   }
 };
@@ -196,7 +196,7 @@ ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimize
     const std::string layer = "model.layers." + std::to_string(i) + ".";
     build.add_norm(layer + "input_layernorm.weight");
     build.add_attention(layer + "self_attn.");
-    build.add_norm(layer + "post_attention_layernorm.weight");
+    if (!model.parallel_block) build.add_norm(layer + "post_attention_layernorm.weight");
     if (model.is_moe_layer(i)) build.add_moe(layer);
     build.add_ffn(layer + (model.is_moe_layer(i) ? "extra_mlp." : "mlp."));
   }

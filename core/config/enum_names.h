@@ -27,7 +27,8 @@ struct EnumNames<AttentionScale> {
 };
 template <>
 struct EnumNames<CapacityCounts> {
-  static constexpr std::array<std::string_view, 3> values = {"tokens", "assignments", "port"};
+  static constexpr std::array<std::string_view, 4> values = {"tokens", "assignments", "port",
+                                                             "dropless"};
 };
 template <>
 struct EnumNames<ObjectiveKind> {
@@ -51,6 +52,11 @@ struct EnumNames<OptimizerStart> {
 template <>
 struct EnumNames<ComputeType> {
   static constexpr std::array<std::string_view, 2> values = {"f32", "bf16"};
+};
+
+template <>
+struct EnumNames<Recompute> {
+  static constexpr std::array<std::string_view, 4> values = {"none", "ffn", "attention", "block"};
 };
 
 template <>

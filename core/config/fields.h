@@ -60,6 +60,9 @@ void visit_fields(std::type_identity<ModelConfig>, Visitor&& visit) {
   visit("residual_ffn", &M::residual_ffn, rules::any,
         "fixed FFN of a MoE layer; sequential: after the experts with its own norm, as released; "
         "parallel: beside them on the same input (Eq. 4)");
+  visit("parallel_block", &M::parallel_block, rules::any,
+        "attention, experts and FFN of a layer all read one normalised input and add to x; needs "
+        "residual_ffn parallel where there are experts");
   visit("init_scale", &M::init_scale, rules::positive,
         "a kernel's initial variance is this / fan_in");
   visit("embedding_init_std", &M::embedding_init_std, rules::positive, "of the embedding");
@@ -78,7 +81,8 @@ void visit_fields(std::type_identity<RoutingConfig>, Visitor&& visit) {
   visit(
       "capacity_counts", &R::capacity_counts, rules::any,
       "tokens: round(cf*G/E) slots; assignments: round(2*cf*G/E); port: floor(2*cf*N/E) made even "
-      "over all N positions of a call, as the PyTorch port, not for training");
+      "over all N positions of a call, as the PyTorch port, not for training; dropless: G, so that "
+      "nothing is dropped whatever the factors say, with room for all rows at any expert");
   visit("min_capacity", &R::min_capacity, rules::between(1, 1073741824),
         "least slots of an expert and group");
   visit("normalize_gates", &R::normalize_gates, rules::any,
@@ -188,8 +192,10 @@ void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
         "ranks of an expert group on a node, for two_level; 0: as the hosts' names say");
   visit("micro_batch_rows", &P::micro_batch_rows, rules::between(0, 16777216),
         "rows a rank computes at once; 0: all of its rows");
-  visit("recompute_ffn", &P::recompute_ffn, rules::any,
-        "compute gate and up of FFNs and experts again in the backward instead of keeping them");
+  visit("recompute", &P::recompute, rules::any,
+        "computed again in the backward instead of kept, with the same bits; ffn: gate and up of "
+        "FFNs and experts; attention: q, k, v and output; block: all of a layer but its input and "
+        "the routing, for which experts' rows travel once more");
   visit(
       "reduction_bucket_kb", &P::reduction_bucket_kb, rules::between(0, 1 << 30),
       "KiB of gradients that are reduced at once while the backward pass goes on; 0: all after it");

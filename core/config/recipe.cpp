@@ -9,6 +9,8 @@
 namespace openmoe {
 
 std::int64_t RoutingConfig::capacity(std::int64_t num_experts, bool training) const {
+  // A token chooses an expert once at most.
+  if (capacity_counts == CapacityCounts::dropless) return group_tokens;
   // Product, quotient, then factor, in this order: the same doubles as the reference, so that
   // halves round alike.
   const double factor = training ? capacity_factor : eval_capacity_factor;

@@ -16,12 +16,14 @@ namespace openmoe {
 enum class FfnKind { gated_swiglu, swiglu };
 enum class ResidualFfn { sequential, parallel };
 enum class AttentionScale { folded, rsqrt };
-enum class CapacityCounts { tokens, assignments, port };
+enum class CapacityCounts { tokens, assignments, port, dropless };
 enum class ObjectiveKind { ul2, causal_lm, span_corruption, prefix_lm, sft };
 enum class Packing { faithful, packed };
 enum class RateUnit { rows, tokens };
 enum class OptimizerStart { fresh, continued };
 enum class ComputeType { f32, bf16 };
+// What the backward pass computes again instead of keeping it; see ParallelConfig.
+enum class Recompute { none, ffn, attention, block };
 // How rows travel to their experts; see parallel/row_transport.h.
 enum class ExchangeKind { automatic, direct, fixed_capacity, two_level };
 enum class OnNonFinite { stop, skip };
@@ -47,6 +49,9 @@ struct ModelConfig {
   // layer i (from 0) is MoE when (i + 1) % moe_interval == 0; 0: dense model
   std::int64_t moe_interval = 4;
   ResidualFfn residual_ffn = ResidualFfn::sequential;  // parallel: Eq. 4 of the paper
+  // A layer's sublayers all read one normalised input, x' = x + attention(y) + ffn(y) [+ moe(y)]
+  // (Wang and Komatsuzaki 2021; PaLM, Chowdhery et al. 2022, section 2; the paper's Section 5).
+  bool parallel_block = false;
   double init_scale = 0.1;  // variance of a kernel is init_scale / fan_in
   double embedding_init_std = 1.0;
   double router_init_std = 0.02;
@@ -67,7 +72,9 @@ struct RoutingConfig {
   double eval_capacity_factor = 2.0;
   // tokens: round(cf*G/E); assignments: round(2*cf*G/E); port: floor(2*cf*G/E) made even, with one
   // group of all positions of a call, as the PyTorch port that runs the released weights. Results
-  // then depend on how rows are batched, so it is for evaluation and generation only.
+  // then depend on how rows are batched, so it is for evaluation and generation only. dropless: G
+  // slots, as many as a group has tokens, so that none is ever dropped; capacity factors and
+  // min_capacity have no effect. Experts may then receive all rows, and buffers are sized for it.
   CapacityCounts capacity_counts = CapacityCounts::tokens;
   std::int64_t min_capacity = 4;
   bool normalize_gates = false;  // divide the two gates by their sum
@@ -155,9 +162,12 @@ struct ParallelConfig {
   // of an expert group, for two_level; 0: as the hosts' names say
   std::int64_t ranks_per_node = 0;
   std::int64_t micro_batch_rows = 0;  // rows a rank computes at once; 0: all its rows
-  // The two wide activations of every FFN and expert are computed again in the backward instead of
-  // kept: less memory, about an eighth more arithmetic, the same bits.
-  bool recompute_ffn = false;
+  // Less memory for more arithmetic, the same bits. Computed again in the backward instead of kept:
+  //   ffn        the two wide activations of every FFN and expert
+  //   attention  q, k, v, the output and log Z of every attention
+  //   block      all of a layer but its input, the router's output and the routing; experts' rows
+  //              travel once more
+  Recompute recompute = Recompute::none;
   // Gradients are reduced over ranks in buckets of at least this size as the backward pass
   // completes them; 0: all of them after it.
   std::int64_t reduction_bucket_kb = 0;

@@ -52,6 +52,13 @@ void check_model(const Checker& check) {
         "model.moe_interval",
         concat("found ", model.moe_interval, ", allowed: 0 (dense model) to model.num_layers (",
                model.num_layers, "); a larger one would leave no MoE layer"));
+  if (check.errors.clean({"model.parallel_block", "model.residual_ffn", "model.moe_interval"}) &&
+      model.parallel_block && model.moe_interval > 0 &&
+      model.residual_ffn == ResidualFfn::sequential)
+    check.fail("model.residual_ffn",
+               "found sequential, allowed with model.parallel_block: parallel, since all "
+               "sublayers then read the same input; set model.residual_ffn to parallel, or "
+               "model.parallel_block to false");
   if (check.errors.clean({"model.num_experts", "parallel.ep", "model.moe_interval"}) &&
       model.moe_interval > 0 && model.num_experts % check.recipe.parallel.ep != 0)
     check.fail(

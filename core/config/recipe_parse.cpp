@@ -31,6 +31,16 @@ std::string find_in_other_section(const std::string& leaf) {
   return found;
 }
 
+// Recipes and checkpoints written before parallel.recompute had more than two values.
+void read_old_keys(Json& json) {
+  const auto parallel = json.is_object() ? json.find("parallel") : json.end();
+  if (parallel == json.end() || !parallel->is_object() || parallel->contains("recompute")) return;
+  const auto old = parallel->find("recompute_ffn");
+  if (old == parallel->end() || !old->is_boolean()) return;
+  (*parallel)["recompute"] = old->get<bool>() ? "ffn" : "none";
+  parallel->erase("recompute_ffn");
+}
+
 class RecipeLoader {
  public:
   explicit RecipeLoader(std::string origin) : origin_(std::move(origin)) {}
@@ -110,7 +120,8 @@ class RecipeLoader {
                       "; the path is relative to the recipe that says it");
   }
 
-  void add_layer(const Json& json, const std::string& origin, bool is_override) {
+  void add_layer(Json json, const std::string& origin, bool is_override) {
+    read_old_keys(json);
     LayerReader({origin, is_override, errors_, &origins_, find_in_other_section})
         .read_object(json, "", recipe_);
   }

@@ -63,9 +63,11 @@ DecodeWeights::DecodeWeights(const ModelConfig& model, DType dtype, std::int64_t
       *matrix = PackedMatrix(heads_out, D, dtype);
     layer.o = PackedMatrix(splits_.d_model.size(), A, dtype);
     layer.ffn = make_ffn();
-    if (!layer.is_moe || model.residual_ffn == ResidualFfn::sequential) layer.ffn.norm = norm();
+    const bool has_norms = !model.parallel_block;  // beside the first
+    if (has_norms && (!layer.is_moe || model.residual_ffn == ResidualFfn::sequential))
+      layer.ffn.norm = norm();
     if (!layer.is_moe) continue;
-    layer.moe_norm = norm();
+    if (has_norms) layer.moe_norm = norm();
     layer.router = PackedMatrix(model.num_experts, D, DType::f32);
     for (std::int64_t e = 0; e < num_local_experts_; ++e) layer.experts.push_back(make_ffn());
   }

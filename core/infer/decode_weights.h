@@ -19,7 +19,7 @@ namespace openmoe::infer {
 
 // Shapes are those of one rank that holds all; of several, rows are this rank's.
 struct FfnWeights {
-  std::vector<float> norm;  // (D); empty in the parallel residual FFN
+  std::vector<float> norm;  // (D); empty where the FFN reads what the sublayer before it read
   PackedMatrix gate;        // (Fg, D); of gated SwiGLU both halves have this rank's columns of h
   PackedMatrix up;          // (F, D)
   PackedMatrix down;        // (D, F)
@@ -30,7 +30,8 @@ struct LayerWeights {
   std::vector<float> attention_norm;  // (D)
   PackedMatrix q, k, v;               // (A, D)
   PackedMatrix o;                     // (D, A)
-  std::vector<float> moe_norm;        // (D), MoE layers only, and so are the next two
+  std::vector<float> moe_norm;        // (D), MoE layers only, and so are the next two; empty in
+                                      // a parallel block
   PackedMatrix router;                // (E, D), always f32
   std::vector<FfnWeights> experts;    // (El), without norms
   FfnWeights ffn;

@@ -253,8 +253,9 @@ std::int64_t Decoder::forward(std::span<const DecodeRow> rows) {
     const LayerWeights& layer = weights_.layers()[i];
     norm(layer.attention_norm, N);
     attention(layer, caches_[i], rows);
+    // Without a norm of its own a sublayer reads the same y as the one before.
     if (layer.is_moe) {
-      norm(layer.moe_norm, N);  // the parallel residual FFN reads the same y
+      if (!layer.moe_norm.empty()) norm(layer.moe_norm, N);
       moe(layer, N);
     }
     if (!layer.ffn.norm.empty()) norm(layer.ffn.norm, N);

@@ -1,7 +1,13 @@
 // Every activation of the network as a named member, with its shape. The network can be read off
 // these structs. Tensors of a sublayer are saved from its forward for its backward; Scratch is
 // shared by all sublayers. What costs less to compute again than to keep is not saved: normalised
-// inputs y, activations h, and expert rows where they need not travel.
+// inputs y, activations h, and expert rows where they need not travel. Recipe key
+// parallel.recompute extends that to what costs more:
+//   ffn        gate and up of FFNs and experts are scratch
+//   attention  q, k, v, o and log_z are scratch; in a parallel block, where rows for the experts
+//              lie in scratch meanwhile, one set that all layers share
+//   block      of each layer only x_attention, the router's output and the routing are its own; of
+//              the rest there is one set that all layers share, and gate and up are scratch
 //
 // "c" marks the compute type, f32 or bf16 (recipe run.compute_type); all others are f32 or
 // integers. On a rank of a tensor group of P, H, A, F, Fg and V are this rank's shares, N' = N/P
@@ -19,21 +25,21 @@ namespace openmoe {
 // x' = x + Wo attention(rope(Wq y), rope(Wk y), Wv y), y = rms_norm(x)
 struct AttentionActivations {
   Tensor rstd;     // (N')
-  Tensor q, k, v;  // (N, A) c, q and k after rotation
+  Tensor q, k, v;  // (N, A) c, q and k after rotation; see Scratch where they are computed again
   Tensor o;        // (N, A) c
   Tensor log_z;    // (B, H, T)
 };
 
 // x' = x + Wd (act(Wg y, Wu y))
 struct FfnActivations {
-  Tensor rstd;  // (N'); absent in the parallel residual FFN, which shares the MoE sublayer's norm
+  Tensor rstd;  // (N'); absent where another sublayer's norm is shared
   Tensor gate;  // (N, Fg) c; becomes its own gradient in the backward
   Tensor up;    // (N, F) c; likewise
 };
 
 // x' = x + sum_k gate_k expert_k(y)
 struct MoeActivations {
-  Tensor rstd;          // (N')
+  Tensor rstd;          // (N'); absent in a parallel block
   RouterOutput router;  // see ops.h
   Routing routing;
   Tensor received;  // (M_max, D') c: rows of y in expert order; scratch where all experts are here
@@ -48,8 +54,8 @@ struct LayerActivations {
   AttentionActivations attention;
   MoeActivations moe;  // MoE layers only
   FfnActivations ffn;
-  // The residual stream (N', D) as each sublayer reads it. The MoE sublayer's input is `x_ffn` in a
-  // dense layer.
+  // The residual stream (N', D) as each sublayer reads it; x_moe in MoE layers only, and
+  // x_attention alone in a parallel block.
   Tensor x_attention, x_moe, x_ffn;
 };
 
@@ -60,7 +66,7 @@ struct Scratch {
   Tensor dy;          // (N, D); also a product's partial sums before they are added up over ranks
   // The rest share memory: of the groups below, one is alive at a time.
   Tensor h;                // (N, F) c: of the dense FFN, then its gradient
-  Tensor dq, dk, dv, d_o;  // (N, A) c
+  Tensor dq, dk, dv, d_o;  // (N, A) c; after them q, k, v, o and log_z where computed again
   Tensor router_y;         // (N', D): y as the router reads it, in f32
   Tensor router_logits;    // (N, E), in the backward their gradient
   Tensor dgate;            // (N, 2)

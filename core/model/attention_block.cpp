@@ -14,13 +14,11 @@ float logit_scale(const ModelConfig& config) {
 
 }  // namespace
 
-void Model::attention_forward(const AttentionParams& params, AttentionActivations& act,
-                              Tensor x_next, Tensor x) {
+// q, k, v and o from scratch y.
+void Model::attention_output(const AttentionParams& params, AttentionActivations& act) {
   const Shape by_head{rows_, length_, share_.num_heads, config_.head_dim};
   const auto base = static_cast<float>(config_.rope_base);
   const Tensor y = scratch_.y;
-  ops_.enter("attention");
-  gather_normalized(*params.norm, act.rstd, x);
   ops_.linear_forward(act.q, y, params.q->operand);
   ops_.linear_forward(act.k, y, params.k->operand);
   ops_.linear_forward(act.v, y, params.v->operand);
@@ -29,18 +27,28 @@ void Model::attention_forward(const AttentionParams& params, AttentionActivation
   ops_.attention_forward(act.o.reshaped(by_head), act.log_z, act.q.reshaped(by_head),
                          act.k.reshaped(by_head), act.v.reshaped(by_head),
                          batch_.segment_ids.reshaped({rows_, length_}), logit_scale(config_));
+}
+
+// x_next = x + Wo attention(y), y in scratch
+void Model::attention_forward(const AttentionParams& params, AttentionActivations& act,
+                              Tensor x_next, Tensor x) {
+  ops_.enter("attention");
+  attention_output(params, act);
   ops_.copy(x_next, x);
   project_accumulate(x_next, act.o, *params.o);
 }
 
-void Model::attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor x) {
+// Scratch dy = (or +=) the gradient of scratch y, to be added up over ranks, from dx (N, D) c, the
+// gradient of x_next.
+void Model::attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor dx,
+                               bool accumulate_dy) {
   const Shape by_head{rows_, length_, share_.num_heads, config_.head_dim};
   const auto base = static_cast<float>(config_.rope_base);
   const auto heads = [&](Tensor t) { return t.reshaped(by_head); };
   Scratch& s = scratch_;
   ops_.enter("attention");
+  if (recompute_ == Recompute::attention) attention_output(params, act);
   // x' = x + o Wo^T
-  const Tensor dx = dx_operand();
   ops_.linear_backward_input(s.d_o, dx, params.o->operand);
   ops_.linear_backward_weight(params.o->grad, dx, act.o);
   complete(*params.o);
@@ -50,8 +58,10 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   ops_.rope_backward(heads(s.dq), base);
   ops_.rope_backward(heads(s.dk), base);
   // q = y Wq^T, k = y Wk^T, v = y Wv^T
-  gather_normalized(*params.norm, act.rstd, x);
-  ops_.linear_backward_input(s.dy, s.dq, params.q->operand);
+  if (accumulate_dy)
+    ops_.linear_backward_input_accumulate(s.dy, s.dq, params.q->operand);
+  else
+    ops_.linear_backward_input(s.dy, s.dq, params.q->operand);
   ops_.linear_backward_weight(params.q->grad, s.dq, s.y);
   complete(*params.q);
   ops_.linear_backward_input_accumulate(s.dy, s.dk, params.k->operand);
@@ -60,8 +70,6 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   ops_.linear_backward_input_accumulate(s.dy, s.dv, params.v->operand);
   ops_.linear_backward_weight(params.v->grad, s.dv, s.y);
   complete(*params.v);
-  tensor_.sum_rows(s.dy);
-  norm_backward(*params.norm, x, act.rstd);
 }
 
 }  // namespace openmoe

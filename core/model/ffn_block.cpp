@@ -19,13 +19,13 @@ void Model::ffn_forward(const FfnParams& params, FfnActivations& act, Tensor x_n
   project_accumulate(x_next, s.h, *params.down);
 }
 
-// Own rows of scratch dy = (or +=) the gradient of y, from scratch dx, the gradient of x_next. What
-// is added to must be 0 in the rows of other ranks.
-void Model::ffn_backward(const FfnParams& params, FfnActivations& act, bool accumulate_dy) {
+// As attention_backward. What is added to must be 0 in the rows of other ranks, or of this rank's
+// share alone.
+void Model::ffn_backward(const FfnParams& params, FfnActivations& act, Tensor dx,
+                         bool accumulate_dy) {
   const Scratch& s = scratch_;
   ops_.enter("ffn");
   if (recompute_ffn_) ffn_inputs(params, act);
-  const Tensor dx = dx_operand();
   // h was not kept; once its weight's gradient is done, its place takes the gradient of h.
   ops_.ffn_activation_forward(s.h, act.gate, act.up, config_.ffn, num_tokens());
   ops_.linear_backward_weight(params.down->grad, dx, s.h);
@@ -41,7 +41,6 @@ void Model::ffn_backward(const FfnParams& params, FfnActivations& act, bool accu
   ops_.linear_backward_input_accumulate(s.dy, act.up, params.up->operand);
   ops_.linear_backward_weight(params.up->grad, act.up, s.y);
   complete(*params.up);
-  tensor_.sum_rows(s.dy);
 }
 
 }  // namespace openmoe

@@ -13,14 +13,14 @@ struct AttentionParams {
 
 struct FfnParams {
   Param* norm;  // (D); null in the parallel residual FFN, which reads the MoE sublayer's normalised
-                // input
+                // input, and in a parallel block, where all read the attention's
   Param* gate;  // (Fg, D)
   Param* up;    // (F, D)
   Param* down;  // (D, F)
 };
 
 struct MoeParams {
-  Param* norm;    // (D)
+  Param* norm;    // (D); null in a parallel block
   Param* router;  // (E, D)
   Param* gate;    // (El, D, Fg)
   Param* up;      // (El, D, F)

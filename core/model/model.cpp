@@ -20,14 +20,16 @@ LayerParams find_layer(ParamTable& params, const ModelConfig& config, std::int64
   layer.attention = {get("input_layernorm.weight"), get("self_attn.q_proj.weight"),
                      get("self_attn.k_proj.weight"), get("self_attn.v_proj.weight"),
                      get("self_attn.o_proj.weight")};
-  Param* norm = get("post_attention_layernorm.weight");
+  const bool has_norms = !config.parallel_block;  // beside the first
+  Param* norm = has_norms ? get("post_attention_layernorm.weight") : nullptr;
   std::string ffn = "mlp.";
   if (layer.is_moe) {
     layer.moe = {norm, get("mlp.gate_weight"), get("mlp.experts.wi_gate"), get("mlp.experts.wi_up"),
                  get("mlp.experts.wo")};
     ffn = "extra_mlp.";
-    norm = config.residual_ffn == ResidualFfn::sequential ? get("pre_extra_mlp_layernorm.weight")
-                                                          : nullptr;
+    norm = has_norms && config.residual_ffn == ResidualFfn::sequential
+               ? get("pre_extra_mlp_layernorm.weight")
+               : nullptr;
   }
   layer.ffn = {norm, get(ffn + "gate_proj.weight"), get(ffn + "up_proj.weight"),
                get(ffn + "down_proj.weight")};
@@ -46,7 +48,8 @@ Model::Model(Ops& ops, const Recipe& recipe, ParamTable& params, TokenExchange& 
       exchange_(exchange),
       tensor_(tensor),
       compute_(recipe.run.compute_type == ComputeType::bf16 ? DType::bf16 : DType::f32),
-      recompute_ffn_(recipe.parallel.recompute_ffn),
+      recompute_(recipe.parallel.recompute),
+      recompute_ffn_(recompute_ == Recompute::ffn || recompute_ == Recompute::block),
       rows_(rows),
       length_(recipe.data.sequence_length),
       embedding_(&params.find("model.embed_tokens.weight")),
@@ -150,50 +153,139 @@ void Model::forward(bool training, StepSums& sums) {
     ops_.enter_layer(static_cast<std::int64_t>(i), Pass::forward);
     const LayerParams& params = layers_[i];
     LayerActivations& act = activations_[i];
-    Tensor x_next = i + 1 < layers_.size() ? activations_[i + 1].x_attention : x_final_;
-    attention_forward(params.attention, act.attention, params.is_moe ? act.x_moe : act.x_ffn,
-                      act.x_attention);
-    if (params.is_moe) {
-      const bool parallel = params.ffn.norm == nullptr;
-      moe_forward(params.moe, act.moe, parallel ? x_next : act.x_ffn, act.x_moe, training);
-      collect(act.moe, sums.moe[moe_index++]);
-      if (parallel) {  // x_next already holds x + moe(y); add ffn of the same y
-        tensor_.gather_rows(scratch_.y);
-        ffn_forward(params.ffn, act.ffn, x_next);
-        continue;
-      }
+    const Tensor x_next = i + 1 < layers_.size() ? activations_[i + 1].x_attention : x_final_;
+    if (config_.parallel_block)
+      parallel_layer_forward(params, act, x_next, training);
+    else
+      layer_forward(params, act, x_next, training);
+    if (params.is_moe) collect(act.moe, sums.moe[moe_index++]);
+  }
+}
+
+void Model::layer_forward(const LayerParams& params, LayerActivations& act, Tensor x_next,
+                          bool training) {
+  ops_.enter("attention");
+  gather_normalized(*params.attention.norm, act.attention.rstd, act.x_attention);
+  attention_forward(params.attention, act.attention, params.is_moe ? act.x_moe : act.x_ffn,
+                    act.x_attention);
+  if (params.is_moe) {
+    const bool parallel = params.ffn.norm == nullptr;
+    const Tensor sum = parallel ? x_next : act.x_ffn;
+    ops_.enter("experts");
+    normalize(*params.moe.norm, act.moe.rstd, act.x_moe);
+    route(params.moe, act.moe, training);
+    dispatch_rows(act.moe);
+    compute_experts(params.moe, act.moe);
+    ops_.copy(sum, act.x_moe);
+    add_experts(act.moe, sum);
+    if (parallel) {  // x_next already holds x + moe(y); add ffn of the same y
+      tensor_.gather_rows(scratch_.y);
+      ffn_forward(params.ffn, act.ffn, x_next);
+      return;
     }
+  }
+  ops_.enter("ffn");
+  gather_normalized(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
+  ops_.copy(x_next, act.x_ffn);
+  ffn_forward(params.ffn, act.ffn, x_next);
+}
+
+// x' = x + attention(y) + moe(y) + ffn(y). Rows are on their way to the experts while attention is
+// computed; it leaves the scratch of the experts alone.
+void Model::parallel_layer_forward(const LayerParams& params, LayerActivations& act, Tensor x_next,
+                                   bool training) {
+  ops_.enter("attention");
+  gather_normalized(*params.attention.norm, act.attention.rstd, act.x_attention);
+  if (params.is_moe) {
+    route(params.moe, act.moe, training);
+    dispatch_rows(act.moe);
+  }
+  attention_forward(params.attention, act.attention, x_next, act.x_attention);
+  if (params.is_moe) {
+    compute_experts(params.moe, act.moe);
+    add_experts(act.moe, x_next);
+  }
+  ffn_forward(params.ffn, act.ffn, x_next);
+}
+
+// What forward() left inside the layer, from its input and the routing. No parameter of the layer
+// may have changed since. Outputs that nothing reads are left out, and so is the dense FFN, which
+// ffn_backward computes again itself.
+void Model::recompute_layer(const LayerParams& params, LayerActivations& act) {
+  ops_.enter("attention");
+  gather_normalized(*params.attention.norm, act.attention.rstd, act.x_attention);
+  if (config_.parallel_block) {
+    if (params.is_moe) dispatch_rows(act.moe);
+    ops_.enter("attention");
+    attention_output(params.attention, act.attention);
+    if (params.is_moe) compute_experts(params.moe, act.moe);
+    return;
+  }
+  attention_forward(params.attention, act.attention, params.is_moe ? act.x_moe : act.x_ffn,
+                    act.x_attention);
+  if (!params.is_moe) return;
+  ops_.enter("experts");
+  normalize(*params.moe.norm, act.moe.rstd, act.x_moe);
+  dispatch_rows(act.moe);
+  compute_experts(params.moe, act.moe);
+  if (params.ffn.norm == nullptr) return;
+  ops_.copy(act.x_ffn, act.x_moe);
+  add_experts(act.moe, act.x_ffn);
+}
+
+void Model::layer_backward(const LayerParams& params, LayerActivations& act,
+                           const BatchCounts& counts) {
+  const Tensor dy = scratch_.dy;
+  const bool parallel = params.is_moe && params.ffn.norm == nullptr;
+  if (!parallel) {
     ops_.enter("ffn");
     gather_normalized(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
-    ops_.copy(x_next, act.x_ffn);
-    ffn_forward(params.ffn, act.ffn, x_next);
+    ffn_backward(params.ffn, act.ffn, dx_operand(), false);
+    tensor_.sum_rows(dy);
+    norm_backward(*params.ffn.norm, act.x_ffn, act.ffn.rstd);
   }
+  if (params.is_moe) {
+    ops_.enter("experts");
+    normalize(*params.moe.norm, act.moe.rstd, act.x_moe);
+    moe_backward(params.moe, act.moe, counts);
+    if (parallel) {
+      ops_.enter("ffn");
+      tensor_.gather_rows(scratch_.y);
+      ffn_backward(params.ffn, act.ffn, dx_operand(), true);
+      tensor_.sum_rows(dy);
+    }
+    norm_backward(*params.moe.norm, act.x_moe, act.moe.rstd);
+  }
+  ops_.enter("attention");
+  gather_normalized(*params.attention.norm, act.attention.rstd, act.x_attention);
+  attention_backward(params.attention, act.attention, dx_operand(), false);
+  tensor_.sum_rows(dy);
+  norm_backward(*params.attention.norm, act.x_attention, act.attention.rstd);
+}
+
+// x' = x + attention(y) + moe(y) + ffn(y): their gradients of y add up, over ranks once.
+void Model::parallel_layer_backward(const LayerParams& params, LayerActivations& act,
+                                    const BatchCounts& counts) {
+  ops_.enter("attention");
+  gather_normalized(*params.attention.norm, act.attention.rstd, act.x_attention);
+  if (params.is_moe) moe_backward(params.moe, act.moe, counts);
+  ops_.enter("ffn");
+  const Tensor dx = dx_operand();
+  ffn_backward(params.ffn, act.ffn, dx, params.is_moe);
+  attention_backward(params.attention, act.attention, dx, true);
+  tensor_.sum_rows(scratch_.dy);
+  norm_backward(*params.attention.norm, act.x_attention, act.attention.rstd);
 }
 
 void Model::backward(const BatchCounts& counts) {
   // scratch_.dx holds d total / d x of the layer's output and becomes that of its input.
   for (std::size_t i = layers_.size(); i-- > 0;) {
     ops_.enter_layer(static_cast<std::int64_t>(i), Pass::backward);
-    const LayerParams& params = layers_[i];
-    LayerActivations& act = activations_[i];
-    const bool parallel = params.is_moe && params.ffn.norm == nullptr;
-    if (!parallel) {
-      ops_.enter("ffn");
-      gather_normalized(*params.ffn.norm, act.ffn.rstd, act.x_ffn);
-      ffn_backward(params.ffn, act.ffn, false);
-      norm_backward(*params.ffn.norm, act.x_ffn, act.ffn.rstd);
-    }
-    if (params.is_moe) {
-      ops_.enter("experts");
-      normalize(*params.moe.norm, act.moe.rstd, act.x_moe);
-      moe_backward(params.moe, act.moe, counts);
-      if (parallel) {
-        tensor_.gather_rows(scratch_.y);
-        ffn_backward(params.ffn, act.ffn, true);
-      }
-      norm_backward(*params.moe.norm, act.x_moe, act.moe.rstd);
-    }
-    attention_backward(params.attention, act.attention, act.x_attention);
+    if (recompute_ == Recompute::block) recompute_layer(layers_[i], activations_[i]);
+    if (config_.parallel_block)
+      parallel_layer_backward(layers_[i], activations_[i], counts);
+    else
+      layer_backward(layers_[i], activations_[i], counts);
   }
   ops_.enter_layer(-1, Pass::backward);
   ops_.enter("embedding");

@@ -7,6 +7,8 @@
 //                dense layer: x += ffn(rms_norm(x))
 //                MoE layer:   sequential (released): x += moe(rms_norm(x)); x += ffn(rms_norm'(x))
 //                             parallel (paper Eq. 4): y = rms_norm(x); x += moe(y) + ffn(y)
+//   each layer of a parallel_block model:
+//                y = rms_norm(x); x += attention(y) + ffn(y), in a MoE layer + moe(y)
 //   loss = cross_entropy(head(rms_norm(x))) + logits z-loss + load-balance + router z-loss
 //
 // The P ranks of a tensor group compute the same rows. Each has H/P heads, F/P of the width of
@@ -77,18 +79,31 @@ class Model {
   void load_ones(Tensor dst);
   void forward(bool training, StepSums& sums);
   void backward(const BatchCounts& counts);
+  void layer_forward(const LayerParams& params, LayerActivations& act, Tensor x_next,
+                     bool training);
+  void layer_backward(const LayerParams& params, LayerActivations& act, const BatchCounts& counts);
+  void parallel_layer_forward(const LayerParams& params, LayerActivations& act, Tensor x_next,
+                              bool training);
+  void parallel_layer_backward(const LayerParams& params, LayerActivations& act,
+                               const BatchCounts& counts);
+  void recompute_layer(const LayerParams& params, LayerActivations& act);
+  void attention_output(const AttentionParams& params, AttentionActivations& act);
   void attention_forward(const AttentionParams& params, AttentionActivations& act, Tensor x_next,
                          Tensor x);
-  void attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor x);
+  void attention_backward(const AttentionParams& params, AttentionActivations& act, Tensor dx,
+                          bool accumulate_dy);
   void ffn_forward(const FfnParams& params, FfnActivations& act, Tensor x_next);
-  void ffn_backward(const FfnParams& params, FfnActivations& act, bool accumulate_dy);
-  void moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
-                   bool training);
-  // Calls work(first, last) for the local experts of each part of the exchange, when their rows
-  // have been brought from `sent` to `received`; brings those of `computed` to `returned`.
+  void ffn_backward(const FfnParams& params, FfnActivations& act, Tensor dx, bool accumulate_dy);
+  void route(const MoeParams& params, MoeActivations& act, bool training);
+  void dispatch_rows(MoeActivations& act);
+  void compute_experts(const MoeParams& params, MoeActivations& act);
+  void add_experts(const MoeActivations& act, Tensor x);
+  void start_exchange(Tensor sent, Tensor received, const Routing& routing);
+  // Calls work(first, last) for the local experts of each part of the exchange that was started,
+  // when their rows are in `received`; brings those of `computed` to `returned`.
   template <typename Work>
-  void exchange_parts(Tensor sent, Tensor received, Tensor computed, Tensor returned,
-                      const Routing& routing, Work&& work);
+  void compute_parts(Tensor sent, Tensor received, Tensor computed, Tensor returned,
+                     const Routing& routing, Work&& work);
   void experts_forward(const MoeParams& params, MoeActivations& act, Tensor out, std::int64_t first,
                        std::int64_t last);
   void moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts);
@@ -110,7 +125,13 @@ class Model {
   Tensor own(Tensor whole) const { return tensor_.own_rows(whole); }
   Tensor received(MoeActivations& act) { return is_local() ? scratch_.received : act.received; }
   void allocate_batch(Arena& arena);
-  void allocate_layer(Arena& arena, std::size_t index);
+  void allocate_layers(Arena& arena);
+  void allocate_routing(Arena& arena, MoeActivations& moe);
+  void allocate_attention(Arena& arena, AttentionActivations& attention);
+  bool is_attention_scratch() const {
+    return recompute_ == Recompute::attention && !config_.parallel_block;
+  }
+  void allocate_inside(Arena& arena, LayerActivations& layer, bool is_moe, bool has_ffn_norm);
   void allocate_scratch(Arena& arena, bool training);
   std::int64_t place_scratch(void* base, Device device, bool training);
   void experts_backward(const MoeParams& params, MoeActivations& act, std::int64_t first,
@@ -145,7 +166,8 @@ class Model {
   TensorGroup& tensor_;
   SharedVocabulary vocabulary_;  // of head and embedding
   DType compute_;
-  bool recompute_ffn_;
+  Recompute recompute_;
+  bool recompute_ffn_;  // gate and up of FFNs and experts
   std::int64_t rows_, length_, loss_chunk_rows_;
   TensorShare share_;
   std::int64_t expert_chunk_ = 0;            // local experts computed at once

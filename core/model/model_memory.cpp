@@ -30,8 +30,7 @@ class Placer {
 
 void Model::allocate(Arena& arena, bool training) {
   allocate_batch(arena);
-  activations_.assign(layers_.size(), {});
-  for (std::size_t i = 0; i < layers_.size(); ++i) allocate_layer(arena, i);
+  allocate_layers(arena);
   const auto make = [&](const char* name, const Shape& shape) {
     return arena.allocate(name, MemoryCategory::activations, DType::f32, shape);
   };
@@ -62,37 +61,75 @@ void Model::allocate_batch(Arena& arena) {
             make("routed", DType::i32)};
 }
 
-void Model::allocate_layer(Arena& arena, std::size_t index) {
-  const ModelConfig& c = config_;
-  const std::int64_t N = num_tokens(), D = c.d_model, A = share_.attention_dim, F = share_.ffn_dim,
-                     Fg = share_.gate_dim, E = c.num_experts, own_N = share_.num_tokens;
+void Model::allocate_layers(Arena& arena) {
+  const std::int64_t D = config_.d_model;
+  const bool is_shared = recompute_ == Recompute::block;
+  LayerActivations shared;  // what one layer at a time has
+  if (recompute_ == Recompute::attention && !is_attention_scratch())
+    allocate_attention(arena, shared.attention);
+  if (is_shared)
+    allocate_inside(
+        arena, shared, config_.num_moe_layers() > 0,
+        std::any_of(layers_.begin(), layers_.end(), [](const auto& l) { return l.ffn.norm; }));
+  activations_.assign(layers_.size(), shared);
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    LayerActivations& layer = activations_[i];
+    layer.x_attention = arena.allocate("x_attention", MemoryCategory::activations, DType::f32,
+                                       {share_.num_tokens, D});
+    if (layers_[i].is_moe) allocate_routing(arena, layer.moe);
+    if (!is_shared)
+      allocate_inside(arena, layer, layers_[i].is_moe, layers_[i].ffn.norm != nullptr);
+  }
+}
+
+// What is kept from forward to backward whatever is computed again: small, and the same bits for
+// sure.
+void Model::allocate_routing(Arena& arena, MoeActivations& moe) {
+  const std::int64_t N = num_tokens(), E = config_.num_experts, groups = N / routing_.group_tokens;
   const auto make = [&](const char* name, const Shape& shape, DType dtype = DType::f32) {
     return arena.allocate(name, MemoryCategory::activations, dtype, shape);
   };
-  LayerActivations& layer = activations_[index];
-  layer.x_attention = make("x_attention", {own_N, D});
-  layer.attention = {make("attention.rstd", {own_N}),
-                     make("attention.q", {N, A}, compute_),
-                     make("attention.k", {N, A}, compute_),
-                     make("attention.v", {N, A}, compute_),
-                     make("attention.o", {N, A}, compute_),
-                     make("attention.log_z", {rows_, share_.num_heads, length_})};
-  if (layers_[index].is_moe) {
-    const std::int64_t groups = N / routing_.group_tokens;
+  moe.router = {make("router.prob", {N, E}),
+                make("router.log_z", {N}),
+                make("router.choice", {N, 2}, DType::i32),
+                make("router.gate", {N, 2}),
+                make("router.slot", {N, 2}, DType::i32),
+                make("router.group_picks", {groups, E}),
+                make("router.group_prob", {groups, E}),
+                make("router.group_routed", {groups}),
+                make("router.group_z", {groups})};
+  exchange_.allocate_routing(arena, moe.routing);
+}
+
+void Model::allocate_attention(Arena& arena, AttentionActivations& attention) {
+  const std::int64_t N = num_tokens(), A = share_.attention_dim;
+  const auto make = [&](const char* name, const Shape& shape, DType dtype) {
+    return arena.allocate(name, MemoryCategory::activations, dtype, shape);
+  };
+  attention.q = make("attention.q", {N, A}, compute_);
+  attention.k = make("attention.k", {N, A}, compute_);
+  attention.v = make("attention.v", {N, A}, compute_);
+  attention.o = make("attention.o", {N, A}, compute_);
+  attention.log_z = make("attention.log_z", {rows_, share_.num_heads, length_}, DType::f32);
+}
+
+// What a layer computes from its input. Tensors that are computed again within a sublayer are
+// scratch.
+void Model::allocate_inside(Arena& arena, LayerActivations& layer, bool is_moe, bool has_ffn_norm) {
+  const std::int64_t N = num_tokens(), D = config_.d_model, F = share_.ffn_dim,
+                     Fg = share_.gate_dim, own_N = share_.num_tokens;
+  const auto make = [&](const char* name, const Shape& shape, DType dtype = DType::f32) {
+    return arena.allocate(name, MemoryCategory::activations, dtype, shape);
+  };
+  layer.attention.rstd = make("attention.rstd", {own_N});
+  if (recompute_ != Recompute::attention) allocate_attention(arena, layer.attention);
+  if (is_moe) {
     const std::int64_t sent_rows = exchange_.max_sent(), received_rows = exchange_.max_received();
     MoeActivations& moe = layer.moe;
-    layer.x_moe = make("x_moe", {own_N, D});
-    moe.rstd = make("moe.rstd", {own_N});
-    moe.router = {make("router.prob", {N, E}),
-                  make("router.log_z", {N}),
-                  make("router.choice", {N, 2}, DType::i32),
-                  make("router.gate", {N, 2}),
-                  make("router.slot", {N, 2}, DType::i32),
-                  make("router.group_picks", {groups, E}),
-                  make("router.group_prob", {groups, E}),
-                  make("router.group_routed", {groups}),
-                  make("router.group_z", {groups})};
-    exchange_.allocate_routing(arena, moe.routing);
+    if (!config_.parallel_block) {
+      layer.x_moe = make("x_moe", {own_N, D});
+      moe.rstd = make("moe.rstd", {own_N});
+    }
     if (!is_local())
       moe.received = make("moe.received", {received_rows, share_.d_columns}, compute_);
     if (!recompute_ffn_) {
@@ -101,7 +138,7 @@ void Model::allocate_layer(Arena& arena, std::size_t index) {
     }
     moe.returned = make("moe.returned", {sent_rows, share_.d_columns}, compute_);
   }
-  if (layers_[index].ffn.norm != nullptr) {
+  if (has_ffn_norm) {
     layer.x_ffn = make("x_ffn", {own_N, D});
     layer.ffn.rstd = make("ffn.rstd", {own_N});
   }
@@ -157,6 +194,16 @@ std::int64_t Model::place_scratch(void* base, Device device, bool training) {
   if (training)
     for (Tensor* gradient : {&s.dq, &s.dk, &s.dv, &s.d_o})
       *gradient = attention.place(compute_, {N, A});
+  if (is_attention_scratch()) {
+    AttentionActivations again;
+    for (Tensor* tensor : {&again.q, &again.k, &again.v, &again.o})
+      *tensor = attention.place(compute_, {N, A});
+    again.log_z = attention.place(DType::f32, {rows_, share_.num_heads, length_});
+    for (LayerActivations& layer : activations_) {
+      again.rstd = layer.attention.rstd;
+      layer.attention = again;
+    }
+  }
 
   const std::int64_t others =
       std::max({ffn.used_bytes(), head.used_bytes(), attention.used_bytes()});

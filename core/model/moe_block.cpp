@@ -17,42 +17,61 @@ RouterOptions Model::router_options(bool training) const {
           .normalize_gates = routing_.normalize_gates};
 }
 
-void Model::moe_forward(const MoeParams& params, MoeActivations& act, Tensor x_next, Tensor x,
-                        bool training) {
-  Scratch& s = scratch_;
+// Where the own rows of scratch y go.
+void Model::route(const MoeParams& params, MoeActivations& act, bool training) {
+  const Scratch& s = scratch_;
   ops_.enter("experts");
-  normalize(*params.norm, act.rstd, x);
   ops_.linear_forward(own(s.router_logits), router_input(), params.router->value);
   tensor_.gather_rows(s.router_logits);
   ops_.router_forward(act.router, s.router_logits, batch_.routed, router_options(training));
-
-  // Where all experts are here, rows are written at once where they are wanted and the exchange
-  // moves nothing.
-  const Tensor sent = is_local() ? s.received : s.sent;
-  const Tensor expert_out = is_local() ? act.returned : s.exchanged;
   exchange_.plan(act.routing, act.router.choice, act.router.slot);
+}
+
+// The own rows of scratch y on their way to their experts. Where all experts are here, rows are
+// written at once where they are wanted and the exchange moves nothing.
+void Model::dispatch_rows(MoeActivations& act) {
+  Scratch& s = scratch_;
+  ops_.enter("experts");
+  const Tensor sent = is_local() ? s.received : s.sent;
   ops_.gather_rows(sent, columns_of(s.y_columns, own(s.y)), act.routing.row_token,
                    act.routing.num_sent);
-  exchange_parts(sent, received(act), expert_out, act.returned, act.routing,
-                 [&](std::int64_t begin, std::int64_t end) {
-                   experts_forward(params, act, expert_out, begin, end);
-                 });
-  ops_.copy(x_next, x);
+  start_exchange(sent, received(act), act.routing);
+}
+
+// Experts' outputs of what was dispatched, in `returned`.
+void Model::compute_experts(const MoeParams& params, MoeActivations& act) {
+  ops_.enter("experts");
+  const Tensor sent = is_local() ? scratch_.received : scratch_.sent;
+  const Tensor expert_out = is_local() ? act.returned : scratch_.exchanged;
+  compute_parts(sent, received(act), expert_out, act.returned, act.routing,
+                [&](std::int64_t begin, std::int64_t end) {
+                  experts_forward(params, act, expert_out, begin, end);
+                });
+}
+
+// x += combine(returned, gate)
+void Model::add_experts(const MoeActivations& act, Tensor x) {
+  const Scratch& s = scratch_;
   if (!is_alone()) ops_.zero(s.sum_columns);
-  ops_.combine_rows_forward_accumulate(is_alone() ? x_next : s.sum_columns, act.returned,
+  ops_.combine_rows_forward_accumulate(is_alone() ? x : s.sum_columns, act.returned,
                                        act.router.gate, act.routing.assignment_row);
   if (is_alone()) return;
   tensor_.columns_to_rows(own(s.dy), s.sum_columns);
-  ops_.add_accumulate(x_next, own(s.dy));
+  ops_.add_accumulate(x, own(s.dy));
+}
+
+void Model::start_exchange(Tensor sent, Tensor received, const Routing& routing) {
+  if (is_local()) return;
+  for (std::int64_t p = 0; p < exchange_.num_parts(); ++p)
+    exchange_.start_dispatch(sent, received, routing, p);
 }
 
 // While one part of the experts is computed, others are on their way to or from their rank.
 template <typename Work>
-void Model::exchange_parts(Tensor sent, Tensor received, Tensor computed, Tensor returned,
-                           const Routing& routing, Work&& work) {
+void Model::compute_parts(Tensor sent, Tensor received, Tensor computed, Tensor returned,
+                          const Routing& routing, Work&& work) {
   if (is_local()) return work(0, exchange_.num_local_experts());
   const std::int64_t parts = exchange_.num_parts();
-  for (std::int64_t p = 0; p < parts; ++p) exchange_.start_dispatch(sent, received, routing, p);
   for (std::int64_t p = 0; p < parts; ++p) {
     exchange_.finish_dispatch(sent, received, routing, p);
     work(exchange_.part_begin(p), exchange_.part_begin(p + 1));
@@ -124,16 +143,18 @@ void Model::experts_forward(const MoeParams& params, MoeActivations& act, Tensor
 // the gradient of x_next; 0 in the rows of other ranks.
 void Model::moe_backward(const MoeParams& params, MoeActivations& act, const BatchCounts& counts) {
   Scratch& s = scratch_;
+  ops_.enter("experts");
   // x' = x + combine(returned, gate)
   const Tensor d_returned = is_local() ? s.exchanged : s.sent;
   ops_.combine_rows_backward(d_returned, s.dgate, columns_of(s.sum_columns, s.dx), act.returned,
                              act.router.gate, act.routing.assignment_row);
   tensor_.sum(s.dgate);
+  start_exchange(d_returned, s.exchanged, act.routing);
   if (is_local())
     ops_.gather_rows(s.received, columns_of(s.y_columns, own(s.y)), act.routing.row_token,
                      act.routing.num_sent);
   // A part's gradients return to the rows of `sent` that it was sent from.
-  exchange_parts(
+  compute_parts(
       d_returned, s.exchanged, s.exchanged, s.sent, act.routing,
       [&](std::int64_t begin, std::int64_t end) { experts_backward(params, act, begin, end); });
   const Tensor d_sent = is_local() ? s.exchanged : s.sent;

@@ -39,23 +39,29 @@ std::int64_t DropRule::capacity(std::int64_t num_experts, std::int64_t top_k) co
 }
 
 std::string DropRule::name() const {
+  if (counts == CapacityCounts::dropless) return "dropless";
   return concat(enum_name(counts), ":", capacity_factor, ":", group_tokens);
 }
 
 DropRule parse_drop_rule(const std::string& text, std::int64_t group_tokens) {
   const auto fail = [&] {
-    throw UserError(
-        "drop rule " + text +
-        ": found something else than RULE:FACTOR[:GROUP], allowed: tokens, assignments "
-        "or port, a capacity factor above 0 and at most 1e6, and 1 to 2^30 tokens of a group, "
-        "such as tokens:1.25:4096");
+    throw UserError("drop rule " + text +
+                    ": found something else than RULE:FACTOR[:GROUP], allowed: tokens, assignments "
+                    "or port (or dropless alone), a capacity factor above 0 and at most 1e6, and 1 "
+                    "to 2^30 tokens of a group, "
+                    "such as tokens:1.25:4096");
   };
   DropRule rule;
   rule.group_tokens = group_tokens;
   const std::size_t first = text.find(':');
+  if (text == enum_name(CapacityCounts::dropless)) {
+    rule.counts = CapacityCounts::dropless;
+    return rule;
+  }
   if (first == std::string::npos) fail();
   const std::size_t second = std::min(text.find(':', first + 1), text.size());
-  if (!parse_enum(text.substr(0, first), rule.counts)) fail();
+  if (!parse_enum(text.substr(0, first), rule.counts) || rule.counts == CapacityCounts::dropless)
+    fail();
   const auto parse = [&](std::size_t begin, std::size_t end, auto& value) {
     const auto [stop, error] = std::from_chars(text.data() + begin, text.data() + end, value);
     if (error != std::errc() || stop != text.data() + end) fail();

@@ -14,7 +14,7 @@ namespace openmoe {
 
 struct DropRule {
   // tokens: C = round(cf G / E). assignments: C = round(K cf G / E). port: floor(K cf G / E) made
-  // even. All at least min_capacity.
+  // even. All at least min_capacity. dropless: C = G, and the factor says nothing.
   CapacityCounts counts = CapacityCounts::tokens;
   double capacity_factor = 1.25;
   // G. Groups are blocks of G consecutive places in the grid of a source's sequences, each of which
@@ -23,7 +23,7 @@ struct DropRule {
   std::int64_t min_capacity = 4;
 
   std::int64_t capacity(std::int64_t num_experts, std::int64_t top_k) const;
-  std::string name() const;  // "tokens:1.25:4096"
+  std::string name() const;  // "tokens:1.25:4096", "dropless"
   bool operator==(const DropRule&) const = default;
 };
 

@@ -35,7 +35,7 @@ def variants(model, args):
     if model == "m":
         for dtype in ("f32", "bf16"):
             found[f"openmoe {dtype}, recomputed FFN"] = (
-                ours + ["--set", "run.compute_type=" + dtype, "--set", "parallel.recompute_ffn=true"],
+                ours + ["--set", "run.compute_type=" + dtype, "--set", "parallel.recompute=ffn"],
                 {"OMP_NUM_THREADS": str(args.threads)})
         found["openmoe f32, one row of 2048"] = (
             ours + ["--set", "data.sequence_length=2048", "--set", "data.batch_rows=1"],

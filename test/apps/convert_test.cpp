@@ -177,6 +177,10 @@ TEST_CASE("convert: what the port cannot compute is refused", "[convert]") {
   recipe = small_recipe();
   recipe.routing.normalize_gates = true;
   CHECK(contains(not_in_hf_config(recipe), "normalize_gates"));
+  recipe = small_recipe();
+  recipe.model.parallel_block = true;
+  CHECK(contains(not_in_hf_config(recipe), "parallel_block"));
+  recipe.model.parallel_block = false;
   recipe.model.moe_interval = 0;
   CHECK(not_in_hf_config(recipe).empty());
 }

@@ -35,7 +35,7 @@ function(openmoe_golden_tests folder what)
   endforeach()
 endfunction()
 openmoe_golden_tests(${CMAKE_SOURCE_DIR}/test/golden "all files"
-                     1:1:1:5 2:1:1:5 2:2:1:5 2:1:2:5 4:1:1:4 4:2:1:4 4:2:2:5 4:1:2:5 8:2:2:4)
+                     1:1:1:6 2:1:1:6 2:2:1:6 2:1:2:6 4:1:1:5 4:2:1:5 4:2:2:6 4:1:2:6 8:2:2:5)
 openmoe_golden_tests(${CMAKE_SOURCE_DIR}/test/golden/bf16 "bf16 files" 1:1:1:3 2:2:1:3 2:1:2:3 4:2:2:3)
 
 add_test(NAME "mpi: two hosts without shared memory"

@@ -81,7 +81,7 @@ TEST_CASE("the grid does not change the loss curve", "[grid]") {
       {4, "--ep 2 --set parallel.shard_update=true"},
       {8, "--ep 2 --tp 2 --set parallel.shard_update=true"},
       {4, "--ep 2 --set parallel.reduction_bucket_kb=8 --set parallel.micro_batch_rows=2"},
-      {2, "--tp 2 --set parallel.micro_batch_rows=4 --set parallel.recompute_ffn=true"},
+      {2, "--tp 2 --set parallel.micro_batch_rows=4 --set parallel.recompute=block"},
   };
   const std::string recipe = GENERATE("tiny-released.json", "tiny-paper.json");
   const TemporaryFolder folder;

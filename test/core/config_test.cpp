@@ -130,6 +130,23 @@ TEST_CASE("fields that contradict each other are named with a way out", "[config
       {"parallel.ep: found 3, allowed: a divisor of model.num_experts (16); nearest: 2 or 4"});
   check_has(load_error(recipe_text(), {"data.sequence_length=63", "model.moe_interval=0"}),
             {"data.sequence_length: found 63, allowed: an even number"});
+  check_has(load_error(recipe_text(), {"model.parallel_block=true"}),
+            {"model.residual_ffn: found sequential, allowed with model.parallel_block: parallel"});
+  CHECK(parse_recipe(recipe_text(R"("model": {"parallel_block": true, "moe_interval": 0})"), "r")
+            .model.parallel_block);
+}
+
+TEST_CASE("the key that parallel.recompute was before is still read", "[config]") {
+  const auto read = [](const std::string& parallel) {
+    return parse_recipe(recipe_text(R"("parallel": )" + parallel), "r").parallel.recompute;
+  };
+  CHECK(read(R"({"recompute_ffn": true})") == Recompute::ffn);
+  CHECK(read(R"({"recompute_ffn": false})") == Recompute::none);
+  CHECK(read(R"({"recompute": "block"})") == Recompute::block);
+  check_has(load_error(recipe_text(), {"parallel.recompute=all"}),
+            {"parallel.recompute: found \"all\"", "\"ffn\", \"attention\", \"block\""});
+  check_has(load_error(recipe_text(R"("parallel": {"recompute_ffn": 1})")),
+            {"parallel.recompute_ffn: unknown key", "did you mean parallel.recompute"});
 }
 
 TEST_CASE("ways of updating that exclude each other are refused", "[config]") {
@@ -280,6 +297,9 @@ TEST_CASE("expert capacity rounds half to even, as the reference does", "[config
   CHECK(routing.capacity(10, true) == 7);  // the factor 2 comes before the rounding
   routing.min_capacity = 9;
   CHECK(routing.capacity(10, true) == 9);
+  routing.capacity_counts = CapacityCounts::dropless;
+  routing.min_capacity = 100;
+  for (const bool training : {true, false}) CHECK(routing.capacity(10, training) == 28);
 }
 
 TEST_CASE("every shipped recipe loads and describes itself", "[config]") {

@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include <cstring>
+#include <map>
 #include <vector>
 
 #include <memory>
@@ -89,6 +90,7 @@ class Learner {
     adafactor_step(*ops_, tensor_, params_, recipe_.optimizer, next_step_++);
   }
   StepLosses losses() const { return losses_from(sums_, counts_, recipe_.loss); }
+  std::int64_t activation_bytes() const { return arena_->used_bytes(MemoryCategory::activations); }
   std::vector<float> values() const {
     std::vector<float> all;
     for (const Param& param : params_.params()) {
@@ -117,13 +119,30 @@ class Learner {
   std::int64_t next_step_ = 0;
 };
 
-std::vector<float> values_after(const Recipe& recipe, int steps, int threads) {
+// What is left of a run.
+struct Trained {
+  std::vector<float> values;
+  std::vector<double> losses;  // of each step
+  std::int64_t bytes = 0;      // of the activations
+};
+
+Trained trained(const Recipe& recipe, int steps, int threads) {
   const int before = omp_get_max_threads();
   omp_set_num_threads(threads);
   Learner learner(recipe);
-  for (int step = 0; step < steps; ++step) learner.step();
+  Trained result;
+  for (int step = 0; step < steps; ++step) {
+    learner.step();
+    result.losses.push_back(learner.losses().total);
+  }
   omp_set_num_threads(before);
-  return learner.values();
+  result.values = learner.values();
+  result.bytes = learner.activation_bytes();
+  return result;
+}
+
+std::vector<float> values_after(const Recipe& recipe, int steps, int threads) {
+  return trained(recipe, steps, threads).values;
 }
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
@@ -157,15 +176,29 @@ TEST_CASE("training steps give the same bits for any number of threads") {
   }
 }
 
-TEST_CASE("recomputed FFN inputs change no bit") {
+TEST_CASE("recomputation changes no bit, and needs less memory the more it covers") {
   for (const ComputeType compute : kTypes)
-    for (const ResidualFfn residual : {ResidualFfn::sequential, ResidualFfn::parallel}) {
-      Recipe recipe = tiny_recipe(compute);
-      recipe.model.residual_ffn = residual;
-      const std::vector<float> kept = values_after(recipe, 3, 2);
-      recipe.parallel.recompute_ffn = true;
-      CHECK(same_bits(kept, values_after(recipe, 3, 2)));
-    }
+    for (const ResidualFfn residual : {ResidualFfn::sequential, ResidualFfn::parallel})
+      for (const std::int64_t moe_interval : {1, 2}) {
+        Recipe recipe = tiny_recipe(compute);
+        recipe.model.num_layers = 4;
+        recipe.model.residual_ffn = residual;
+        recipe.model.moe_interval = moe_interval;
+        INFO(static_cast<int>(compute) << " " << static_cast<int>(residual) << " " << moe_interval);
+        const Trained kept = trained(recipe, 3, 2);
+        std::map<Recompute, std::int64_t> bytes;
+        for (const Recompute kind : {Recompute::ffn, Recompute::attention, Recompute::block}) {
+          recipe.parallel.recompute = kind;
+          const Trained again = trained(recipe, 3, 2);
+          CHECK(same_bits(kept.values, again.values));
+          CHECK(kept.losses == again.losses);
+          bytes[kind] = again.bytes;
+        }
+        CHECK(bytes[Recompute::ffn] < kept.bytes);
+        CHECK(bytes[Recompute::attention] < kept.bytes);
+        CHECK(bytes[Recompute::block] < bytes[Recompute::ffn]);
+        CHECK(bytes[Recompute::block] < bytes[Recompute::attention]);
+      }
 }
 
 TEST_CASE("a training step allocates nothing after the first") {

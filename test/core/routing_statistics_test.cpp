@@ -333,9 +333,12 @@ TEST_CASE("drop rules on the command line", "[routing]") {
   CHECK(parse_drop_rule("port:2", 64).group_tokens == 64);
   CHECK(rule.name() == "assignments:1.5:2048");
   CHECK(parse_drop_rule(rule.name(), 1).name() == rule.name());
-  for (const char* bad :
-       {"", "tokens", "slots:1", "tokens:x", "tokens:0", "tokens:1:0", "tokens:1:2:3", "tokens:-1",
-        "tokens:nan", "tokens:1:1073741825", "tokens:1:9223372036854775807"}) {
+  const DropRule dropless = parse_drop_rule("dropless", 64);
+  CHECK(dropless.capacity(8, 2) == 64);
+  CHECK(parse_drop_rule(dropless.name(), 64) == dropless);
+  for (const char* bad : {"", "tokens", "dropless:1.25", "slots:1", "tokens:x", "tokens:0",
+                          "tokens:1:0", "tokens:1:2:3", "tokens:-1", "tokens:nan",
+                          "tokens:1:1073741825", "tokens:1:9223372036854775807"}) {
     INFO(bad);
     CHECK(message_of<UserError>([&] { parse_drop_rule(bad, 64); }).find("allowed: tokens") !=
           std::string::npos);

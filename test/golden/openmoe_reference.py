@@ -31,11 +31,12 @@ class Config:
     moe_every: int = 2              # layer i is MoE when (i + 1) % moe_every == 0; 0 = dense model
     ffn: str = "gated_swiglu"       # "gated_swiglu": four D*F blocks as released; "swiglu": three, as in the paper
     residual_ffn: str = "sequential"  # "sequential": own norm, after the MoE; "parallel": Eq. 4 of the paper
+    parallel_block: bool = False    # attention, experts and FFN read one normalised input and add to x
     attention_scale: str = "folded"   # "folded": logits are q.k ; "rsqrt": q.k / sqrt(Dh)
     tied_embedding: bool = False
     group_tokens: int = 32          # G
     capacity_factor: float = 1.25
-    capacity_counts: str = "tokens"   # "tokens": round(cf*G/E); "assignments": round(K*cf*G/E)
+    capacity_counts: str = "tokens"   # "tokens": round(cf*G/E); "assignments": round(K*cf*G/E); "dropless": G
     min_capacity: int = 4
     normalize_gates: bool = False
     route_padding: bool = False     # True: padding enters the router as zero vectors, as it did in the original run
@@ -69,13 +70,14 @@ def parameter_shapes(cfg):
         for name in ("q_proj", "k_proj", "v_proj"):
             shapes[p + f"self_attn.{name}.weight"] = (A, D)
         shapes[p + "self_attn.o_proj.weight"] = (D, A)
-        shapes[p + "post_attention_layernorm.weight"] = (D,)
+        if not cfg.parallel_block:
+            shapes[p + "post_attention_layernorm.weight"] = (D,)
         if is_moe(cfg, i):
             shapes[p + "mlp.gate_weight"] = (E, D)
             shapes[p + "mlp.experts.wi_gate"] = (E, D, gate)
             shapes[p + "mlp.experts.wi_up"] = (E, D, F)
             shapes[p + "mlp.experts.wo"] = (E, F, D)
-            if cfg.residual_ffn == "sequential":
+            if cfg.residual_ffn == "sequential" and not cfg.parallel_block:
                 shapes[p + "pre_extra_mlp_layernorm.weight"] = (D,)
         ffn = "extra_mlp" if is_moe(cfg, i) else "mlp"
         shapes[p + ffn + ".gate_proj.weight"] = (gate, D)
@@ -137,6 +139,8 @@ def ffn(cfg, params, prefix, x):
 
 
 def capacity(cfg):
+    if cfg.capacity_counts == "dropless":
+        return cfg.group_tokens
     slots = cfg.capacity_factor * cfg.group_tokens / cfg.experts
     if cfg.capacity_counts == "assignments":
         slots *= 2
@@ -212,8 +216,10 @@ def forward(cfg, params, inputs, targets, loss_weights, segment_ids, pieces=Piec
     records = []
     for i in range(cfg.layers):
         p = f"model.layers.{i}."
-        x = x + pieces.attention(cfg, params, p + "self_attn.", norm(p + "input_layernorm.weight", x), segment_ids)
-        y = norm(p + "post_attention_layernorm.weight", x)
+        y = norm(p + "input_layernorm.weight", x)
+        x = x + pieces.attention(cfg, params, p + "self_attn.", y, segment_ids)
+        if not cfg.parallel_block:
+            y = norm(p + "post_attention_layernorm.weight", x)
         if not is_moe(cfg, i):
             x = x + pieces.ffn(cfg, params, p + "mlp.", y)
             continue
@@ -221,7 +227,7 @@ def forward(cfg, params, inputs, targets, loss_weights, segment_ids, pieces=Piec
                             pieces)
         records.append(record)
         x = x + mixed.view_as(x)
-        if cfg.residual_ffn == "sequential":
+        if cfg.residual_ffn == "sequential" and not cfg.parallel_block:
             y = norm(p + "pre_extra_mlp_layernorm.weight", x)
         x = x + pieces.ffn(cfg, params, p + "extra_mlp.", y)
     head = params["model.embed_tokens.weight" if cfg.tied_embedding else "lm_head.weight"]
@@ -312,6 +318,7 @@ CASES = {
                      capacity_counts="assignments", logits_z_weight=1e-3), 13),
     "paper_normalized_gates": (Config(ffn="swiglu", residual_ffn="parallel", attention_scale="rsqrt",
                                       normalize_gates=True, experts=8, group_tokens=64), 14),
+    "parallel_block": (Config(residual_ffn="parallel", parallel_block=True, capacity_counts="dropless"), 16),
     "dense": (Config(ffn="swiglu", moe_every=0, attention_scale="rsqrt"), 15),
 }
 

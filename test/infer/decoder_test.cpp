@@ -137,8 +137,14 @@ double largest_difference(const std::vector<float>& a, const std::vector<float>&
 }  // namespace
 
 TEST_CASE("the decoder computes the model's logits, in any cut and batch to the bit", "[infer]") {
-  const bool released = GENERATE(true, false);
-  Reference reference(small_recipe(released));
+  const std::string semantics = GENERATE("released", "paper", "parallel block");
+  INFO(semantics);
+  Recipe recipe = small_recipe(semantics == "released");
+  if (semantics == "parallel block") {
+    recipe.model.parallel_block = true;
+    recipe.model.moe_interval = 2;
+  }
+  Reference reference(recipe);
   const std::int64_t length = reference.recipe.data.sequence_length;
   const auto ids = random_ids(static_cast<std::size_t>(2 * length));
   const std::vector<float> expected = reference.logits(ids);

@@ -195,9 +195,13 @@ TEST_CASE("the plan follows micro-batches, buckets, recomputation and updates in
       {"parallel.exchange=fixed_capacity", "run.compute_type=bf16"},
       {"parallel.exchange_parts=2", "model.num_experts=16"},
       {"parallel.exchange_parts=2", "model.num_experts=16", "parallel.exchange=fixed_capacity"},
-      {"parallel.recompute_ffn=true", "run.compute_type=bf16"},
+      {"parallel.recompute=ffn", "run.compute_type=bf16"},
+      {"parallel.recompute=attention", "parallel.micro_batch_rows=2"},
+      {"parallel.recompute=block", "parallel.update_in_backward=true"},
+      {"parallel.recompute=block", "run.compute_type=bf16"},
       {"model.tied_embedding=true", "model.vocab_size=8193"},
-      {"model.moe_interval=0"}};
+      {"model.moe_interval=0"},
+      {"model.parallel_block=true", "model.residual_ffn=parallel", "parallel.recompute=block"}};
   for (const auto& change : changes) {
     INFO(change[0]);
     check_grids(recipe_of(kReleased, change));
@@ -209,6 +213,7 @@ TEST_CASE("the plan of a step in which experts get different numbers of rows") {
       recipe_of(kReleased, {"model.moe_interval=1", "routing.capacity_counts=assignments",
                             "routing.capacity_factor=2"}));
   REQUIRE_ALL_RANKS(is_unbalanced == (mpi().world().size() > 1));
+  check_grids(recipe_of(kReleased, {"routing.capacity_counts=dropless"}));
 }
 
 // A model large enough for what is not planned (buffers of products and of MPI) to be small.
