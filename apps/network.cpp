@@ -27,16 +27,18 @@ ExchangeRoute planned_route(const ParallelConfig& config) {
 }
 
 ParamShare share_of(const ProcessGrid& grid) {
-  return {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank()};
+  return {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank(), grid.dp(), grid.dp_rank()};
 }
 
 // The one function that both sizes and allocates.
-void allocate(Arena& arena, ParamTable& params, Model& model, const Recipe& recipe, bool training) {
+void allocate(Arena& arena, ParamTable& params, Model& model, CheckpointSnapshot& snapshot,
+              const Recipe& recipe, bool training) {
   const GradientMemory gradients = !training                            ? GradientMemory::none
                                    : recipe.parallel.update_in_backward ? GradientMemory::one
                                                                         : GradientMemory::whole;
   params.allocate(arena, gradients, recipe.run.compute_type);
   model.allocate(arena, training);
+  if (training && recipe.run.checkpoint_in_background) snapshot.allocate(arena, params);
 }
 
 }  // namespace
@@ -65,24 +67,31 @@ Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t
     throw UserError(
         "run.compute_type: found bf16, allowed with --device cuda: f32; bf16 training runs on "
         "--device cpu so far");
+  if (ops.device() == Device::cuda && training && recipe.run.checkpoint_in_background)
+    throw UserError(
+        "run.checkpoint_in_background: found true, allowed with --device cuda: false; it runs on "
+        "--device cpu so far");
   Arena dry;
-  allocate(dry, params_, model_, recipe, training);
+  allocate(dry, params_, model_, snapshot_, recipe, training);
   arena_ = std::make_unique<Arena>(ops, dry.used_bytes());
-  allocate(*arena_, params_, model_, recipe, training);
+  allocate(*arena_, params_, model_, snapshot_, recipe, training);
 }
 
-void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t tp,
-                  std::int64_t rows, bool training) {
+void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows,
+                  bool training) {
+  const std::int64_t ep = grid.ep, tp = grid.tp;
   const auto ops = make_cpu_ops();
   const auto expert_group = make_planned_group(static_cast<int>(ep));
   const auto tensor_group = make_planned_group(static_cast<int>(tp));
-  ParamTable params(recipe.model, recipe.optimizer, {.ep = ep, .tp = tp});
+  ParamTable params(recipe.model, recipe.optimizer,
+                    {ep, grid.ep_rank(), tp, grid.tp_rank(), grid.dp, grid.dp_rank()});
   const auto exchange =
       make_exchange(Model::exchange_shape(recipe, rows, tp), recipe.model.num_moe_layers() == 0,
                     *expert_group, planned_route(recipe.parallel));
   const auto tensor = make_host_tensor_group(*ops, *tensor_group);
   Model model(*ops, recipe, params, *exchange, *tensor, rows);
-  allocate(dry, params, model, recipe, training);
+  CheckpointSnapshot snapshot;
+  allocate(dry, params, model, snapshot, recipe, training);
 }
 
 }  // namespace openmoe

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "apps/background_save.h"
 #include "core/arena.h"
 #include "core/config/recipe.h"
 #include "core/model/model.h"
@@ -13,6 +14,7 @@
 #include "core/param_table.h"
 #include "core/tensor_group.h"
 #include "parallel/process_grid.h"
+#include "parallel/rehearsal_world.h"
 #include "parallel/row_transport.h"
 
 namespace openmoe {
@@ -29,6 +31,7 @@ class Network {
   Model& model() { return model_; }
   const Arena& arena() const { return *arena_; }
   TensorGroup& tensor() { return *tensor_; }
+  CheckpointSnapshot& snapshot() { return snapshot_; }   // run.checkpoint_in_background
   const ExchangeRoute& route() const { return route_; }  // of rows to their experts
   Ops& ops() { return ops_; }
 
@@ -39,12 +42,13 @@ class Network {
   std::unique_ptr<TokenExchange> exchange_;
   std::unique_ptr<TensorGroup> tensor_;
   Model model_;
+  CheckpointSnapshot snapshot_;
   std::unique_ptr<Arena> arena_;
 };
 
-// Memory of one rank of a run with experts over ep ranks and matrices over tp, by a dry run of the
-// same allocation into `dry`; needs neither ranks nor devices.
-void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t tp,
-                  std::int64_t rows, bool training);
+// Memory of one rank of a grid, by a dry run of the same allocation into `dry`; needs neither ranks
+// nor devices.
+void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows,
+                  bool training);
 
 }  // namespace openmoe

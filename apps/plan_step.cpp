@@ -39,7 +39,7 @@ class Rehearsal {
         grid_(*world_, grid.ep, grid.tp),
         rows_(micro_batch_rows(recipe, grid)),
         params_(recipe.model, recipe.optimizer,
-                {grid.ep, grid_.ep_rank(), grid.tp, grid_.tp_rank()}),
+                {grid.ep, grid_.ep_rank(), grid.tp, grid_.tp_rank(), grid.dp, grid_.dp_rank()}),
         exchange_(make_plan_exchange(Model::exchange_shape(recipe, rows_, grid.tp),
                                      recipe.model.num_moe_layers(), grid_.expert(), route)),
         tensor_(make_plan_tensor_group(grid_.tensor())),

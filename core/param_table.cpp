@@ -176,7 +176,8 @@ Param Param::slice(std::int64_t begin, std::int64_t end) const {
 }
 
 ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer,
-                       const ParamShare& share) {
+                       const ParamShare& share)
+    : share_(share) {
   const std::int64_t ep = share.ep, tp = share.tp;
   OPENMOE_CHECK(ep >= 1 && share.ep_rank >= 0 && share.ep_rank < ep, "ep rank ", share.ep_rank,
                 " of ", ep);

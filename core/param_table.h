@@ -41,6 +41,7 @@ inline constexpr std::array kShardings = {Sharding::tensor, Sharding::replicated
 struct ParamShare {
   std::int64_t ep = 1, ep_rank = 0;
   std::int64_t tp = 1, tp_rank = 0;
+  std::int64_t dp = 1, dp_rank = 0;
 };
 
 // The indices along one axis that a rank of a tensor group holds, in stretches one after the other:
@@ -111,6 +112,7 @@ class ParamTable {
   const std::vector<Param>& params() const { return params_; }
   Param& find(const std::string& name);  // programmer error when absent
   bool contains(const std::string& name) const;
+  const ParamShare& share() const { return share_; }
   // (n) f32 over all parameters of a kind, 64-byte gaps are zero; n is 0 unless whole
   Tensor grads(Sharding sharding) const { return grads_[static_cast<std::size_t>(sharding)]; }
 
@@ -120,6 +122,7 @@ class ParamTable {
   void allocate_whole_gradients(Arena& arena);
   void allocate_one_gradient(Arena& arena);
 
+  ParamShare share_;
   std::vector<Param> params_;
   std::array<Tensor, kShardings.size()> grads_;
   Tensor all_grads_;  // (n) f32: everything that any Param::grad points into

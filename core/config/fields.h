@@ -211,6 +211,8 @@ void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
   visit("early_checkpoints", &R::early_checkpoints, rules::any,
         "also before the first step and after 1, 2, 4, 8, ... steps, as long as that is less than "
         "checkpoint_every");
+  visit("checkpoint_in_background", &R::checkpoint_in_background, rules::any,
+        "copy what a checkpoint holds and write its files while training goes on");
   visit("keep_checkpoints", &R::keep_checkpoints, rules::between(1, 1e6),
         "newest checkpoints that are kept");
   visit("keep_every", &R::keep_every, rules::count,

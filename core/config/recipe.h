@@ -174,6 +174,8 @@ struct RunConfig {
   std::int64_t checkpoint_every = 1000;  // 0: only at the end
   // also before the first step and after steps 1, 2, 4, 8, ... below checkpoint_every
   bool early_checkpoints = false;
+  // The files of a checkpoint are written from a copy in memory while the next steps are trained.
+  bool checkpoint_in_background = false;
   std::int64_t keep_checkpoints = 2;
   std::int64_t keep_every = 0;  // checkpoints of multiples of so many steps stay besides; 0: none
   // When a loss or the norm of a gradient is not finite: stop, or leave the update out, log the

@@ -42,7 +42,8 @@ ModelConfig small_model() {
 struct Tables {
   Tables(ProcessGrid& grid, const ModelConfig& model = small_model(), bool training = true)
       : ops(make_cpu_ops()),
-        table(model, optimizer(), {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank()}) {
+        table(model, optimizer(),
+              {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank(), grid.dp(), grid.dp_rank()}) {
     Arena dry;
     table.allocate(dry, training ? GradientMemory::whole : GradientMemory::none);
     arena.emplace(*ops, dry.used_bytes());
