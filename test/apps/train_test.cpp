@@ -290,6 +290,7 @@ TEST_CASE("damaged shards end every rank before the first step", "[errors]") {
 
 TEST_CASE("a full disk ends every rank and keeps what was saved", "[errors]") {
   namespace fs = std::filesystem;
+  const std::string background = GENERATE("false", "true");
   const TemporaryFolder folder;
   const std::string disk = folder / "disk";
   fs::create_directory(disk);
@@ -302,7 +303,9 @@ TEST_CASE("a full disk ends every rank and keeps what was saved", "[errors]") {
   const CommandResult result =
       run_openmoe(2, train_arguments("tiny-released.json", run,
                                      "--ep 2 --set run.num_steps=12 --set run.checkpoint_every=1 "
-                                     "--set run.keep_checkpoints=100"));
+                                     "--set run.keep_checkpoints=100 "
+                                     "--set run.checkpoint_in_background=" +
+                                         background));
   // What was saved before can go on elsewhere.
   const std::string elsewhere = folder / "elsewhere";
   fs::create_directory(elsewhere);
@@ -311,6 +314,10 @@ TEST_CASE("a full disk ends every rank and keeps what was saved", "[errors]") {
   INFO(result.output);
   CHECK(result.exit_code != 0);
   CHECK(result.output.find(run) != std::string::npos);
+  const auto said = result.output.find("was not saved: ");
+  REQUIRE(said != std::string::npos);  // by one rank for all
+  CHECK(result.output.find("was not saved: ", said + 1) == std::string::npos);
+  CHECK(result.output.find("checkpoints saved before are untouched") != std::string::npos);
   train(2, "tiny-released.json", elsewhere, "--ep 2 --resume --set run.num_steps=12");
 }
 

@@ -13,6 +13,7 @@
 #include <optional>
 #include <vector>
 
+#include "apps/background_save.h"
 #include "apps/checkpoint.h"
 #include "core/base/error.h"
 #include "core/base/rng.h"
@@ -143,6 +144,25 @@ void save(ProcessGrid& grid, const std::string& run, std::int64_t step, std::uin
   fill(tables.table, seed);
   save_checkpoint(checkpoint_folder(run, step), tables.table, some_meta(step), grid);
 }
+
+// Tables with a snapshot beside them, and a checkpoint that is written from it.
+struct BackgroundTables : Tables {
+  explicit BackgroundTables(ProcessGrid& process_grid) : Tables(process_grid), grid(process_grid) {
+    Arena dry;
+    snapshot.allocate(dry, table);
+    memory.emplace(*ops, dry.used_bytes());
+    snapshot.allocate(*memory, table);
+    save.emplace(snapshot, grid);
+  }
+  void start(const std::string& run, std::int64_t step, std::uint64_t seed) {
+    fill(table, seed);
+    save->start(checkpoint_folder(run, step), some_meta(step), *ops, table);
+  }
+  ProcessGrid& grid;
+  CheckpointSnapshot snapshot;
+  std::optional<Arena> memory;
+  std::optional<BackgroundSave> save;
+};
 
 // Why loading fails on this grid, "" when it does not. Every rank must say the same.
 std::string load_error(ProcessGrid& grid, const std::string& folder,
@@ -407,7 +427,50 @@ TEST_CASE("a folder that cannot be written is an error on every rank") {
 }
 
 TEST_CASE(
+    "a checkpoint in the background is of the moment it began, and there when it is complete") {
+  for (const std::int64_t ep : {1, 2}) {
+    if (mpi().world_size() % ep != 0) continue;
+    ProcessGrid grid(mpi().world(), ep, 1);
+    SharedFolder shared, other;
+    save(grid, shared.run(), 1, 1);
+    BackgroundTables tables(grid);
+    tables.start(shared.run(), 2, 2);
+    fill(tables.table, 3);  // training goes on
+    REQUIRE_ALL_RANKS(tables.save->pending() == checkpoint_folder(shared.run(), 2));
+    while (!tables.save->is_written()) {
+    }
+    REQUIRE_ALL_RANKS(latest_checkpoint(shared.run()) == checkpoint_folder(shared.run(), 1));
+    mpi().world().barrier();
+    tables.save->finish();
+    REQUIRE_ALL_RANKS(tables.save->pending().empty());
+    REQUIRE_ALL_RANKS(latest_checkpoint(shared.run()) == checkpoint_folder(shared.run(), 2));
+    load_checkpoint(checkpoint_folder(shared.run(), 2), tables.table, grid, true);
+    REQUIRE_ALL_RANKS(first_difference(tables.table, 2).empty());
+    // The same bytes as from the ranks' own memory, manifest with its hashes included.
+    save(grid, other.run(), 2, 2);
+    const auto text_of = [](const std::string& run) {
+      std::ifstream in(checkpoint_folder(run, 2) + "/manifest.json");
+      return std::string(std::istreambuf_iterator<char>(in), {});
+    };
+    REQUIRE_ALL_RANKS(!text_of(other.run()).empty() &&
+                      text_of(other.run()) == text_of(shared.run()));
+    mpi().world().barrier();
+
+    // A run that ends without waiting leaves what an interrupted one does.
+    tables.start(shared.run(), 5, 5);
+    tables.save.reset();
+    REQUIRE_ALL_RANKS(latest_checkpoint(shared.run()) == checkpoint_folder(shared.run(), 2));
+    mpi().world().barrier();
+    save(grid, shared.run(), 6, 6);
+    REQUIRE_ALL_RANKS(
+        entries_of(shared.run() + "/checkpoints") ==
+        std::vector<std::string>({"step-00000001", "step-00000002", "step-00000006"}));
+  }
+}
+
+TEST_CASE(
     "a file that cannot grow on one rank is an error on every rank and leaves nothing behind") {
+  const bool in_background = GENERATE(false, true);
   ProcessGrid grid(mpi().world(), mpi().world_size(), 1);
   SharedFolder shared;
   save(grid, shared.run(), 1, 1);
@@ -419,7 +482,13 @@ TEST_CASE(
     const rlimit tight{4096, before.rlim_max};
     setrlimit(RLIMIT_FSIZE, &tight);
   }
-  const std::string message = message_of<RuntimeFault>([&] { save(grid, shared.run(), 2, 2); });
+  std::optional<BackgroundTables> tables;
+  if (in_background) tables.emplace(grid);
+  const std::string message = message_of<RuntimeFault>([&] {
+    if (!in_background) return save(grid, shared.run(), 2, 2);
+    tables->start(shared.run(), 2, 2);
+    tables->save->finish();
+  });
   setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, SIG_DFL);
   CAPTURE(message);
