@@ -20,9 +20,12 @@ namespace fs = std::filesystem;
 
 // Whether this rank writes what it holds: each part of a tensor is written once.
 bool is_writer(const Param& param, const StoredTensor& tensor, const ParamShare& share) {
+  const bool is_own = tensor.placement.is_shared_by_tensor_group || share.tp_rank == 0;
+  if (tensor.placement.is_divided)  // a replicated parameter over tensor groups too
+    return tensor.local.num_elements() > 0 && (param.sharding == Sharding::replicated || is_own);
   if (share.dp_rank != 0) return false;
   if (param.sharding != Sharding::expert && share.ep_rank != 0) return false;
-  return tensor.placement.is_shared_by_tensor_group || share.tp_rank == 0;
+  return is_own;
 }
 
 std::string rank_file_name(int world_rank) {

@@ -26,8 +26,17 @@ ExchangeRoute planned_route(const ParallelConfig& config) {
   return by_nodes ? ExchangeRoute{config.exchange, config.ranks_per_node} : ExchangeRoute{};
 }
 
-ParamShare share_of(const ProcessGrid& grid) {
-  return {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank(), grid.dp(), grid.dp_rank()};
+// Of a ProcessGrid or a RehearsalGrid.
+ParamShare share_of(std::int64_t dp, std::int64_t ep, std::int64_t tp, std::int64_t world_rank,
+                    const Recipe& recipe, bool training) {
+  const RehearsalGrid grid{dp, ep, tp, world_rank};
+  return {ep,
+          grid.ep_rank(),
+          tp,
+          grid.tp_rank(),
+          dp,
+          grid.dp_rank(),
+          training && recipe.parallel.shard_update};
 }
 
 // The one function that both sizes and allocates.
@@ -46,7 +55,8 @@ void allocate(Arena& arena, ParamTable& params, Model& model, CheckpointSnapshot
 Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training)
     : ops_(ops),
-      params_(recipe.model, recipe.optimizer, share_of(grid)),
+      params_(recipe.model, recipe.optimizer,
+              share_of(grid.dp(), grid.ep(), grid.tp(), grid.world_rank(), recipe, training)),
       route_(recipe.model.num_moe_layers() > 0 ? choose_route(recipe.parallel, grid.expert())
                                                : ExchangeRoute{}),
       exchange_(ops.device() == Device::cuda
@@ -84,7 +94,7 @@ void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, s
   const auto expert_group = make_planned_group(static_cast<int>(ep));
   const auto tensor_group = make_planned_group(static_cast<int>(tp));
   ParamTable params(recipe.model, recipe.optimizer,
-                    {ep, grid.ep_rank(), tp, grid.tp_rank(), grid.dp, grid.dp_rank()});
+                    share_of(grid.dp, ep, tp, grid.world_rank, recipe, training));
   const auto exchange =
       make_exchange(Model::exchange_shape(recipe, rows, tp), recipe.model.num_moe_layers() == 0,
                     *expert_group, planned_route(recipe.parallel));

@@ -58,7 +58,8 @@ std::string describe(const std::map<std::string, std::vector<int>>& ranks) {
 std::string compare_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t steps_done) {
   const std::vector<Param>& table = params.params();
   std::vector<std::int64_t> hashes;
-  for (const Param& param : table) hashes.push_back(hash_of(param.value));
+  for (const Param& param : table)
+    hashes.push_back(hash_of(param.is_value_divided ? param.operand : param.value));
   std::vector<std::int64_t> differs(table.size());
   for (const Sharding sharding : kShardings) {
     const std::vector<bool> found = find_differences(hashes, grid.holders(sharding));

@@ -276,7 +276,7 @@ std::int64_t Trainer::rewind(std::int64_t step, const StepResult& result) {
   const bool is_import = read_checkpoint_meta(folder).data_fingerprint == kImportedWeights;
   HostParams host(network_.params(), network_.ops());
   const CheckpointMeta meta = load_checkpoint(folder, host.table(), grid_, !is_import);
-  host.upload();
+  host.upload(grid_);
   spikes_.leave_out_until(step);
   spikes_.restore(meta.trainer_state);
   positions_ = meta.positions;

@@ -191,7 +191,8 @@ void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
       "reduction_bucket_kb", &P::reduction_bucket_kb, rules::between(0, 1 << 30),
       "KiB of gradients that are reduced at once while the backward pass goes on; 0: all after it");
   visit("shard_update", &P::shard_update, rules::any,
-        "ranks that hold the same parameters divide the work of updating them");
+        "ranks that hold the same parameters divide their update, optimizer state and, with bf16, "
+        "f32 values that only the update reads");
   visit("update_in_backward", &P::update_in_backward, rules::any,
         "update each parameter as soon as its gradient is complete; keeps one gradient at a time");
 }

@@ -158,7 +158,8 @@ struct ParallelConfig {
   // Gradients are reduced over ranks in buckets of at least this size as the backward pass
   // completes them; 0: all of them after it.
   std::int64_t reduction_bucket_kb = 0;
-  // The ranks that hold the same parameters divide the work of updating them.
+  // The ranks that hold the same parameters divide the work of updating them, the optimizer's
+  // state, and with bf16 the f32 values of what products read.
   bool shard_update = false;
   // Every parameter is updated as soon as its gradient is complete, so that one gradient at a time
   // is in memory; the same bits. Needs all rows of a rank in one micro-batch.

@@ -119,7 +119,7 @@ TEST_CASE("a job killed while a checkpoint is written beside it goes on from the
           "[kill]") {
   const TemporaryFolder folder;
   const std::string settings =
-      "--ep 2 --set run.num_steps=200 --set run.checkpoint_every=3 "
+      "--ep 2 --set run.num_steps=90 --set run.checkpoint_every=3 "
       "--set run.checkpoint_in_background=true";
   const std::string expected = undisturbed(folder / "straight", settings);
   const std::string run = folder / "run";

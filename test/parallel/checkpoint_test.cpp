@@ -41,14 +41,19 @@ ModelConfig small_model() {
 
 // The tensors of one rank of a grid.
 struct Tables {
-  Tables(ProcessGrid& grid, const ModelConfig& model = small_model(), bool training = true)
+  // `divided`: as with parallel.shard_update and bf16.
+  Tables(ProcessGrid& grid, const ModelConfig& model = small_model(), bool training = true,
+         bool divided = false)
       : ops(make_cpu_ops()),
         table(model, optimizer(),
-              {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank(), grid.dp(), grid.dp_rank()}) {
+              {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank(), grid.dp(), grid.dp_rank(),
+               divided}) {
+    const GradientMemory gradients = training ? GradientMemory::whole : GradientMemory::none;
+    const ComputeType compute = divided ? ComputeType::bf16 : ComputeType::f32;
     Arena dry;
-    table.allocate(dry, training ? GradientMemory::whole : GradientMemory::none);
+    table.allocate(dry, gradients, compute);
     arena.emplace(*ops, dry.used_bytes());
-    table.allocate(*arena, training ? GradientMemory::whole : GradientMemory::none);
+    table.allocate(*arena, gradients, compute);
   }
   // Some matrices factored, some not.
   static OptimizerConfig optimizer() {
@@ -139,8 +144,9 @@ class SharedFolder {
   std::string path_;
 };
 
-void save(ProcessGrid& grid, const std::string& run, std::int64_t step, std::uint64_t seed) {
-  Tables tables(grid);
+void save(ProcessGrid& grid, const std::string& run, std::int64_t step, std::uint64_t seed,
+          bool divided = false) {
+  Tables tables(grid, small_model(), true, divided);
   fill(tables.table, seed);
   save_checkpoint(checkpoint_folder(run, step), tables.table, some_meta(step), grid);
 }
@@ -211,6 +217,8 @@ TEST_CASE("a checkpoint of any grid loads on any grid, bit for bit") {
                               {6, 6, 1}, {6, 3, 2}, {6, 1, 2}};
   SharedFolder shared;
   std::int64_t step = 0;
+  const bool is_writer_divided = GENERATE(false, true);
+  bool is_reader_divided = false;
   for (const GridShape& writer : shapes) {
     if (writer.ranks > world.size()) continue;
     // The first ranks of the world are a world of their own.
@@ -220,26 +228,29 @@ TEST_CASE("a checkpoint of any grid loads on any grid, bit for bit") {
     std::string failure;
     if (world.rank_in_group() < writer.ranks) {
       ProcessGrid grid(*writers, writer.ep, writer.tp);
-      failure = message_of<std::exception>([&] { save(grid, shared.run(), step, seed); });
+      failure = message_of<std::exception>(
+          [&] { save(grid, shared.run(), step, seed, is_writer_divided); });
     }
     CAPTURE(failure);
     REQUIRE_ALL_RANKS(failure.empty());
     const std::string folder = checkpoint_folder(shared.run(), step);
     REQUIRE_ALL_RANKS(latest_checkpoint(shared.run()) == folder);
-    // Only ranks of dp_rank 0 have something of their own.
+    // Only ranks of dp_rank 0 have something of their own, unless what they share is divided.
     REQUIRE_ALL_RANKS(static_cast<std::int64_t>(entries_of(folder).size()) ==
-                      writer.ep * writer.tp + 1);
+                      (is_writer_divided ? writer.ranks : writer.ep * writer.tp) + 1);
     for (const GridShape& reader : shapes) {
       if (reader.ranks > world.size()) continue;
+      is_reader_divided = !is_reader_divided;
       INFO("from " << writer.ranks << " ranks, ep " << writer.ep << ", tp " << writer.tp << " to "
-                   << reader.ranks << ", ep " << reader.ep << ", tp " << reader.tp);
+                   << reader.ranks << ", ep " << reader.ep << ", tp " << reader.tp
+                   << "; divided: " << is_writer_divided << " to " << is_reader_divided);
       const auto readers =
           world.split(world.rank_in_group() < reader.ranks ? 0 : 1, world.rank_in_group());
       std::string difference;
       bool meta_is_right = true;
       if (world.rank_in_group() < reader.ranks) {
         ProcessGrid grid(*readers, reader.ep, reader.tp);
-        Tables tables(grid);
+        Tables tables(grid, small_model(), true, is_reader_divided);
         difference = message_of<std::exception>([&] {
           const CheckpointMeta meta = load_checkpoint(folder, tables.table, grid, true);
           meta_is_right = meta.step == step && meta.positions == step * 4096 &&

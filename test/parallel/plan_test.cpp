@@ -189,6 +189,10 @@ TEST_CASE("the plan follows micro-batches, buckets, recomputation and updates in
       {"parallel.micro_batch_rows=2", "parallel.reduction_bucket_kb=1"},
       {"parallel.update_in_backward=true"},
       {"parallel.shard_update=true"},
+      {"parallel.shard_update=true", "run.compute_type=bf16"},
+      {"parallel.shard_update=true", "run.compute_type=bf16", "model.tied_embedding=true",
+       "run.checkpoint_in_background=true"},
+      {"run.checkpoint_in_background=true"},
       {"parallel.recompute_ffn=true", "run.compute_type=bf16"},
       {"model.tied_embedding=true", "model.vocab_size=8193"},
       {"model.moe_interval=0"}};
@@ -203,6 +207,33 @@ TEST_CASE("the plan of a step in which experts get different numbers of rows") {
       recipe_of(kReleased, {"model.moe_interval=1", "routing.capacity_counts=assignments",
                             "routing.capacity_factor=2"}));
   REQUIRE_ALL_RANKS(is_unbalanced == (mpi().world().size() > 1));
+}
+
+TEST_CASE("divided state takes its part of a rank's memory, and so does a snapshot of it") {
+  const std::string half = "run.compute_type=bf16", snapshot = "run.checkpoint_in_background=true";
+  const auto size_of_rank = [&](const RehearsalGrid& grid, bool divided) {
+    Arena dry;
+    size_rank(dry,
+              recipe_of("recipes/quickstart.json",
+                        {half, snapshot, divided ? "parallel.shard_update=true" : snapshot}),
+              grid);
+    return dry;
+  };
+  const auto bytes = [](const Arena& arena, MemoryCategory category) {
+    return static_cast<double>(arena.used_bytes(category));
+  };
+  for (const RehearsalGrid grid : {RehearsalGrid{4, 1, 1, 0}, RehearsalGrid{2, 2, 1, 3}}) {
+    const Arena whole = size_of_rank(grid, false), divided = size_of_rank(grid, true);
+    const auto ratio = [&](MemoryCategory category) {
+      return bytes(divided, category) / bytes(whole, category);
+    };
+    INFO("ep " << grid.ep);
+    // Row statistics and second moments are divided, column statistics of dense matrices are not.
+    CHECK(ratio(MemoryCategory::optimizer) < 0.85);
+    CHECK(ratio(MemoryCategory::parameters) < 0.75);
+    CHECK(ratio(MemoryCategory::gradients) == 1.0);
+    if (grid.world_rank == 0) CHECK(ratio(MemoryCategory::snapshot) < 0.35);
+  }
 }
 
 // A model large enough for what is not planned (buffers of products and of MPI) to be small.
