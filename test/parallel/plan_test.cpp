@@ -13,6 +13,7 @@
 #include "apps/step_agreement.h"
 #include "apps/trainer.h"
 #include "apps/training_step.h"
+#include "core/base/error.h"
 #include "core/base/rng.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
@@ -211,19 +212,20 @@ TEST_CASE("the plan of a step in which experts get different numbers of rows") {
 
 TEST_CASE("divided state takes its part of a rank's memory, and so does a snapshot of it") {
   const std::string half = "run.compute_type=bf16", snapshot = "run.checkpoint_in_background=true";
-  const auto size_of_rank = [&](const RehearsalGrid& grid, bool divided) {
-    Arena dry;
-    size_rank(dry,
-              recipe_of("recipes/quickstart.json",
-                        {half, snapshot, divided ? "parallel.shard_update=true" : snapshot}),
-              grid);
-    return dry;
+  const auto size = [&](Arena& dry, const RehearsalGrid& grid, bool divided) {
+    size_rank(
+        dry,
+        recipe_of("recipes/quickstart.json",
+                  {half, snapshot, concat("parallel.shard_update=", divided ? "true" : "false")}),
+        grid);
   };
   const auto bytes = [](const Arena& arena, MemoryCategory category) {
     return static_cast<double>(arena.used_bytes(category));
   };
   for (const RehearsalGrid grid : {RehearsalGrid{4, 1, 1, 0}, RehearsalGrid{2, 2, 1, 3}}) {
-    const Arena whole = size_of_rank(grid, false), divided = size_of_rank(grid, true);
+    Arena whole, divided;
+    size(whole, grid, false);
+    size(divided, grid, true);
     const auto ratio = [&](MemoryCategory category) {
       return bytes(divided, category) / bytes(whole, category);
     };
