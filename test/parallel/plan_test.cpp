@@ -234,7 +234,8 @@ TEST_CASE("divided state takes its part of a rank's memory, and so does a snapsh
     CHECK(ratio(MemoryCategory::optimizer) < 0.85);
     CHECK(ratio(MemoryCategory::parameters) < 0.75);
     CHECK(ratio(MemoryCategory::gradients) == 1.0);
-    if (grid.world_rank == 0) CHECK(ratio(MemoryCategory::snapshot) < 0.35);
+    // Rank 0 writes the embedding, which is whole, and a quarter of nearly all else.
+    if (grid.world_rank == 0) CHECK(ratio(MemoryCategory::snapshot) < 0.4);
   }
 }
 
