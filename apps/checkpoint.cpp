@@ -11,108 +11,15 @@
 
 #include "apps/agree.h"
 #include "apps/checkpoint_manifest.h"
+#include "apps/checkpoint_names.h"
 #include "apps/checkpoint_reader.h"
+#include "apps/checkpoint_save.h"
 #include "core/base/error.h"
-#include "data/durable_files.h"
-#include "data/h5_file.h"
-#include "data/hash.h"
 
 namespace openmoe {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr const char* kStepPrefix = "step-";
-constexpr const char* kHiddenPrefix = ".step-";  // being written or removed: never read
-
-// One tensor of a table as a checkpoint knows it.
-struct StoredTensor {
-  std::string name;
-  Tensor local;
-  Placement placement;
-};
-
-std::vector<StoredTensor> stored_tensors(const Param& param) {
-  std::vector<StoredTensor> tensors;
-  const auto add = [&](const char* kind, Tensor Param::*member) {
-    const Tensor& local = param.*member;
-    if (!local) return;
-    OPENMOE_CHECK(local.device == Device::host, param.name, ": checkpoints are of host memory");
-    tensors.push_back({kind + param.name, local, param.placement(member)});
-  };
-  add("value/", &Param::value);
-  add("stat_row/", &Param::stat_row);
-  add("stat_col/", &Param::stat_col);
-  return tensors;
-}
-
-// Whether this rank writes what it holds: each part of a tensor is written once.
-bool is_writer(const Param& param, const StoredTensor& tensor, const ProcessGrid& grid) {
-  if (grid.dp_rank() != 0) return false;
-  if (param.sharding != Sharding::expert && grid.ep_rank() != 0) return false;
-  return tensor.placement.is_shared_by_tensor_group || grid.tp_rank() == 0;
-}
-
-std::string rank_file_name(int world_rank) {
-  char name[32];
-  std::snprintf(name, sizeof name, "rank-%05d.h5", world_rank);
-  return name;
-}
-
-// Writes what is this rank's to write. Returns the part of the manifest, "" when there is nothing.
-std::string write_rank_file(const fs::path& folder, const ParamTable& table,
-                            const ProcessGrid& grid) {
-  std::vector<StoredTensor> mine;
-  for (const Param& param : table.params())
-    for (StoredTensor& tensor : stored_tensors(param))
-      if (is_writer(param, tensor, grid)) mine.push_back(std::move(tensor));
-  if (mine.empty()) return "";
-  CheckpointPart part;
-  part.file.name = rank_file_name(grid.world_rank());
-  const std::string path = folder / part.file.name;
-  H5File file(path, H5File::Mode::create);
-  for (const StoredTensor& tensor : mine) {
-    file.write(tensor.name, tensor.local);
-    CheckpointTensor written{
-        tensor.name, name_of(tensor.local.dtype), tensor.placement.global_shape, {}};
-    for (const Piece& piece : tensor.placement.pieces)
-      written.slices.push_back({part.file.name, piece});
-    part.tensors.push_back(std::move(written));
-  }
-  file.close();
-  sync_path(path);
-  std::error_code error;
-  part.file.bytes = static_cast<std::int64_t>(fs::file_size(path, error));
-  if (error) throw RuntimeFault(concat("file_size failed on ", path, ": ", error.message()));
-  part.file.sha256 = sha256_file(path);
-  return to_text(part);
-}
-
-fs::path hidden_name(const fs::path& folder, const char* purpose) {
-  return folder.parent_path() / ("." + folder.filename().string() + purpose);
-}
-
-// A fresh folder for a checkpoint to come. Removes what interrupted saves and removals left.
-void prepare_folder(const fs::path& temporary) {
-  try {
-    const fs::path parent = temporary.parent_path();
-    // The name of a new checkpoints folder must survive a crash too.
-    if (fs::create_directories(parent)) sync_path(parent.parent_path().string());
-    for (const auto& entry : fs::directory_iterator(parent))
-      if (entry.path().filename().string().starts_with(kHiddenPrefix)) fs::remove_all(entry.path());
-    fs::create_directory(temporary);
-  } catch (const fs::filesystem_error& error) {
-    throw UserError(concat(error.path1().string(), ": cannot be written: ", error.code().message(),
-                           "; the run folder must be a writable place with room for checkpoints"));
-  }
-}
-
-// Manifest last, then the name: whoever sees the name sees a whole checkpoint.
-void publish(const fs::path& temporary, const fs::path& folder,
-             const CheckpointManifest& manifest) {
-  write_and_sync(temporary / kCheckpointManifest, to_text(manifest));
-  publish_folder(temporary, folder);
-}
 
 // Checkpoints of a run folder by step. Folders without a manifest are not checkpoints.
 std::map<std::int64_t, fs::path> complete_checkpoints(const std::string& run_folder) {
@@ -128,8 +35,8 @@ std::map<std::int64_t, fs::path> complete_checkpoints(const std::string& run_fol
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
        entry.increment(error)) {
     const std::string name = entry->path().filename();
-    if (!name.starts_with(kStepPrefix)) continue;
-    const std::string digits = name.substr(std::string(kStepPrefix).size());
+    if (!name.starts_with(kCheckpointPrefix)) continue;
+    const std::string digits = name.substr(std::string(kCheckpointPrefix).size());
     const bool is_number =
         !digits.empty() && digits.size() < 18 &&
         std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
@@ -182,36 +89,15 @@ void read_tensors(const std::string& folder, const CheckpointManifest& manifest,
 
 std::string checkpoint_folder(const std::string& run_folder, std::int64_t step) {
   char name[40];
-  std::snprintf(name, sizeof name, "%s%08lld", kStepPrefix, static_cast<long long>(step));
+  std::snprintf(name, sizeof name, "%s%08lld", kCheckpointPrefix, static_cast<long long>(step));
   return fs::path(run_folder) / "checkpoints" / name;
 }
 
 void save_checkpoint(const std::string& folder, const ParamTable& table, const CheckpointMeta& meta,
                      ProcessGrid& grid) {
-  const fs::path temporary = hidden_name(folder, ".partial");
-  const auto give_up = [&](const std::string& reason) {
-    std::error_code ignored;
-    if (grid.is_root()) fs::remove_all(temporary, ignored);
-    return concat("the checkpoint of step ", meta.step, " was not saved: ", reason,
-                  "; checkpoints saved before are untouched");
-  };
-  Communicator& world = grid.world();
-  try {
-    on_root(world, [&] { prepare_folder(temporary); });
-    std::string part;
-    on_every_rank(world, [&] { part = write_rank_file(temporary, table, grid); });
-    const std::vector<std::string> parts = world.all_gather(part);
-    on_root(world, [&] {
-      CheckpointManifest manifest{meta, grid.dp(), grid.ep(), grid.tp(), {}, {}};
-      for (const std::string& text : parts)
-        if (!text.empty()) add_part(manifest, text);
-      publish(temporary, folder, manifest);
-    });
-  } catch (const UserError& error) {
-    throw UserError(give_up(error.what()));
-  } catch (const RuntimeFault& error) {
-    throw RuntimeFault(give_up(error.what()));
-  }
+  CheckpointSave save(folder, meta, grid);
+  save.write(tensors_to_write(table));
+  save.publish();
 }
 
 CheckpointMeta load_checkpoint(const std::string& folder, ParamTable& table, ProcessGrid& grid,
@@ -261,7 +147,7 @@ void prune_checkpoints(const std::string& run_folder, std::int64_t keep, std::in
     found.erase(found.begin());
     if (keep_every > 0 && step > 0 && step % keep_every == 0) continue;
     // Out of sight first, so that a removal that is interrupted leaves nothing that looks whole.
-    const fs::path hidden = hidden_name(oldest, ".removing");
+    const fs::path hidden = hidden_checkpoint(oldest, ".removing");
     std::error_code error;
     fs::rename(oldest, hidden, error);
     if (!error) fs::remove_all(hidden, error);

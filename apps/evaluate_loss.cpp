@@ -90,7 +90,7 @@ nlohmann::ordered_json evaluate_loss(const LossOptions& options, CommandContext&
   Network network(*ops, grid, recipe, recipe.parallel.micro_batch_rows, false);
   HostParams host(network.params(), *ops);
   load_checkpoint(checkpoint, host.table(), grid, false);
-  host.upload();
+  host.upload(grid);
 
   auto results = nlohmann::ordered_json::array();
   for (const std::string& source : stream.validation_sources(0)) {

@@ -1,6 +1,7 @@
 #include "apps/host_params.h"
 
 #include "core/base/check.h"
+#include "parallel/sharded_update.h"
 
 namespace openmoe {
 
@@ -28,10 +29,11 @@ void HostParams::download() {
     for_each_pair([&](const Tensor& device, const Tensor& host) { ops_.copy(host, device); });
 }
 
-void HostParams::upload() {
+void HostParams::upload(ProcessGrid& grid) {
   if (is_mirror())
     for_each_pair([&](const Tensor& device, const Tensor& host) { ops_.copy(device, host); });
   params_.round_operands(ops_);
+  gather_operands(params_, grid);
 }
 
 }  // namespace openmoe

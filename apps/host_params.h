@@ -6,6 +6,7 @@
 
 #include "core/ops.h"
 #include "core/param_table.h"
+#include "parallel/process_grid.h"
 
 namespace openmoe {
 
@@ -18,7 +19,8 @@ class HostParams {
 
   ParamTable& table() { return is_mirror() ? mirror_ : params_; }
   void download();  // from the device
-  void upload();    // to the device, and to the rounded copies that products read
+  // To the device, and to the rounded copies that products read. Collective over the world.
+  void upload(ProcessGrid& grid);
 
  private:
   bool is_mirror() const { return ops_.device() != Device::host; }

@@ -32,8 +32,14 @@ ExchangeRoute planned_route(const ParallelConfig& config) {
   return route;
 }
 
-ParamShare share_of(const ProcessGrid& grid) {
-  return {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank()};
+ParamShare share_of(const RehearsalGrid& grid, const Recipe& recipe, bool training) {
+  return {grid.ep,
+          grid.ep_rank(),
+          grid.tp,
+          grid.tp_rank(),
+          grid.dp,
+          grid.dp_rank(),
+          training && recipe.parallel.shard_update};
 }
 
 NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows) {
@@ -63,46 +69,54 @@ NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::
 }
 
 // The one function that both sizes and allocates.
-void allocate(Arena& arena, ParamTable& params, Model& model, const Recipe& recipe, bool training) {
+void allocate(Arena& arena, ParamTable& params, Model& model, CheckpointSnapshot& snapshot,
+              const Recipe& recipe, bool training) {
   const GradientMemory gradients = !training                            ? GradientMemory::none
                                    : recipe.parallel.update_in_backward ? GradientMemory::one
                                                                         : GradientMemory::whole;
   params.allocate(arena, gradients, recipe.run.compute_type);
   model.allocate(arena, training);
+  if (training && recipe.run.checkpoint_in_background) snapshot.allocate(arena, params);
 }
 
 }  // namespace
 
 Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training)
-    : Network(ops, share_of(grid), recipe, rows, training, make_parts(ops, grid, recipe, rows)) {}
+    : Network(ops, {grid.dp(), grid.ep(), grid.tp(), grid.world_rank()}, recipe, rows, training,
+              make_parts(ops, grid, recipe, rows)) {}
 
-Network::Network(Ops& ops, const ParamShare& share, const Recipe& recipe, std::int64_t rows,
+Network::Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training, NetworkParts parts)
     : ops_(ops),
-      params_(recipe.model, recipe.optimizer, share),
+      params_(recipe.model, recipe.optimizer, share_of(grid, recipe, training)),
       route_(parts.route),
       exchange_(std::move(parts.exchange)),
       tensor_(std::move(parts.tensor)),
       model_(ops, recipe, params_, *exchange_, *tensor_, rows) {
+  if (ops.device() == Device::cuda && training && recipe.run.checkpoint_in_background)
+    throw UserError(
+        "run.checkpoint_in_background: found true, allowed with --device cuda: false; it runs on "
+        "--device cpu so far");
   Arena dry;
-  allocate(dry, params_, model_, recipe, training);
+  allocate(dry, params_, model_, snapshot_, recipe, training);
   arena_ = std::make_unique<Arena>(ops, dry.used_bytes());
-  allocate(*arena_, params_, model_, recipe, training);
+  allocate(*arena_, params_, model_, snapshot_, recipe, training);
 }
 
-void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t tp,
-                  std::int64_t rows, bool training) {
+void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows,
+                  bool training) {
   const auto ops = make_cpu_ops();
-  const auto expert_group = make_planned_group(static_cast<int>(ep));
-  const auto tensor_group = make_planned_group(static_cast<int>(tp));
-  ParamTable params(recipe.model, recipe.optimizer, {.ep = ep, .tp = tp});
-  const auto exchange =
-      make_exchange(Model::exchange_shape(recipe, rows, tp), recipe.model.num_moe_layers() == 0,
-                    *expert_group, planned_route(recipe.parallel));
+  const auto expert_group = make_planned_group(static_cast<int>(grid.ep));
+  const auto tensor_group = make_planned_group(static_cast<int>(grid.tp));
+  ParamTable params(recipe.model, recipe.optimizer, share_of(grid, recipe, training));
+  const auto exchange = make_exchange(Model::exchange_shape(recipe, rows, grid.tp),
+                                      recipe.model.num_moe_layers() == 0, *expert_group,
+                                      planned_route(recipe.parallel));
   const auto tensor = make_host_tensor_group(*ops, *tensor_group);
   Model model(*ops, recipe, params, *exchange, *tensor, rows);
-  allocate(dry, params, model, recipe, training);
+  CheckpointSnapshot snapshot;
+  allocate(dry, params, model, snapshot, recipe, training);
 }
 
 }  // namespace openmoe

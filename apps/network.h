@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "apps/background_save.h"
 #include "core/arena.h"
 #include "core/config/recipe.h"
 #include "core/model/model.h"
@@ -13,6 +14,7 @@
 #include "core/param_table.h"
 #include "core/tensor_group.h"
 #include "parallel/process_grid.h"
+#include "parallel/rehearsal_world.h"
 #include "parallel/row_transport.h"
 
 namespace openmoe {
@@ -30,15 +32,16 @@ class Network {
   // parameters are zero until initialised or loaded. `ops` and `grid` must outlive this. Throws
   // RuntimeFault when the memory cannot be had.
   Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows, bool training);
-  // The same with parts of the caller's own.
-  Network(Ops& ops, const ParamShare& share, const Recipe& recipe, std::int64_t rows, bool training,
-          NetworkParts parts);
+  // The same with parts of the caller's own, on a rank of a grid that may not exist.
+  Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std::int64_t rows,
+          bool training, NetworkParts parts);
 
   ParamTable& params() { return params_; }
   const ParamTable& params() const { return params_; }
   Model& model() { return model_; }
   const Arena& arena() const { return *arena_; }
   TensorGroup& tensor() { return *tensor_; }
+  CheckpointSnapshot& snapshot() { return snapshot_; }   // run.checkpoint_in_background
   const ExchangeRoute& route() const { return route_; }  // of rows to their experts
   Ops& ops() { return ops_; }
 
@@ -49,12 +52,13 @@ class Network {
   std::unique_ptr<TokenExchange> exchange_;
   std::unique_ptr<TensorGroup> tensor_;
   Model model_;
+  CheckpointSnapshot snapshot_;
   std::unique_ptr<Arena> arena_;
 };
 
-// Memory of one rank of a run with experts over ep ranks and matrices over tp, by a dry run of the
-// same allocation into `dry`; needs neither ranks nor devices.
-void size_network(Arena& dry, const Recipe& recipe, std::int64_t ep, std::int64_t tp,
-                  std::int64_t rows, bool training);
+// Memory of one rank of a grid, by a dry run of the same allocation into `dry`; needs neither ranks
+// nor devices.
+void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows,
+                  bool training);
 
 }  // namespace openmoe

@@ -108,7 +108,7 @@ ObservedRouting observe_routing(const std::string& checkpoint, const StudyText& 
   Network network(*ops, grid, recipe, rows, false);
   HostParams host(network.params(), *ops);
   load_checkpoint(checkpoint, host.table(), grid, false);
-  host.upload();
+  host.upload(grid);
 
   RoutingTrace& trace = observed.trace;
   trace = text.trace();

@@ -67,7 +67,7 @@ void add_memory(Json& plan, const Recipe& recipe, const RehearsalGrid& grid) {
   Json memory;
   for (int i = 0; i < kNumMemoryCategories; ++i) {
     const auto category = static_cast<MemoryCategory>(i);
-    memory[name_of(category)] = arena.used_bytes(category);
+    if (arena.shows(category)) memory[name_of(category)] = arena.used_bytes(category);
   }
   memory["total"] = arena.used_bytes();
   plan["memory"] = memory;

@@ -221,8 +221,7 @@ RehearsalGrid planned_grid(const Recipe& recipe, std::int64_t ranks, std::int64_
 }
 
 void size_rank(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid) {
-  size_network(dry, recipe, grid.ep, grid.tp, micro_batch_rows(recipe, grid.num_data_ranks()),
-               true);
+  size_network(dry, recipe, grid, micro_batch_rows(recipe, grid.num_data_ranks()), true);
 }
 
 std::optional<FittingChange> find_fitting_change(const Recipe& recipe, const RehearsalGrid& grid,

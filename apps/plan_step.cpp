@@ -41,8 +41,7 @@ class Rehearsal {
         world_(make_observed_communicator(*planned_world_, observers_)),
         grid_(*world_, grid.ep, grid.tp),
         rows_(micro_batch_rows(recipe, grid.num_data_ranks())),
-        network_(*ops_, {grid.ep, grid_.ep_rank(), grid.tp, grid_.tp_rank()}, recipe, rows_, true,
-                 make_plan_parts(recipe, grid_, rows_, route)),
+        network_(*ops_, grid, recipe, rows_, true, make_plan_parts(recipe, grid_, rows_, route)),
         training_(network_, grid_, recipe) {
     // What it takes to be there is not part of a step.
     quiet_.listener = &listener;

@@ -50,10 +50,11 @@ std::string describe(const std::map<std::string, std::vector<int>>& ranks) {
 
 }  // namespace
 
-void check_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t steps_done) {
+std::string compare_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t steps_done) {
   const std::vector<Param>& table = params.params();
   std::vector<std::int64_t> hashes;
-  for (const Param& param : table) hashes.push_back(hash_of(param.value));
+  for (const Param& param : table)
+    hashes.push_back(hash_of(param.is_value_divided ? param.operand : param.value));
   std::vector<std::int64_t> differs(table.size());
   for (const Sharding sharding : kShardings) {
     std::vector<std::size_t> places;
@@ -69,7 +70,7 @@ void check_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t st
   }
   grid.world().all_reduce_max(std::span<std::int64_t>(differs));
   const auto first = std::find(differs.begin(), differs.end(), 1);
-  if (first == differs.end()) return;
+  if (first == differs.end()) return "";
 
   const auto place = static_cast<std::size_t>(first - differs.begin());
   const Param& param = table[place];
@@ -86,11 +87,12 @@ void check_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t st
   std::string text;
   for (const auto& [name, by_hash] : ranks)
     if (by_hash.size() > 1) text += (text.empty() ? "" : "; ") + describe(by_hash);
-  throw RuntimeFault(concat(
-      "after step ", steps_done - 1, ": ", param.name, " is not the same on ranks that share it: ",
-      text, " (", std::count(differs.begin(), differs.end(), 1), " of ", differs.size(),
+  return concat(
+      "after step ", steps_done - 1, ": ", param.name,
+      " is not the same on ranks that share it: ", text, " (",
+      std::count(differs.begin(), differs.end(), 1), " of ", differs.size(),
       " tensors differ). A memory, a link or a processor made a mistake: leave out the host of "
-      "that rank and resume from a checkpoint of before"));
+      "that rank and resume from a checkpoint of before");
 }
 
 }  // namespace openmoe

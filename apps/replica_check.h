@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "core/param_table.h"
 #include "parallel/process_grid.h"
@@ -11,8 +12,9 @@
 namespace openmoe {
 
 // `params` in host memory. Collective over the world; where all is well, 16 bytes per parameter are
-// reduced over the ranks that hold it, and 8 over all. Throws the same RuntimeFault on every rank,
-// naming the first tensor that differs and the ranks that hold other bits than most.
-void check_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t steps_done);
+// reduced over the ranks that hold it, and 8 over all. The same text on every rank: "" where all is
+// well, else an explanation that names the first tensor that differs and the ranks that hold other
+// bits than most.
+std::string compare_replicas(const ParamTable& params, ProcessGrid& grid, std::int64_t steps_done);
 
 }  // namespace openmoe

@@ -181,7 +181,7 @@ StartState take_weights(const TrainOptions& options, const std::string& checkpoi
     const bool is_import = read_checkpoint_meta(checkpoint).data_fingerprint == kImportedWeights;
     HostParams host(network.params(), ops);
     const CheckpointMeta meta = load_checkpoint(checkpoint, host.table(), grid, !is_import);
-    host.upload();
+    host.upload(grid);
     check_resumable(recipe, meta, is_import ? kImportedWeights : stream.fingerprint(), checkpoint,
                     grid.is_root());
     check_steps_left(checkpoint, meta.step, recipe);
@@ -192,7 +192,7 @@ StartState take_weights(const TrainOptions& options, const std::string& checkpoi
   HostParams host(network.params(), ops);
   host.download();
   const CheckpointMeta source = start_from(options.from, host.table(), recipe, grid);
-  host.upload();
+  host.upload(grid);
   if (recipe.start.optimizer == OptimizerStart::continued) {
     start = {source.step, source.positions, ""};
     check_steps_left(options.from, start.step, recipe);

@@ -79,7 +79,8 @@ Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, Batc
       progress_(progress),
       training_(network, grid, recipe),
       rows_per_rank_(recipe.data.batch_rows / grid.num_data_ranks()),
-      spikes_(recipe.run) {
+      spikes_(recipe.run),
+      background_(network.snapshot(), grid) {
   observers.collectives.add(waiting_);
 }
 
@@ -94,6 +95,7 @@ int Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
   if (first_step == 0 && run.early_checkpoints) save(0);
   if (run.on_spike == OnSpike::rewind && newest_checkpoint().empty()) save(first_step);
   for (std::int64_t step = first_step; step < run.num_steps;) {
+    complete_save_if_ready();
     if (spikes_.leaves_out(step)) {
       record_left_out(step);
       finish_step(++step);
@@ -114,6 +116,7 @@ int Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
     record(step, result);
     finish_step(++step);
   }
+  complete_save();
   if (progress_ != nullptr) progress_->finish();
   return 0;
 }
@@ -126,7 +129,8 @@ void Trainer::finish_step(std::int64_t steps_done) {
     observers_.activity.enter_phase("comparing replicas");
     HostParams host(network_.params(), network_.ops());
     host.download();
-    check_replicas(host.table(), grid_, steps_done);
+    const std::string difference = compare_replicas(host.table(), grid_, steps_done);
+    if (!difference.empty()) fail(difference);
   }
   if (run.validate_every > 0 && (steps_done % run.validate_every == 0 || last))
     validate(steps_done - 1);
@@ -215,7 +219,7 @@ void Trainer::check_finite(std::int64_t step, const StepResult& result) {
                             " in a row; rows of the step: ", rows));
     return;
   }
-  throw RuntimeFault(concat(
+  fail(concat(
       what,
       recipe_.parallel.update_in_backward ? "; nothing of the step was saved."
                                           : "; the update was not applied and nothing was saved.",
@@ -240,9 +244,9 @@ void Trainer::skip_spike(std::int64_t step, const StepResult& result) {
   if (result.outcome.was_accepted) return;
   const std::string what = describe_spike(step, result);
   if (++skips_ > recipe_.run.max_skips)
-    throw RuntimeFault(concat(what, "; run.max_skips = ", recipe_.run.max_skips,
-                              " steps before were skipped. This is no spike: resume with a lower "
-                              "optimizer.peak_learning_rate or a higher run.spike_z"));
+    fail(concat(what, "; run.max_skips = ", recipe_.run.max_skips,
+                " steps before were skipped. This is no spike: resume with a lower "
+                "optimizer.peak_learning_rate or a higher run.spike_z"));
   if (progress_ != nullptr)
     progress_->say(concat("warning: ", what, ". The update was left out, ", skips_, " of at most ",
                           recipe_.run.max_skips, " in a row"));
@@ -258,15 +262,16 @@ std::string Trainer::newest_checkpoint() {
 std::int64_t Trainer::rewind(std::int64_t step, const StepResult& result) {
   const std::string what = describe_spike(step, result);
   if (++rewinds_ > recipe_.run.max_skips)
-    throw RuntimeFault(concat(what, "; after ", recipe_.run.max_skips,
-                              " rewinds to one checkpoint (run.max_skips): resume with a lower "
-                              "optimizer.peak_learning_rate or a higher run.spike_z"));
+    fail(concat(what, "; after ", recipe_.run.max_skips,
+                " rewinds to one checkpoint (run.max_skips): resume with a lower "
+                "optimizer.peak_learning_rate or a higher run.spike_z"));
   observers_.activity.enter_phase("going back to a checkpoint", /*is_patient=*/true);
+  complete_save();
   const std::string folder = newest_checkpoint();
   const bool is_import = read_checkpoint_meta(folder).data_fingerprint == kImportedWeights;
   HostParams host(network_.params(), network_.ops());
   const CheckpointMeta meta = load_checkpoint(folder, host.table(), grid_, !is_import);
-  host.upload();
+  host.upload(grid_);
   spikes_.leave_out_until(step);
   spikes_.restore(meta.trainer_state);
   positions_ = meta.positions;
@@ -372,6 +377,7 @@ void Trainer::save_start(std::int64_t step, std::int64_t positions) {
 void Trainer::save(std::int64_t next_step) {
   routing_->mark_checkpoint(next_step);
   if (next_step == saved_step_) return;
+  complete_save();
   observers_.activity.enter_phase("saving a checkpoint", /*is_patient=*/true);
   CheckpointMeta meta;
   meta.step = next_step;
@@ -383,9 +389,40 @@ void Trainer::save(std::int64_t next_step) {
   const std::string folder = checkpoint_folder(run_folder_, next_step);
   HostParams host(network_.params(), network_.ops());
   host.download();
-  save_checkpoint(folder, host.table(), meta, grid_);
   saved_step_ = next_step;
   rewinds_ = 0;
+  if (recipe_.run.checkpoint_in_background) {
+    background_.start(folder, meta, network_.ops(), host.table());
+    return;
+  }
+  save_checkpoint(folder, host.table(), meta, grid_);
+  announce_save(folder);
+}
+
+void Trainer::complete_save_if_ready() {
+  if (!background_.pending().empty() && background_.is_written()) complete_save();
+}
+
+void Trainer::complete_save() {
+  const std::string folder = background_.pending();
+  if (folder.empty()) return;
+  observers_.activity.enter_phase("saving a checkpoint", /*is_patient=*/true);
+  background_.finish();
+  announce_save(folder);
+}
+
+// A checkpoint on its way would have been there.
+void Trainer::fail(const std::string& reason) {
+  std::string more;
+  try {
+    complete_save();
+  } catch (const std::exception& error) {
+    more = concat("; besides, ", error.what());
+  }
+  throw RuntimeFault(reason + more);
+}
+
+void Trainer::announce_save(const std::string& folder) {
   if (progress_ == nullptr) return;
   progress_->say("saved " + folder);
   try {
@@ -399,6 +436,7 @@ void Trainer::save_and_stop(std::int64_t next_step, int signal) {
   const char* const name = StopSignals::name_of(signal);
   if (progress_ != nullptr) progress_->say(concat(name, ": stopping after ", next_step, " steps"));
   save(next_step);
+  complete_save();
   if (progress_ == nullptr) return;
   progress_->say(concat("stopped by ", name, ", exit code ", StopSignals::exit_code_of(signal),
                         "; train --resume goes on from step ", next_step));

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "apps/background_save.h"
 #include "apps/loss_spikes.h"
 #include "apps/network.h"
 #include "apps/progress.h"
@@ -84,7 +85,13 @@ class Trainer {
   void finish_step(std::int64_t steps_done);
   void record(std::int64_t step, const StepResult& result);
   void validate(std::int64_t step);
+  // Complete when it returns, or with run.checkpoint_in_background when complete_save() does.
   void save(std::int64_t next_step);
+  void complete_save();           // waits for the checkpoint that is being written, if any
+  void complete_save_if_ready();  // without waiting
+  void announce_save(const std::string& folder);
+  // All ranks end the run here, all for this reason.
+  [[noreturn]] void fail(const std::string& reason);
   void save_and_stop(std::int64_t next_step, int signal);
   std::int64_t first_row() const { return grid_.data_rank() * rows_per_rank_; }
 
@@ -109,6 +116,7 @@ class Trainer {
   std::optional<StepTrace> trace_;
   bool was_traced_ = false;
   std::int64_t saved_step_ = -1;  // of the newest checkpoint of this process; -1: none yet
+  BackgroundSave background_;
   double peak_flops_ = 0.0;
   Batch batch_;
 };

@@ -27,6 +27,8 @@ const char* name_of(MemoryCategory category) {
       return "loss";
     case MemoryCategory::batch:
       return "batch";
+    case MemoryCategory::snapshot:
+      return "snapshot";
   }
   return "?";
 }
@@ -63,6 +65,7 @@ std::string Arena::table() const {
   char line[96];
   for (int i = 0; i < kNumMemoryCategories; ++i) {
     const auto category = static_cast<MemoryCategory>(i);
+    if (!shows(category)) continue;
     std::snprintf(line, sizeof line, "  %-12s %12.1f MiB\n", name_of(category),
                   static_cast<double>(used_bytes(category)) / (1 << 20));
     text += line;

@@ -14,8 +14,17 @@ namespace openmoe {
 
 class Ops;
 
-enum class MemoryCategory { parameters, gradients, optimizer, activations, exchange, loss, batch };
-inline constexpr int kNumMemoryCategories = 7;
+enum class MemoryCategory {
+  parameters,
+  gradients,
+  optimizer,
+  activations,
+  exchange,
+  loss,
+  batch,
+  snapshot  // of what a checkpoint holds; shown only where there is one
+};
+inline constexpr int kNumMemoryCategories = 8;
 const char* name_of(MemoryCategory category);
 
 class Arena {
@@ -37,6 +46,10 @@ class Arena {
   bool is_dry() const { return ops_ == nullptr; }
   std::int64_t used_bytes() const { return used_bytes_; }
   std::int64_t used_bytes(MemoryCategory category) const;
+  // Whether the category has a line in tables of memory.
+  bool shows(MemoryCategory category) const {
+    return category != MemoryCategory::snapshot || used_bytes(category) > 0;
+  }
   // One line per category and the total, for the start-up log.
   std::string table() const;
 

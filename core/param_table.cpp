@@ -106,6 +106,24 @@ struct TableBuilder {
   }
 };
 
+// A stack of experts is divided by experts, a matrix by rows, and what has no factored statistics
+// by its first axis. A matrix that a tensor group shares by columns is whole on every rank, since
+// the sums of its update are over one group at a time.
+void divide(Param& param, const ParamShare& share) {
+  const auto [size, rank] = share.holders(param.sharding);
+  if (size == 1) return;
+  const Shape matrices = param.as_matrices();
+  const int last = param.local_shape.rank - 1;
+  const bool is_stack = matrices[0] > 1;
+  const bool by_columns = param.tensor_slice.axis == last && last > 0;
+  if (param.factored && !is_stack && (matrices[1] < size || by_columns)) return;
+  OwnPart& own = param.own;
+  own.axis = param.factored && !is_stack ? last - 1 : 0;
+  const std::int64_t units = param.local_shape[own.axis];
+  own.begin = units * rank / size;
+  own.end = units * (rank + 1) / size;
+}
+
 double init_value(const Param& param, const Rng& rng, std::uint64_t index) {
   switch (param.init) {
     case InitKind::ones:
@@ -126,7 +144,40 @@ Shape Param::matrices_of(const Shape& shape) {
   return {1, 1, shape[0]};
 }
 
+ParamShare::Holders ParamShare::holders(Sharding sharding) const {
+  if (sharding == Sharding::expert) return {dp, dp_rank};
+  const std::int64_t data_rank = dp_rank * ep + ep_rank;
+  if (sharding == Sharding::replicated && tp > 1) return {dp * ep * tp, data_rank * tp + tp_rank};
+  return {dp * ep, data_rank};
+}
+
+Tensor Param::own_of(const Tensor& whole) const {
+  if (own.axis < 0) return whole;
+  const std::int64_t units = whole.shape[own.axis];
+  const std::int64_t unit_bytes =
+      units == 0 ? 0 : whole.num_elements() / units * size_of(whole.dtype);
+  Tensor part = whole;
+  if (part.data != nullptr) part.data = static_cast<char*>(part.data) + own.begin * unit_bytes;
+  part.shape.sizes[static_cast<std::size_t>(own.axis)] = own.end - own.begin;
+  return part;
+}
+
 Placement Param::placement(Tensor Param::*member) const {
+  Placement placement = whole_placement(member);
+  const bool is_value = member == &Param::value;
+  if (own.axis < 0 || (is_value && !is_value_divided)) return placement;
+  int axis = own.axis;
+  const bool by_experts = local_shape.rank == 3 && own.axis == 0;
+  if (factored && !is_value && !by_experts) {
+    // Rows of one matrix: (1, R) and, of sums over all of them, (1, C).
+    if (member == &Param::stat_col) return placement;
+    axis = 1;
+  }
+  placement.restrict_to(axis, own.begin, own.end);
+  return placement;
+}
+
+Placement Param::whole_placement(Tensor Param::*member) const {
   // The axes of the parameter that the tensor has, in place of its own.
   std::vector<int> axes;
   const int last = local_shape.rank - 1;
@@ -176,7 +227,8 @@ Param Param::slice(std::int64_t begin, std::int64_t end) const {
 }
 
 ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimizer,
-                       const ParamShare& share) {
+                       const ParamShare& share)
+    : share_(share) {
   const std::int64_t ep = share.ep, tp = share.tp;
   OPENMOE_CHECK(ep >= 1 && share.ep_rank >= 0 && share.ep_rank < ep, "ep rank ", share.ep_rank,
                 " of ", ep);
@@ -205,16 +257,21 @@ ParamTable::ParamTable(const ModelConfig& model, const OptimizerConfig& optimize
     build.add_kernel(kHead, model.vocab_size, model.d_model, InitKind::truncated_normal);
     build.split(0);
   }
+  if (share.divides_update)
+    for (Param& param : params_) divide(param, share);
 }
 
 void ParamTable::allocate(Arena& arena, GradientMemory gradients, ComputeType compute) {
   for (Param& param : params_) {
-    param.value =
-        arena.allocate(param.name, MemoryCategory::parameters, DType::f32, param.local_shape);
-    param.operand = compute == ComputeType::bf16 && param.in_products
-                        ? arena.allocate(param.name + ".rounded", MemoryCategory::parameters,
-                                         DType::bf16, param.local_shape)
-                        : param.value;
+    const bool is_rounded = compute == ComputeType::bf16 && param.in_products;
+    // A tied embedding is looked up in f32.
+    param.is_value_divided = gradients != GradientMemory::none && is_rounded &&
+                             param.own.axis >= 0 && param.name != kEmbedding;
+    param.value = arena.allocate(param.name, MemoryCategory::parameters, DType::f32,
+                                 param.placement(&Param::value).local_shape);
+    param.operand = is_rounded ? arena.allocate(param.name + ".rounded", MemoryCategory::parameters,
+                                                DType::bf16, param.local_shape)
+                               : param.value;
   }
   if (gradients == GradientMemory::none) return;
   const std::int64_t begin_bytes = arena.used_bytes();
@@ -225,13 +282,12 @@ void ParamTable::allocate(Arena& arena, GradientMemory gradients, ComputeType co
   all_grads_ = params_.front().grad;  // the embedding's is in the first place of either
   all_grads_.shape = Shape{(arena.used_bytes() - begin_bytes) / size_of(DType::f32)};
   for (Param& param : params_) {
-    const Shape matrices = param.as_matrices();
-    const auto state = [&](const char* suffix, const Shape& shape) {
-      return arena.allocate(param.name + suffix, MemoryCategory::optimizer, DType::f32, shape);
+    const auto state = [&](const char* suffix, Tensor Param::*member) {
+      return arena.allocate(param.name + suffix, MemoryCategory::optimizer, DType::f32,
+                            param.placement(member).local_shape);
     };
-    param.stat_row = param.factored ? state(".row", {matrices[0], matrices[1]})
-                                    : state(".second_moment", param.local_shape);
-    if (param.factored) param.stat_col = state(".col", {matrices[0], matrices[2]});
+    param.stat_row = state(param.factored ? ".row" : ".second_moment", &Param::stat_row);
+    if (param.factored) param.stat_col = state(".col", &Param::stat_col);
   }
 }
 
@@ -272,13 +328,13 @@ void ParamTable::allocate_one_gradient(Arena& arena) {
 }
 
 void ParamTable::initialize(Ops& ops, std::uint64_t seed) {
-  std::vector<float> memory;  // of values that another device holds
+  std::vector<float> memory;  // of values that another device holds, or that are divided
   for (Param& param : params_) {
     const Rng rng(seed, stream_id(param.name));
-    const bool in_place = param.value.device == Device::host;
-    if (!in_place) memory.resize(static_cast<std::size_t>(param.value.num_elements()));
+    const bool in_place = param.value.device == Device::host && !param.is_value_divided;
+    if (!in_place) memory.resize(static_cast<std::size_t>(param.local_shape.num_elements()));
     float* const host = in_place ? param.value.as<float>() : memory.data();
-    const Placement placement = param.placement(&Param::value);
+    const Placement placement = param.whole_placement(&Param::value);
     for (const Piece& piece : placement.pieces) {
       const Runs runs(piece, placement.global_shape, placement.local_shape);
 #pragma omp parallel for schedule(static)
@@ -289,7 +345,10 @@ void ParamTable::initialize(Ops& ops, std::uint64_t seed) {
               static_cast<float>(init_value(param, rng, static_cast<std::uint64_t>(global + j)));
       }
     }
-    if (!in_place) ops.copy(param.value, host_view(host, param.local_shape));
+    if (in_place) continue;
+    const Tensor whole = host_view(host, param.local_shape);
+    if (param.is_value_divided) ops.convert(param.operand, whole);
+    ops.copy(param.value, param.is_value_divided ? param.own_of(whole) : whole);
   }
   round_operands(ops);
 }

@@ -41,6 +41,17 @@ inline constexpr std::array kShardings = {Sharding::tensor, Sharding::replicated
 struct ParamShare {
   std::int64_t ep = 1, ep_rank = 0;
   std::int64_t tp = 1, tp_rank = 0;
+  std::int64_t dp = 1, dp_rank = 0;
+  // The ranks that hold the same parameter divide its optimizer state, and its f32 values where
+  // nothing but the update reads them.
+  bool divides_update = false;
+
+  // How many ranks hold the same parameters of this kind, and which of them this one is; as
+  // ProcessGrid::holders.
+  struct Holders {
+    std::int64_t size = 1, rank = 0;
+  };
+  Holders holders(Sharding sharding) const;
 };
 
 // The indices along one axis that a rank of a tensor group holds, in stretches one after the other:
@@ -52,6 +63,13 @@ struct TensorSlice {
   int axis = -1;  // of the parameter's shape; -1: all of it is here
   int num_ranges = 0;
   std::array<Range, 2> ranges{};
+};
+
+// What is one rank's of a parameter that several hold: indices [begin, end) of one axis of the
+// local slice, a contiguous stretch of it.
+struct OwnPart {
+  int axis = -1;  // -1: not divided
+  std::int64_t begin = 0, end = 0;
 };
 
 struct Param {
@@ -68,6 +86,9 @@ struct Param {
   bool in_products =
       false;  // an operand of products in the compute type (not norms, not the router)
 
+  OwnPart own;                    // the optimizer's statistics are of this part
+  bool is_value_divided = false;  // so is the value; products read the operand, which is whole
+
   Tensor value;     // f32
   Tensor operand;   // what products read: value itself, or its copy rounded to bf16
   Tensor grad;      // f32
@@ -78,15 +99,21 @@ struct Param {
   std::int64_t stack() const { return local_shape.rank == 3 ? local_shape[0] : 1; }
   // Experts [begin, end) of the local slice, sharing its memory.
   Param slice(std::int64_t begin, std::int64_t end) const;
-  // Makes the rounded copy, if there is one, follow the value.
+  // Makes the rounded copy, if there is one, follow the value; of a divided value, in its place.
   void round_operand(Ops& ops) {
-    if (operand.dtype != value.dtype) ops.convert(operand, value);
+    if (operand.dtype != value.dtype)
+      ops.convert(is_value_divided ? own_of(operand) : operand, value);
   }
+  // The own part of a tensor of the local shape, sharing its memory; all of it where the parameter
+  // is not divided.
+  Tensor own_of(const Tensor& whole) const;
   // The local slice as (stack, R, C), or (1, 1, n) for vectors.
   Shape as_matrices() const { return matrices_of(local_shape); }
   static Shape matrices_of(const Shape& shape);
-  // Of value, stat_row or stat_col.
+  // Of value, stat_row or stat_col, as far as it is here.
   Placement placement(Tensor Param::*member) const;
+  // The same if it were not divided.
+  Placement whole_placement(Tensor Param::*member) const;
 };
 
 class ParamTable {
@@ -97,12 +124,15 @@ class ParamTable {
              const ParamShare& share = {});
 
   // Values, with rounded copies where `compute` is bf16; gradients and optimizer state unless
-  // `gradients` is none.
+  // `gradients` is none. Then values that have a rounded copy and are not read besides are divided
+  // as the share says.
   void allocate(Arena& arena, GradientMemory gradients, ComputeType compute = ComputeType::f32);
-  // Fills values from (seed, name, global element index): the same on every grid.
+  // Fills values and rounded copies from (seed, name, global element index): the same on every
+  // grid.
   void initialize(Ops& ops, std::uint64_t seed);
   // Makes the rounded copies follow the values. Whoever writes values calls it before the next use
-  // of the model: initialize() and Adafactor do.
+  // of the model, and gather_operands() (parallel/sharded_update.h) where values are divided:
+  // initialize() and Adafactor do.
   void round_operands(Ops& ops);
   // Sets all gradients to zero.
   void zero_gradients(Ops& ops) { ops.zero(all_grads_); }
@@ -111,6 +141,7 @@ class ParamTable {
   const std::vector<Param>& params() const { return params_; }
   Param& find(const std::string& name);  // programmer error when absent
   bool contains(const std::string& name) const;
+  const ParamShare& share() const { return share_; }
   // (n) f32 over all parameters of a kind, 64-byte gaps are zero; n is 0 unless whole
   Tensor grads(Sharding sharding) const { return grads_[static_cast<std::size_t>(sharding)]; }
 
@@ -120,6 +151,7 @@ class ParamTable {
   void allocate_whole_gradients(Arena& arena);
   void allocate_one_gradient(Arena& arena);
 
+  ParamShare share_;
   std::vector<Param> params_;
   std::array<Tensor, kShardings.size()> grads_;
   Tensor all_grads_;  // (n) f32: everything that any Param::grad points into

@@ -2,6 +2,7 @@
 // checkpoints and tests, which know tensors by their global shape.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -28,6 +29,25 @@ struct Placement {
   Shape global_shape, local_shape;
   std::vector<Piece> pieces;               // together the whole held part
   bool is_shared_by_tensor_group = false;  // the ranks of a tensor group hold different parts
+  bool is_divided = false;                 // so do the ranks that hold the same parameter
+
+  // Leaves indices [begin, end) of one axis of the held part.
+  void restrict_to(int axis, std::int64_t begin, std::int64_t end) {
+    const auto at = static_cast<std::size_t>(axis);
+    std::vector<Piece> rest;
+    for (Piece piece : pieces) {
+      const std::int64_t first = std::max(piece.local_begin[axis], begin);
+      const std::int64_t last = std::min(piece.local_begin[axis] + piece.size[axis], end);
+      if (first >= last) continue;
+      piece.global_begin.sizes[at] += first - piece.local_begin[axis];
+      piece.local_begin.sizes[at] = first - begin;
+      piece.size.sizes[at] = last - first;
+      rest.push_back(piece);
+    }
+    pieces = std::move(rest);
+    local_shape.sizes[at] = end - begin;
+    is_divided = true;
+  }
 };
 
 // A piece as stretches that are contiguous in both tensors.

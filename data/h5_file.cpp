@@ -72,6 +72,9 @@ struct H5File::Impl {
   // A box of the dataset into its place in memory of this shape.
   void read_selection(const Handle& dataset, const std::string& name, const std::string& type,
                       const Piece& box, const Shape& memory, void* dst) const;
+  // Rows [begin, begin + rows) of an uncompressed dataset of this shape.
+  void write_rows(const std::string& name, const std::string& type, const Shape& shape,
+                  std::int64_t begin, std::int64_t rows, const void* src) const;
   template <typename Value>
   void write_attribute(const std::string& object_name, const std::string& name, hid_t file_type,
                        hid_t memory_type, const Value* value) const;
@@ -215,6 +218,23 @@ void H5File::Impl::read_selection(const Handle& dataset, const std::string& name
   check(H5Dread(dataset.get(), number_type(type).memory(), memory_space.get(), file_space.get(),
                 H5P_DEFAULT, dst),
         "H5Dread", name);
+}
+
+void H5File::Impl::write_rows(const std::string& name, const std::string& type, const Shape& shape,
+                              std::int64_t begin, std::int64_t rows, const void* src) const {
+  Handle dataset = open_dataset(name);
+  hsize_t start[Shape::kMaxRank] = {static_cast<hsize_t>(begin)}, count[Shape::kMaxRank] = {};
+  for (int axis = 0; axis < shape.rank; ++axis)
+    count[axis] = static_cast<hsize_t>(axis == 0 ? rows : shape[axis]);
+  const Handle file_space = space_of(dataset, name);
+  check(H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start, nullptr, count, nullptr),
+        "H5Sselect_hyperslab", name);
+  const Handle memory_space{check(H5Screate_simple(shape.rank, count, nullptr), "H5Screate_simple"),
+                            H5Sclose};
+  check(H5Dwrite(dataset.get(), number_type(type).memory(), memory_space.get(), file_space.get(),
+                 H5P_DEFAULT, src),
+        "H5Dwrite", name);
+  check(dataset.reset(), "H5Dclose", name);
 }
 
 template <typename Value>
@@ -395,6 +415,12 @@ void H5File::read_raw(const std::string& name, const std::string& type, std::int
 
 void H5File::write_raw(const std::string& name, const std::string& type, const Shape& shape,
                        const void* src, const H5Layout& layout) {
+  // Large ones in blocks, so that other threads get the library in between.
+  constexpr std::int64_t kBlockBytes = 16 << 20;
+  const std::int64_t rows = shape.rank == 0 ? 1 : shape[0];
+  const std::int64_t row_bytes =
+      shape.num_elements() / std::max<std::int64_t>(1, rows) * number_type(type).bytes;
+  const bool in_blocks = layout.chunk_rows == 0 && rows * row_bytes > kBlockBytes;
   {
     const H5Lock lock;
     hsize_t dims[Shape::kMaxRank] = {};
@@ -405,11 +431,18 @@ void H5File::write_raw(const std::string& name, const std::string& type, const S
                        H5Sclose};
     Handle dataset = impl_->create_dataset(name, number_type(type).file(), space,
                                            impl_->creation_list(shape, layout));
-    if (shape.num_elements() > 0)
+    if (shape.num_elements() > 0 && !in_blocks)
       impl_->check(
           H5Dwrite(dataset.get(), number_type(type).memory(), H5S_ALL, H5S_ALL, H5P_DEFAULT, src),
           "H5Dwrite", name);
     impl_->check(dataset.reset(), "H5Dclose", name);
+  }
+  const std::int64_t block =
+      std::max<std::int64_t>(1, kBlockBytes / std::max<std::int64_t>(1, row_bytes));
+  for (std::int64_t begin = 0; in_blocks && begin < rows; begin += block) {
+    const LibraryLock lock;
+    impl_->write_rows(name, type, shape, begin, std::min(block, rows - begin),
+                      static_cast<const char*>(src) + begin * row_bytes);
   }
   if (type == "bf16") set_attribute(name, "dtype", std::string("bf16"));
 }

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "core/base/dtype.h"
+
 namespace openmoe {
 
 // Which rows of a buffer go to (or come from) each rank of a group, in rank order. Blocks do not
@@ -69,6 +71,7 @@ class Communicator {
   // In place: `data` is one piece per rank, back to back in rank order, of counts[r] elements each;
   // every rank brings its own and ends with all. `counts` is the same on every rank.
   virtual void all_gather(std::span<float> data, std::span<const std::int64_t> counts) = 0;
+  virtual void all_gather(std::span<BFloat16> data, std::span<const std::int64_t> counts) = 0;
   // Every rank's bytes in rank order; sizes may differ.
   virtual std::vector<std::string> all_gather(const std::string& bytes) = 0;
   virtual void broadcast(std::string& bytes, int root) = 0;

@@ -221,17 +221,27 @@ class MpiCommunicator : public Communicator {
   }
 
   void all_gather(std::span<float> data, std::span<const std::int64_t> pieces) override {
+    gather_pieces(data, pieces, MPI_FLOAT, "f32");
+  }
+  // Bits that MPI only moves.
+  void all_gather(std::span<BFloat16> data, std::span<const std::int64_t> pieces) override {
+    gather_pieces(data, pieces, MPI_UINT16_T, "bf16");
+  }
+
+  template <typename T>
+  void gather_pieces(std::span<T> data, std::span<const std::int64_t> pieces, MPI_Datatype type,
+                     const char* type_name) {
     OPENMOE_CHECK(pieces.size() == counts_[0].size(), pieces.size(), " pieces for ", size_,
                   " ranks");
     std::int64_t total = 0;
     for (const std::int64_t count : pieces) total += count;
     OPENMOE_CHECK(data.size() == static_cast<std::size_t>(total), data.size(), " elements for ",
                   total, " in pieces");
-    if (total > limits_.max_count) return broadcast_pieces(data.data(), pieces);
+    if (total > limits_.max_count) return broadcast_pieces(data.data(), pieces, type, type_name);
     fill_counts({pieces, {}}, counts_[0], counts_[1]);
     check_mpi(MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, data.data(), counts_[0].data(),
-                             counts_[1].data(), MPI_FLOAT, comm_.get()),
-              description_, "MPI_Allgatherv of ", total, " f32");
+                             counts_[1].data(), type, comm_.get()),
+              description_, "MPI_Allgatherv of ", total, " ", type_name);
   }
 
   std::vector<std::string> all_gather(const std::string& bytes) override {
@@ -321,13 +331,15 @@ class MpiCommunicator : public Communicator {
   }
 
   // An all-gather of more than one call can index.
-  void broadcast_pieces(float* data, std::span<const std::int64_t> pieces) {
+  template <typename T>
+  void broadcast_pieces(T* data, std::span<const std::int64_t> pieces, MPI_Datatype type,
+                        const char* type_name) {
     for (int root = 0; root < size_; ++root) {
       const std::int64_t total = pieces[static_cast<std::size_t>(root)];
       for (std::int64_t begin = 0; begin < total; begin += limits_.max_count) {
         const auto count = static_cast<int>(std::min(limits_.max_count, total - begin));
-        check_mpi(MPI_Bcast(data + begin, count, MPI_FLOAT, root, comm_.get()), description_,
-                  "MPI_Bcast of ", count, " f32");
+        check_mpi(MPI_Bcast(data + begin, count, type, root, comm_.get()), description_,
+                  "MPI_Bcast of ", count, " ", type_name);
       }
       data += total;
     }

@@ -72,6 +72,11 @@ class ObservedCommunicator : public Communicator {
     observe("all_gather of f32", static_cast<std::size_t>(own) * sizeof(float),
             [&] { inner_.all_gather(data, counts); });
   }
+  void all_gather(std::span<BFloat16> data, std::span<const std::int64_t> counts) override {
+    const std::int64_t own = counts[static_cast<std::size_t>(rank_in_group())];
+    observe("all_gather of bf16", static_cast<std::size_t>(own) * sizeof(BFloat16),
+            [&] { inner_.all_gather(data, counts); });
+  }
   std::vector<std::string> all_gather(const std::string& bytes) override {
     std::vector<std::string> gathered;
     observe("all_gather of bytes", bytes.size(), [&] { gathered = inner_.all_gather(bytes); });

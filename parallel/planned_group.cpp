@@ -30,6 +30,9 @@ class PlannedGroup : public Communicator {
   void all_gather(std::span<float>, std::span<const std::int64_t>) override {
     refuse("all_gather");
   }
+  void all_gather(std::span<BFloat16>, std::span<const std::int64_t>) override {
+    refuse("all_gather");
+  }
   std::vector<std::string> all_gather(const std::string&) override { refuse("all_gather"); }
   void broadcast(std::string&, int) override { refuse("broadcast"); }
   void barrier() override { refuse("barrier"); }

@@ -28,6 +28,7 @@ class RehearsalGroup : public Communicator {
   void all_to_all_rows(const void*, const RowBlocks&, void*, const RowBlocks&,
                        std::int64_t) override {}
   void all_gather(std::span<float>, std::span<const std::int64_t>) override {}
+  void all_gather(std::span<BFloat16>, std::span<const std::int64_t>) override {}
   // As if all brought the same.
   std::vector<std::string> all_gather(const std::string& bytes) override {
     return std::vector<std::string>(static_cast<std::size_t>(size_), bytes);

@@ -14,7 +14,11 @@ struct RehearsalGrid {
   std::int64_t world_rank = 0;  // whose part is played
 
   std::int64_t ranks() const { return dp * ep * tp; }
+  // As ProcessGrid's.
   std::int64_t num_data_ranks() const { return dp * ep; }
+  std::int64_t dp_rank() const { return world_rank / (tp * ep); }
+  std::int64_t ep_rank() const { return world_rank / tp % ep; }
+  std::int64_t tp_rank() const { return world_rank % tp; }
 };
 
 // The world of a ProcessGrid of these degrees, whose splits (data, expert, replicas, tensor, in the

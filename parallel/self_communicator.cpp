@@ -41,8 +41,10 @@ class SelfCommunicator : public Communicator {
   }
 
   void all_gather(std::span<float> data, std::span<const std::int64_t> counts) override {
-    OPENMOE_CHECK(counts.size() == 1 && data.size() == static_cast<std::size_t>(counts[0]),
-                  data.size(), " elements in ", counts.size(), " pieces for 1 rank");
+    check_gather(data.size(), counts);
+  }
+  void all_gather(std::span<BFloat16> data, std::span<const std::int64_t> counts) override {
+    check_gather(data.size(), counts);
   }
   std::vector<std::string> all_gather(const std::string& bytes) override { return {bytes}; }
   void broadcast(std::string&, int root) override { OPENMOE_CHECK(root == 0, "root ", root); }
@@ -53,6 +55,10 @@ class SelfCommunicator : public Communicator {
   }
 
  private:
+  static void check_gather(std::size_t size, std::span<const std::int64_t> counts) {
+    OPENMOE_CHECK(counts.size() == 1 && size == static_cast<std::size_t>(counts[0]), size,
+                  " elements in ", counts.size(), " pieces for 1 rank");
+  }
   static std::int64_t first_row(const RowBlocks& blocks) {
     return blocks.row_offsets.empty() ? 0 : blocks.row_offsets[0];
   }

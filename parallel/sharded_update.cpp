@@ -11,27 +11,30 @@
 namespace openmoe {
 namespace {
 
-std::span<float> elements(const Tensor& tensor) {
-  return {tensor.as<float>(), static_cast<std::size_t>(tensor.num_elements())};
+template <typename T>
+std::span<T> elements(const Tensor& tensor) {
+  return {tensor.as<T>(), static_cast<std::size_t>(tensor.num_elements())};
 }
 
-// Piece r of `total` units of `width` elements each over `ranks`.
-std::vector<std::int64_t> pieces(std::int64_t total, std::int64_t width, std::int64_t ranks) {
+// Elements of the local slice that are each holder's own.
+std::vector<std::int64_t> pieces(const Param& param, std::int64_t ranks) {
+  const std::int64_t units = param.local_shape[param.own.axis];
+  const std::int64_t width = units == 0 ? 0 : param.local_shape.num_elements() / units;
   std::vector<std::int64_t> counts;
   for (std::int64_t r = 0; r < ranks; ++r)
-    counts.push_back((total * (r + 1) / ranks - total * r / ranks) * width);
+    counts.push_back((units * (r + 1) / ranks - units * r / ranks) * width);
   return counts;
 }
 
-// Elements [begin, begin + shape's) of a tensor as a tensor of their own.
-Tensor part_of(const Tensor& whole, std::int64_t begin, const Shape& shape) {
-  Tensor part = whole;
-  part.data = whole.as<float>() + begin;
-  part.shape = shape;
-  return part;
-}
-
 }  // namespace
+
+void gather_operands(ParamTable& params, ProcessGrid& grid) {
+  for (const Param& param : params.params()) {
+    if (!param.is_value_divided) continue;
+    Communicator& holders = grid.holders(param.sharding);
+    holders.all_gather(elements<BFloat16>(param.operand), pieces(param, holders.size()));
+  }
+}
 
 ShardedUpdate::ShardedUpdate(Ops& ops, ParamTable& params, ProcessGrid& grid, TensorGroup& tensor)
     : ops_(ops), params_(params), grid_(grid), tensor_(tensor) {
@@ -44,22 +47,11 @@ ShardedUpdate::Shard ShardedUpdate::make_shard(const Param& param) {
   shard.part = param;
   shard.is_shared = param.tensor_slice.axis >= 0;
   shard.shared = shared_matrix(param, tensor_);
+  shard.is_divided = param.own.axis >= 0;
+  if (!shard.is_divided) return shard;
   Communicator& holders = grid_.holders(param.sharding);
-  const std::int64_t ranks = holders.size(), rank = holders.rank_in_group();
-  const Shape matrices = param.as_matrices();
-  const std::int64_t S = matrices[0], R = matrices[1], C = matrices[2];
-  const bool is_shared_by_columns =
-      param.tensor_slice.axis == param.global_shape.rank - 1 && param.tensor_slice.axis > 0;
-  const bool by_experts = param.factored && S > 1 && S % ranks == 0;
-  const bool by_rows = param.factored && S == 1 && R >= ranks && !is_shared_by_columns;
-  if (ranks == 1 || (param.factored && !by_experts && !by_rows)) return shard;
-
-  Param& part = shard.part;
-  const std::int64_t units = by_experts ? S : by_rows ? R : param.local_shape.num_elements();
-  const std::int64_t width = by_experts ? R * C : by_rows ? C : 1;
-  const std::int64_t first = units * rank / ranks, count = units * (rank + 1) / ranks - first;
-  shard.is_divided = true;
-  if (!by_experts) {
+  shard.values = pieces(param, holders.size());
+  if (!(param.factored && param.stack() > 1)) {
     // The holders of a replicated parameter are all ranks: the tensor group is among them.
     const bool is_sliced = shard.is_shared;
     shard.is_shared = true;
@@ -69,24 +61,17 @@ ShardedUpdate::Shard ShardedUpdate::make_shard(const Param& param) {
       holders.all_reduce_sum(values);
     };
   }
-  shard.values = pieces(units, width, ranks);
-  part.local_shape = by_experts ? Shape{count, R, C} : by_rows ? Shape{count, C} : Shape{count};
-  part.value = part_of(param.value, first * width, part.local_shape);
-  part.grad = part_of(param.grad, first * width, part.local_shape);
-  part.operand = part.value;  // the rounded copy follows when the value is whole
-  if (!param.factored) {
-    part.stat_row = part_of(param.stat_row, first, part.local_shape);
-    shard.row_statistics = shard.values;
-    return shard;
-  }
-  const std::int64_t row_width = by_experts ? R : 1;
-  part.stat_row =
-      part_of(param.stat_row, first * row_width, by_experts ? Shape{count, R} : Shape{1, count});
-  shard.row_statistics = pieces(units, row_width, ranks);
-  if (by_experts) {
-    part.stat_col = part_of(param.stat_col, first * C, {count, C});
-    shard.col_statistics = pieces(units, C, ranks);
-  }
+  Param& part = shard.part;
+  part.grad = param.own_of(param.grad);
+  part.local_shape = part.grad.shape;
+  part.value = param.is_value_divided ? param.value : param.own_of(param.value);
+  // The rounded copy of a value that is whole follows when it is whole again.
+  part.operand = param.is_value_divided ? param.own_of(param.operand) : part.value;
+  part.own = {};
+  part.is_value_divided = false;
+  OPENMOE_CHECK(
+      part.grad.num_elements() == shard.values[static_cast<std::size_t>(holders.rank_in_group())],
+      param.name, ": the table is for another place in the grid");
   return shard;
 }
 
@@ -96,9 +81,9 @@ void ShardedUpdate::reduce() {
     const Param& whole = params_.params()[index];
     Communicator& holders = grid_.holders(whole.sharding);
     if (shard.is_divided)
-      holders.reduce_scatter_sum(elements(whole.grad), shard.values);
+      holders.reduce_scatter_sum(elements<float>(whole.grad), shard.values);
     else
-      holders.all_reduce_sum(elements(whole.grad));
+      holders.all_reduce_sum(elements<float>(whole.grad));
   }
 }
 
@@ -127,11 +112,12 @@ void ShardedUpdate::update(const OptimizerConfig& config, std::int64_t step) {
     adafactor_update(ops_, shard.part, config, step, shard.is_shared ? &shard.shared : nullptr);
     if (!shard.is_divided) continue;
     Communicator& holders = grid_.holders(whole.sharding);
-    holders.all_gather(elements(whole.value), shard.values);
-    holders.all_gather(elements(whole.stat_row), shard.row_statistics);
-    if (!shard.col_statistics.empty())
-      holders.all_gather(elements(whole.stat_col), shard.col_statistics);
-    whole.round_operand(ops_);
+    if (whole.is_value_divided) {
+      holders.all_gather(elements<BFloat16>(whole.operand), shard.values);
+    } else {
+      holders.all_gather(elements<float>(whole.value), shard.values);
+      whole.round_operand(ops_);
+    }
   }
 }
 

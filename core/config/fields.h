@@ -200,7 +200,8 @@ void visit_fields(std::type_identity<ParallelConfig>, Visitor&& visit) {
       "reduction_bucket_kb", &P::reduction_bucket_kb, rules::between(0, 1 << 30),
       "KiB of gradients that are reduced at once while the backward pass goes on; 0: all after it");
   visit("shard_update", &P::shard_update, rules::any,
-        "ranks that hold the same parameters divide the work of updating them");
+        "ranks that hold the same parameters divide their update, optimizer state and, with bf16, "
+        "f32 values that only the update reads");
   visit("update_in_backward", &P::update_in_backward, rules::any,
         "update each parameter as soon as its gradient is complete; keeps one gradient at a time");
 }
@@ -220,6 +221,8 @@ void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
   visit("early_checkpoints", &R::early_checkpoints, rules::any,
         "also before the first step and after 1, 2, 4, 8, ... steps, as long as that is less than "
         "checkpoint_every");
+  visit("checkpoint_in_background", &R::checkpoint_in_background, rules::any,
+        "copy what a checkpoint holds and write its files while training goes on");
   visit("keep_checkpoints", &R::keep_checkpoints, rules::between(1, 1e6),
         "newest checkpoints that are kept");
   visit("keep_every", &R::keep_every, rules::count,

@@ -171,7 +171,8 @@ struct ParallelConfig {
   // Gradients are reduced over ranks in buckets of at least this size as the backward pass
   // completes them; 0: all of them after it.
   std::int64_t reduction_bucket_kb = 0;
-  // The ranks that hold the same parameters divide the work of updating them.
+  // The ranks that hold the same parameters divide the work of updating them, the optimizer's
+  // state, and with bf16 the f32 values of what products read.
   bool shard_update = false;
   // Every parameter is updated as soon as its gradient is complete, so that one gradient at a time
   // is in memory; the same bits. Needs all rows of a rank in one micro-batch.
@@ -187,6 +188,8 @@ struct RunConfig {
   std::int64_t checkpoint_every = 1000;  // 0: only at the end
   // also before the first step and after steps 1, 2, 4, 8, ... below checkpoint_every
   bool early_checkpoints = false;
+  // The files of a checkpoint are written from a copy in memory while the next steps are trained.
+  bool checkpoint_in_background = false;
   std::int64_t keep_checkpoints = 2;
   std::int64_t keep_every = 0;  // checkpoints of multiples of so many steps stay besides; 0: none
   // When a loss or the norm of a gradient is not finite: stop, or leave the update out, log the

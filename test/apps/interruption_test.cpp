@@ -32,6 +32,18 @@ std::string undisturbed(const std::string& run, const std::string& settings) {
   return metrics_without_times(run);
 }
 
+// The files that a run's checkpoints consist of, by their manifests.
+std::vector<std::string> checkpoint_hashes(const std::string& run) {
+  std::vector<std::string> hashes;
+  for (const auto& entry : std::filesystem::directory_iterator(run + "/checkpoints")) {
+    const json manifest = json::parse(text_of(entry.path() / "manifest.json"));
+    for (const json& file : manifest.at("files"))
+      hashes.push_back(entry.path().filename().string() + " " + file.dump());
+  }
+  std::sort(hashes.begin(), hashes.end());
+  return hashes;
+}
+
 bool has(const std::string& text, const std::string& phrase) {
   return text.find(phrase) != std::string::npos;
 }
@@ -78,6 +90,73 @@ TEST_CASE("a signal to one rank, or to mpirun, saves and stops the job, which th
   CHECK(rest.exit_code == 0);
   CHECK(metrics_without_times(run) == expected);
   CHECK(text_of(run + "/validation.jsonl") == text_of(folder / "straight/validation.jsonl"));
+}
+
+TEST_CASE("checkpoints in the background change neither metrics nor a byte of a checkpoint",
+          "[checkpoints]") {
+  const TemporaryFolder folder;
+  const std::string settings =
+      "--ep 2 --set run.num_steps=11 --set run.checkpoint_every=2 --set run.keep_checkpoints=2 "
+      "--set run.keep_every=4 --set run.early_checkpoints=true --set run.validate_every=5";
+  const std::string expected = undisturbed(folder / "main", settings);
+  const std::string background = " --set run.checkpoint_in_background=true";
+  const CommandResult result =
+      run_openmoe(2, tiny_training(folder / "side", settings + background));
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+  CHECK(metrics_without_times(folder / "side") == expected);
+  const auto hashes = checkpoint_hashes(folder / "main");
+  CHECK(hashes.size() == 8);  // of two ranks after steps 4, 8, 10 and 11
+  CHECK(checkpoint_hashes(folder / "side") == hashes);
+  for (const char* step : {"00000000", "00000001", "00000006", "00000011"})
+    CHECK(has(result.output, std::string("saved ") + (folder / "side/checkpoints/step-") + step));
+  // The copy is in the table of memory: rank 0 holds half of the experts and all else, and its
+  // statistics, all of which it writes.
+  CHECK(has(result.output, "  snapshot "));
+}
+
+TEST_CASE("a job killed while a checkpoint is written beside it goes on from the one before",
+          "[kill]") {
+  const TemporaryFolder folder;
+  const std::string settings =
+      "--ep 2 --set run.num_steps=90 --set run.checkpoint_every=3 "
+      "--set run.checkpoint_in_background=true";
+  const std::string expected = undisturbed(folder / "straight", settings);
+  const std::string run = folder / "run";
+  namespace fs = std::filesystem;
+  const auto partial = [&] {
+    std::error_code ignored;
+    for (fs::directory_iterator entry(run + "/checkpoints", ignored), end; !ignored && entry != end;
+         entry.increment(ignored))
+      if (entry->path().extension() == ".partial") return entry->path().filename().string();
+    return std::string();
+  };
+  const auto step_of = [](const std::string& name) {  // ".step-00000012.partial"
+    return name.empty() ? std::int64_t{-1} : std::stoll(name.substr(6, 8));
+  };
+  int interrupted = 0;
+  std::string left;
+  for (int attempt = 0; interrupted < 3; ++attempt) {
+    REQUIRE(attempt < 12);
+    BackgroundJob job(2, tiny_training(run, settings + " --resume"), folder / "output");
+    INFO("attempt " << attempt << ": " << job.output());
+    // What the last job left is there until this one saves; it begins with fewer rows.
+    if (!left.empty()) REQUIRE(job.wait_until([&] { return num_rows(run) < step_of(left); }));
+    REQUIRE(job.wait_until([&] {
+      const std::int64_t step = step_of(partial());
+      return step > 0 && num_rows(run) >= step;
+    }));
+    job.kill_all();
+    left = partial();
+    if (left.empty()) continue;  // it was complete a moment before
+    ++interrupted;
+    CHECK(!fs::exists(run + "/checkpoints/" + left.substr(1, left.size() - 9)));
+  }
+  const CommandResult rest = run_openmoe(2, tiny_training(run, settings + " --resume"));
+  INFO(rest.output);
+  REQUIRE(rest.exit_code == 0);
+  CHECK(metrics_without_times(run) == expected);
+  CHECK(partial().empty());
 }
 
 // OPENMOE_KILLS: how often (5 as a rule; 50 is the long form, see README "Train").

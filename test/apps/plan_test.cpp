@@ -228,7 +228,7 @@ TEST_CASE("plan counts memory and exchanges of recomputation", "[plan]") {
   };
   const auto calls = [](const json& plan) {
     for (const json& row : plan.at("collectives"))
-      if (row.at("group") == "expert" && row.at("verb") == "all_to_all_rows")
+      if (row.at("group") == "expert" && row.at("verb") == "start of all_to_all_rows")
         return row.at("calls").get<int>();
     return 0;
   };
@@ -253,7 +253,7 @@ TEST_CASE("plan refuses what does not fit and names the smallest change that doe
   };
   for (const Case& fitting :
        {Case{"330e6", "given --set parallel.recompute=attention\n"},
-        Case{"300e6", "given --set parallel.recompute=block\n"},
+        Case{"300e6", "given --set parallel.recompute=ffn\n"},
         Case{"180e6", "given --set parallel.recompute=block\n"},
         Case{"150e6", "--set parallel.micro_batch_rows="}, Case{"40e6", "--ranks "}}) {
     const std::string asked = "plan " + source_path("recipes/quickstart.json") + " --machine " +

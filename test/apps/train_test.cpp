@@ -97,9 +97,53 @@ TEST_CASE("the grid does not change the loss curve", "[grid]") {
                    reference);
   }
   const std::string tied = "--set model.tied_embedding=true";
+  const auto tied_reference = train(1, recipe, folder / "tied", tied);
   check_same_run(
       train(2, recipe, folder / "within", tied + " --tp 2 --set parallel.update_in_backward=true"),
-      train(1, recipe, folder / "tied", tied));
+      tied_reference);
+  check_same_run(
+      train(4, recipe, folder / "divided", tied + " --ep 2 --set parallel.shard_update=true"),
+      tied_reference);
+}
+
+// With bf16 the f32 values are divided too. What differs is the order of sums.
+TEST_CASE("divided values and statistics train, resume and start as whole ones do", "[grid]") {
+  const TemporaryFolder folder;
+  const std::string recipe = "tiny-released.json";
+  const std::string common =
+      "--set run.compute_type=bf16 --set run.replica_check_every=4 --set run.num_steps=";
+  const std::string divided = " --set parallel.shard_update=true";
+  int run = 0;
+  const auto next = [&] { return folder / std::to_string(++run); };
+  for (const auto& [ranks, options] : {std::pair<int, std::string>{4, "12 --ep 2"},
+                                       {8, "12 --ep 2 --tp 2"},
+                                       {4, "12 --ep 2 --set model.tied_embedding=true"}}) {
+    INFO(ranks << " ranks, " << options);
+    check_same_run(train(ranks, recipe, next(), common + options + divided),
+                   train(ranks, recipe, next(), common + options));
+  }
+
+  const std::string grid = " --ep 2 --set run.checkpoint_every=6";
+  const std::string straight = next(), split = next();
+  const auto expected = without_times(train(4, recipe, straight, common + "12" + grid + divided));
+  train(4, recipe, split,
+        common + "6" + grid + divided + " --set run.checkpoint_in_background=true");
+  namespace fs = std::filesystem;
+  const std::string elsewhere = next(), whole = next();
+  fs::copy(split, elsewhere, fs::copy_options::recursive);
+  fs::copy(split, whole, fs::copy_options::recursive);
+  CHECK(without_times(train(4, recipe, split, common + "12" + grid + divided + " --resume")) ==
+        expected);
+  check_same_run(train(4, recipe, whole, common + "12" + grid + " --resume"), expected);
+  // The last checkpoint is one of whole values, the first of divided ones; both start other runs.
+  const std::string from = " --set start.optimizer=continued --from ";
+  check_same_run(train(4, recipe, next(), common + "14" + grid + divided + from + whole),
+                 train(4, recipe, next(), common + "14" + grid + from + whole));
+
+  const std::string dense = next();
+  train(1, recipe, dense, "--set model.moe_interval=0 --set run.num_steps=3");
+  const std::string upcycled = common + "6" + grid + " --set start.upcycle=true --from " + dense;
+  check_same_run(train(4, recipe, next(), upcycled + divided), train(4, recipe, next(), upcycled));
 }
 
 TEST_CASE("the way that rows travel changes no bit", "[grid]") {
@@ -318,6 +362,7 @@ TEST_CASE("damaged shards end every rank before the first step", "[errors]") {
 
 TEST_CASE("a full disk ends every rank and keeps what was saved", "[errors]") {
   namespace fs = std::filesystem;
+  const std::string background = GENERATE("false", "true");
   const TemporaryFolder folder;
   const std::string disk = folder / "disk";
   fs::create_directory(disk);
@@ -330,7 +375,9 @@ TEST_CASE("a full disk ends every rank and keeps what was saved", "[errors]") {
   const CommandResult result =
       run_openmoe(2, train_arguments("tiny-released.json", run,
                                      "--ep 2 --set run.num_steps=12 --set run.checkpoint_every=1 "
-                                     "--set run.keep_checkpoints=100"));
+                                     "--set run.keep_checkpoints=100 "
+                                     "--set run.checkpoint_in_background=" +
+                                         background));
   // What was saved before can go on elsewhere.
   const std::string elsewhere = folder / "elsewhere";
   fs::create_directory(elsewhere);
@@ -339,6 +386,10 @@ TEST_CASE("a full disk ends every rank and keeps what was saved", "[errors]") {
   INFO(result.output);
   CHECK(result.exit_code != 0);
   CHECK(result.output.find(run) != std::string::npos);
+  const auto said = result.output.find("was not saved: ");
+  REQUIRE(said != std::string::npos);  // by one rank for all
+  CHECK(result.output.find("was not saved: ", said + 1) == std::string::npos);
+  CHECK(result.output.find("checkpoints saved before are untouched") != std::string::npos);
   train(2, "tiny-released.json", elsewhere, "--ep 2 --resume --set run.num_steps=12");
 }
 

@@ -13,6 +13,7 @@
 #include <optional>
 #include <vector>
 
+#include "apps/background_save.h"
 #include "apps/checkpoint.h"
 #include "core/base/error.h"
 #include "core/base/rng.h"
@@ -40,13 +41,19 @@ ModelConfig small_model() {
 
 // The tensors of one rank of a grid.
 struct Tables {
-  Tables(ProcessGrid& grid, const ModelConfig& model = small_model(), bool training = true)
+  // `divided`: as with parallel.shard_update and bf16.
+  Tables(ProcessGrid& grid, const ModelConfig& model = small_model(), bool training = true,
+         bool divided = false)
       : ops(make_cpu_ops()),
-        table(model, optimizer(), {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank()}) {
+        table(model, optimizer(),
+              {grid.ep(), grid.ep_rank(), grid.tp(), grid.tp_rank(), grid.dp(), grid.dp_rank(),
+               divided}) {
+    const GradientMemory gradients = training ? GradientMemory::whole : GradientMemory::none;
+    const ComputeType compute = divided ? ComputeType::bf16 : ComputeType::f32;
     Arena dry;
-    table.allocate(dry, training ? GradientMemory::whole : GradientMemory::none);
+    table.allocate(dry, gradients, compute);
     arena.emplace(*ops, dry.used_bytes());
-    table.allocate(*arena, training ? GradientMemory::whole : GradientMemory::none);
+    table.allocate(*arena, gradients, compute);
   }
   // Some matrices factored, some not.
   static OptimizerConfig optimizer() {
@@ -137,11 +144,31 @@ class SharedFolder {
   std::string path_;
 };
 
-void save(ProcessGrid& grid, const std::string& run, std::int64_t step, std::uint64_t seed) {
-  Tables tables(grid);
+void save(ProcessGrid& grid, const std::string& run, std::int64_t step, std::uint64_t seed,
+          bool divided = false) {
+  Tables tables(grid, small_model(), true, divided);
   fill(tables.table, seed);
   save_checkpoint(checkpoint_folder(run, step), tables.table, some_meta(step), grid);
 }
+
+// Tables with a snapshot beside them, and a checkpoint that is written from it.
+struct BackgroundTables : Tables {
+  explicit BackgroundTables(ProcessGrid& process_grid) : Tables(process_grid), grid(process_grid) {
+    Arena dry;
+    snapshot.allocate(dry, table);
+    memory.emplace(*ops, dry.used_bytes());
+    snapshot.allocate(*memory, table);
+    save.emplace(snapshot, grid);
+  }
+  void start(const std::string& run, std::int64_t step, std::uint64_t seed) {
+    fill(table, seed);
+    save->start(checkpoint_folder(run, step), some_meta(step), *ops, table);
+  }
+  ProcessGrid& grid;
+  CheckpointSnapshot snapshot;
+  std::optional<Arena> memory;
+  std::optional<BackgroundSave> save;
+};
 
 // Why loading fails on this grid, "" when it does not. Every rank must say the same.
 std::string load_error(ProcessGrid& grid, const std::string& folder,
@@ -190,6 +217,8 @@ TEST_CASE("a checkpoint of any grid loads on any grid, bit for bit") {
                               {6, 6, 1}, {6, 3, 2}, {6, 1, 2}};
   SharedFolder shared;
   std::int64_t step = 0;
+  const bool is_writer_divided = GENERATE(false, true);
+  bool is_reader_divided = false;
   for (const GridShape& writer : shapes) {
     if (writer.ranks > world.size()) continue;
     // The first ranks of the world are a world of their own.
@@ -199,26 +228,29 @@ TEST_CASE("a checkpoint of any grid loads on any grid, bit for bit") {
     std::string failure;
     if (world.rank_in_group() < writer.ranks) {
       ProcessGrid grid(*writers, writer.ep, writer.tp);
-      failure = message_of<std::exception>([&] { save(grid, shared.run(), step, seed); });
+      failure = message_of<std::exception>(
+          [&] { save(grid, shared.run(), step, seed, is_writer_divided); });
     }
     CAPTURE(failure);
     REQUIRE_ALL_RANKS(failure.empty());
     const std::string folder = checkpoint_folder(shared.run(), step);
     REQUIRE_ALL_RANKS(latest_checkpoint(shared.run()) == folder);
-    // Only ranks of dp_rank 0 have something of their own.
+    // Only ranks of dp_rank 0 have something of their own, unless what they share is divided.
     REQUIRE_ALL_RANKS(static_cast<std::int64_t>(entries_of(folder).size()) ==
-                      writer.ep * writer.tp + 1);
+                      (is_writer_divided ? writer.ranks : writer.ep * writer.tp) + 1);
     for (const GridShape& reader : shapes) {
       if (reader.ranks > world.size()) continue;
+      is_reader_divided = !is_reader_divided;
       INFO("from " << writer.ranks << " ranks, ep " << writer.ep << ", tp " << writer.tp << " to "
-                   << reader.ranks << ", ep " << reader.ep << ", tp " << reader.tp);
+                   << reader.ranks << ", ep " << reader.ep << ", tp " << reader.tp
+                   << "; divided: " << is_writer_divided << " to " << is_reader_divided);
       const auto readers =
           world.split(world.rank_in_group() < reader.ranks ? 0 : 1, world.rank_in_group());
       std::string difference;
       bool meta_is_right = true;
       if (world.rank_in_group() < reader.ranks) {
         ProcessGrid grid(*readers, reader.ep, reader.tp);
-        Tables tables(grid);
+        Tables tables(grid, small_model(), true, is_reader_divided);
         difference = message_of<std::exception>([&] {
           const CheckpointMeta meta = load_checkpoint(folder, tables.table, grid, true);
           meta_is_right = meta.step == step && meta.positions == step * 4096 &&
@@ -406,7 +438,50 @@ TEST_CASE("a folder that cannot be written is an error on every rank") {
 }
 
 TEST_CASE(
+    "a checkpoint in the background is of the moment it began, and there when it is complete") {
+  for (const std::int64_t ep : {1, 2}) {
+    if (mpi().world_size() % ep != 0) continue;
+    ProcessGrid grid(mpi().world(), ep, 1);
+    SharedFolder shared, other;
+    save(grid, shared.run(), 1, 1);
+    BackgroundTables tables(grid);
+    tables.start(shared.run(), 2, 2);
+    fill(tables.table, 3);  // training goes on
+    REQUIRE_ALL_RANKS(tables.save->pending() == checkpoint_folder(shared.run(), 2));
+    while (!tables.save->is_written()) {
+    }
+    REQUIRE_ALL_RANKS(latest_checkpoint(shared.run()) == checkpoint_folder(shared.run(), 1));
+    mpi().world().barrier();
+    tables.save->finish();
+    REQUIRE_ALL_RANKS(tables.save->pending().empty());
+    REQUIRE_ALL_RANKS(latest_checkpoint(shared.run()) == checkpoint_folder(shared.run(), 2));
+    load_checkpoint(checkpoint_folder(shared.run(), 2), tables.table, grid, true);
+    REQUIRE_ALL_RANKS(first_difference(tables.table, 2).empty());
+    // The same bytes as from the ranks' own memory, manifest with its hashes included.
+    save(grid, other.run(), 2, 2);
+    const auto text_of = [](const std::string& run) {
+      std::ifstream in(checkpoint_folder(run, 2) + "/manifest.json");
+      return std::string(std::istreambuf_iterator<char>(in), {});
+    };
+    REQUIRE_ALL_RANKS(!text_of(other.run()).empty() &&
+                      text_of(other.run()) == text_of(shared.run()));
+    mpi().world().barrier();
+
+    // A run that ends without waiting leaves what an interrupted one does.
+    tables.start(shared.run(), 5, 5);
+    tables.save.reset();
+    REQUIRE_ALL_RANKS(latest_checkpoint(shared.run()) == checkpoint_folder(shared.run(), 2));
+    mpi().world().barrier();
+    save(grid, shared.run(), 6, 6);
+    REQUIRE_ALL_RANKS(
+        entries_of(shared.run() + "/checkpoints") ==
+        std::vector<std::string>({"step-00000001", "step-00000002", "step-00000006"}));
+  }
+}
+
+TEST_CASE(
     "a file that cannot grow on one rank is an error on every rank and leaves nothing behind") {
+  const bool in_background = GENERATE(false, true);
   ProcessGrid grid(mpi().world(), mpi().world_size(), 1);
   SharedFolder shared;
   save(grid, shared.run(), 1, 1);
@@ -418,7 +493,13 @@ TEST_CASE(
     const rlimit tight{4096, before.rlim_max};
     setrlimit(RLIMIT_FSIZE, &tight);
   }
-  const std::string message = message_of<RuntimeFault>([&] { save(grid, shared.run(), 2, 2); });
+  std::optional<BackgroundTables> tables;
+  if (in_background) tables.emplace(grid);
+  const std::string message = message_of<RuntimeFault>([&] {
+    if (!in_background) return save(grid, shared.run(), 2, 2);
+    tables->start(shared.run(), 2, 2);
+    tables->save->finish();
+  });
   setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, SIG_DFL);
   CAPTURE(message);

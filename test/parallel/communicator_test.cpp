@@ -103,18 +103,20 @@ bool exchanges_rows(Communicator& comm, std::int64_t row_bytes, std::int64_t gap
 }
 
 // Pieces of `longest`, longest - 1, ... elements, from some rank on empty.
+template <typename T>
 bool gathers_pieces(Communicator& comm, std::int64_t longest) {
   std::vector<std::int64_t> counts;
-  std::vector<float> data, expected;
+  std::vector<T> data, expected;
   for (int r = 0; r < comm.size(); ++r) {
     counts.push_back(std::max<std::int64_t>(0, longest - r));
     for (std::int64_t i = 0; i < counts.back(); ++i) {
-      expected.push_back(element<float>(r, static_cast<std::size_t>(i)));
-      data.push_back(r == comm.rank_in_group() ? expected.back() : -7.5f);
+      expected.push_back(T(element<float>(r, static_cast<std::size_t>(i))));
+      data.push_back(r == comm.rank_in_group() ? expected.back() : T(-7.5f));
     }
   }
-  comm.all_gather(data, counts);
-  return data == expected;
+  comm.all_gather(std::span<T>(data), counts);
+  return std::equal(data.begin(), data.end(), expected.begin(),
+                    [](T a, T b) { return static_cast<float>(a) == static_cast<float>(b); });
 }
 
 // The same expectations of any Communicator.
@@ -144,8 +146,10 @@ void check_verbs(Communicator& comm) {
     REQUIRE_ALL_RANKS(received == expected);
   }
 
-  for (const std::int64_t longest : {0, 1, 3, 1000})
-    REQUIRE_ALL_RANKS(gathers_pieces(comm, longest));
+  for (const std::int64_t longest : {0, 1, 3, 1000}) {
+    REQUIRE_ALL_RANKS(gathers_pieces<float>(comm, longest));
+    REQUIRE_ALL_RANKS(gathers_pieces<BFloat16>(comm, longest));
+  }
 
   const auto text_of = [](int r) {
     return std::string(static_cast<std::size_t>(r % 3 * 9), static_cast<char>('a' + r));
@@ -194,8 +198,10 @@ TEST_CASE("results do not depend on how a verb is cut into MPI calls") {
   for (std::size_t r = 0; r < texts.size(); ++r)
     same = same && texts[r] == std::string(77 + r, 'y');
   REQUIRE_ALL_RANKS(same);
-  for (const std::int64_t longest : {3, 40, 41, 100})
-    REQUIRE_ALL_RANKS(gathers_pieces(*comm, longest));
+  for (const std::int64_t longest : {3, 40, 41, 100}) {
+    REQUIRE_ALL_RANKS(gathers_pieces<float>(*comm, longest));
+    REQUIRE_ALL_RANKS(gathers_pieces<BFloat16>(*comm, longest));
+  }
 }
 
 TEST_CASE("an all-reduce that crosses piece boundaries") {

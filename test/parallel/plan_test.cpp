@@ -13,6 +13,7 @@
 #include "apps/step_agreement.h"
 #include "apps/trainer.h"
 #include "apps/training_step.h"
+#include "core/base/error.h"
 #include "core/base/rng.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
@@ -191,6 +192,10 @@ TEST_CASE("the plan follows micro-batches, buckets, recomputation and updates in
       {"parallel.micro_batch_rows=2", "parallel.reduction_bucket_kb=1"},
       {"parallel.update_in_backward=true"},
       {"parallel.shard_update=true"},
+      {"parallel.shard_update=true", "run.compute_type=bf16"},
+      {"parallel.shard_update=true", "run.compute_type=bf16", "model.tied_embedding=true",
+       "run.checkpoint_in_background=true"},
+      {"run.checkpoint_in_background=true"},
       {"parallel.exchange=fixed_capacity"},
       {"parallel.exchange=fixed_capacity", "run.compute_type=bf16"},
       {"parallel.exchange_parts=2", "model.num_experts=16"},
@@ -214,6 +219,35 @@ TEST_CASE("the plan of a step in which experts get different numbers of rows") {
                             "routing.capacity_factor=2"}));
   REQUIRE_ALL_RANKS(is_unbalanced == (mpi().world().size() > 1));
   check_grids(recipe_of(kReleased, {"routing.capacity_counts=dropless"}));
+}
+
+TEST_CASE("divided state takes its part of a rank's memory, and so does a snapshot of it") {
+  const std::string half = "run.compute_type=bf16", snapshot = "run.checkpoint_in_background=true";
+  const auto size = [&](Arena& dry, const RehearsalGrid& grid, bool divided) {
+    size_rank(
+        dry,
+        recipe_of("recipes/quickstart.json",
+                  {half, snapshot, concat("parallel.shard_update=", divided ? "true" : "false")}),
+        grid);
+  };
+  const auto bytes = [](const Arena& arena, MemoryCategory category) {
+    return static_cast<double>(arena.used_bytes(category));
+  };
+  for (const RehearsalGrid grid : {RehearsalGrid{4, 1, 1, 0}, RehearsalGrid{2, 2, 1, 3}}) {
+    Arena whole, divided;
+    size(whole, grid, false);
+    size(divided, grid, true);
+    const auto ratio = [&](MemoryCategory category) {
+      return bytes(divided, category) / bytes(whole, category);
+    };
+    INFO("ep " << grid.ep);
+    // Row statistics and second moments are divided, column statistics of dense matrices are not.
+    CHECK(ratio(MemoryCategory::optimizer) < 0.85);
+    CHECK(ratio(MemoryCategory::parameters) < 0.75);
+    CHECK(ratio(MemoryCategory::gradients) == 1.0);
+    // Rank 0 writes the embedding, which is whole, and a quarter of nearly all else.
+    if (grid.world_rank == 0) CHECK(ratio(MemoryCategory::snapshot) < 0.4);
+  }
 }
 
 // A model large enough for what is not planned (buffers of products and of MPI) to be small.

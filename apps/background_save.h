@@ -1,0 +1,65 @@
+// BackgroundSave: checkpoints whose files are written while training goes on. What a rank writes is
+// copied into memory of its own (MemoryCategory::snapshot, as much again as its part of a
+// checkpoint); a thread, which calls no MPI, writes from there; when all ranks have written, a
+// later call on the main threads makes the checkpoint complete. Until then it does not exist: a
+// process that dies leaves the checkpoints of before.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "apps/checkpoint_save.h"
+#include "core/arena.h"
+#include "core/ops.h"
+
+namespace openmoe {
+
+// A copy of what a rank writes.
+class CheckpointSnapshot {
+ public:
+  // Memory for the tensors of `table`, which may be without memory.
+  void allocate(Arena& arena, const ParamTable& table);
+  // Copies them. `table` as in allocate(), in host memory.
+  void take(Ops& ops, const ParamTable& table);
+
+  const std::vector<StoredTensor>& tensors() const { return tensors_; }
+
+ private:
+  std::vector<StoredTensor> tensors_;
+};
+
+class BackgroundSave {
+ public:
+  // All references must outlive this.
+  BackgroundSave(CheckpointSnapshot& snapshot, ProcessGrid& grid)
+      : snapshot_(snapshot), grid_(grid) {}
+  // Gives up what is under way, as soon as a tensor is written.
+  ~BackgroundSave() = default;
+  BackgroundSave(const BackgroundSave&) = delete;
+  BackgroundSave& operator=(const BackgroundSave&) = delete;
+
+  // The folder of the checkpoint that is being written, "" when there is none; the same on every
+  // rank.
+  std::string pending() const { return save_ == nullptr ? "" : save_->folder(); }
+
+  // Collective over the world, as are the others; none may be pending. Throws as save_checkpoint.
+  void start(const std::string& folder, const CheckpointMeta& meta, Ops& ops,
+             const ParamTable& table);
+  // Of a pending one: whether every rank has written its file. One reduction of 8 bytes.
+  bool is_written();
+  // Waits for the pending one and makes it complete. Throws as save_checkpoint; none is pending
+  // afterwards.
+  void finish();
+
+ private:
+  CheckpointSnapshot& snapshot_;
+  ProcessGrid& grid_;
+  std::unique_ptr<CheckpointSave> save_;
+  std::atomic<bool> is_written_{false};  // by this rank
+  std::jthread thread_;                  // the last member: it ends before the others do
+};
+
+}  // namespace openmoe
