@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "apps/network.h"
+#include "apps/plan_step.h"
 #include "apps/training_step.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
@@ -69,6 +70,7 @@ class FlopsOfStep : public StepListener {
   void begin_collective(const CollectiveCall&) override {}
   void end_collective(const CollectiveCall&, double) override {}
   void add(const char*, double, double) override {}
+  void enter(const char*) override {}
 
  private:
   double flops_ = 0.0, times_ = 1.0;

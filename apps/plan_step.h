@@ -13,6 +13,7 @@
 #include "core/op_observer.h"
 #include "parallel/collective_observer.h"
 #include "parallel/rehearsal_world.h"
+#include "parallel/row_transport.h"
 
 namespace openmoe {
 

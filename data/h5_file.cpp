@@ -440,7 +440,7 @@ void H5File::write_raw(const std::string& name, const std::string& type, const S
   const std::int64_t block =
       std::max<std::int64_t>(1, kBlockBytes / std::max<std::int64_t>(1, row_bytes));
   for (std::int64_t begin = 0; in_blocks && begin < rows; begin += block) {
-    const LibraryLock lock;
+    const H5Lock lock;
     impl_->write_rows(name, type, shape, begin, std::min(block, rows - begin),
                       static_cast<const char*>(src) + begin * row_bytes);
   }

@@ -2,6 +2,7 @@
 // input ends every rank.
 #include <cmath>
 
+#include "core/base/check.h"
 #include "test/support/catch.h"
 #include "test/support/run_command.h"
 #include "test/support/tiny_run.h"
@@ -144,6 +145,47 @@ TEST_CASE("divided values and statistics train, resume and start as whole ones d
   train(1, recipe, dense, "--set model.moe_interval=0 --set run.num_steps=3");
   const std::string upcycled = common + "6" + grid + " --set start.upcycle=true --from " + dense;
   check_same_run(train(4, recipe, next(), upcycled + divided), train(4, recipe, next(), upcycled));
+}
+
+// Three micro-batches where nothing else is said.
+TEST_CASE("every way of training gives the same losses on every grid", "[grid]") {
+  struct Grid {
+    int ranks;
+    std::int64_t data_ranks;
+    const char* options;
+  };
+  const Grid grids[] = {{1, 1, ""},
+                        {2, 2, ""},
+                        {2, 2, "--ep 2"},
+                        {2, 1, "--tp 2"},
+                        {4, 4, "--ep 2"},
+                        {4, 2, "--ep 2 --tp 2"},
+                        {8, 4, "--ep 2 --tp 2"}};
+  // Both change nothing themselves.
+  const std::string kPlain = "run.seed=1", kOneMicroBatch = "run.log_every=1";
+  const std::string ways[] = {kPlain,
+                              kOneMicroBatch,
+                              "parallel.recompute=block",
+                              "parallel.shard_update=true",
+                              "parallel.reduction_bucket_kb=8",
+                              "parallel.exchange=fixed_capacity",
+                              "parallel.exchange=two_level --set parallel.ranks_per_node=1",
+                              "parallel.exchange_parts=2"};
+  const std::string recipe = GENERATE("tiny-released.json", "tiny-paper.json");
+  const TemporaryFolder folder;
+  const std::string steps =
+      " --set run.num_steps=4 --set run.validate_every=0 --set data.batch_rows=24 ";
+  const auto reference = train(1, recipe, folder / "reference", steps);
+  REQUIRE(reference.size() == 4);
+  int run = 0;
+  for (const Grid& grid : grids)
+    for (const std::string& way : ways) {
+      const std::int64_t rows = way == kOneMicroBatch ? 0 : 24 / grid.data_ranks / 3;
+      const std::string options =
+          concat(grid.options, steps, "--set parallel.micro_batch_rows=", rows, " --set ", way);
+      INFO(recipe << " on " << grid.ranks << " ranks, " << options);
+      check_same_run(train(grid.ranks, recipe, folder / std::to_string(++run), options), reference);
+    }
 }
 
 TEST_CASE("the way that rows travel changes no bit", "[grid]") {

@@ -56,8 +56,7 @@ Steps run_steps(const Recipe& recipe, Communicator& world, std::int64_t ep, std:
   ProcessGrid grid(world, ep, tp);
   grid.check(recipe);
   const auto ops = make_cpu_ops();
-  const RehearsalGrid shape{grid.dp(), grid.ep(), grid.tp(), grid.world_rank()};
-  Network network(*ops, grid, recipe, micro_batch_rows(recipe, shape), true);
+  Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid.num_data_ranks()), true);
   network.params().initialize(*ops, 1);
   TrainingStep training(network, grid, recipe);
   const std::int64_t rows = recipe.data.batch_rows / grid.num_data_ranks();
