@@ -36,7 +36,7 @@ class BackgroundSave {
   // All references must outlive this.
   BackgroundSave(CheckpointSnapshot& snapshot, ProcessGrid& grid)
       : snapshot_(snapshot), grid_(grid) {}
-  // Gives up what is under way, as soon as a tensor is written.
+  // Gives up what is under way, as soon as a tensor is written or synced.
   ~BackgroundSave() = default;
   BackgroundSave(const BackgroundSave&) = delete;
   BackgroundSave& operator=(const BackgroundSave&) = delete;

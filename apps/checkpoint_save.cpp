@@ -41,6 +41,10 @@ std::string write_rank_file(const fs::path& folder, int world_rank,
     if (stop.stop_requested()) throw RuntimeFault("the run ends");
   };
   if (tensors.empty()) return "";
+  // What is written goes on to the disk now and then, so that no sync takes long: it cannot be
+  // interrupted, and a rank that fails must not keep the others waiting.
+  constexpr std::int64_t kSyncBytes = 256 << 20;
+  std::int64_t unsynced_bytes = 0;
   CheckpointPart part;
   part.file.name = rank_file_name(world_rank);
   const std::string path = folder / part.file.name;
@@ -48,6 +52,11 @@ std::string write_rank_file(const fs::path& folder, int world_rank,
   for (const StoredTensor& tensor : tensors) {
     check_wanted();
     file.write(tensor.name, tensor.local);
+    unsynced_bytes += tensor.local.size_bytes();
+    if (unsynced_bytes >= kSyncBytes) {
+      sync_path(path);
+      unsynced_bytes = 0;
+    }
     CheckpointTensor written{
         tensor.name, name_of(tensor.local.dtype), tensor.placement.global_shape, {}};
     for (const Piece& piece : tensor.placement.pieces)
@@ -60,8 +69,7 @@ std::string write_rank_file(const fs::path& folder, int world_rank,
   std::error_code error;
   part.file.bytes = static_cast<std::int64_t>(fs::file_size(path, error));
   if (error) throw RuntimeFault(concat("file_size failed on ", path, ": ", error.message()));
-  check_wanted();
-  part.file.sha256 = sha256_file(path);
+  part.file.sha256 = sha256_file(path, check_wanted);
   return to_text(part);
 }
 

@@ -17,19 +17,13 @@ namespace {
 std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape, bool is_dense,
                                              Communicator& expert_group,
                                              const ExchangeRoute& route) {
-  if (is_dense || expert_group.size() == 1) return std::make_unique<LocalExchange>(shape);
+  if (is_dense) return std::make_unique<LocalExchange>(shape);
+  const std::int64_t local_experts = shape.num_experts / expert_group.size();
+  if (route.num_parts > local_experts)
+    throw UserError(concat("parallel.exchange_parts: found ", route.num_parts, ", allowed with ",
+                           local_experts, " experts on a rank: 1 to ", local_experts));
+  if (expert_group.size() == 1) return std::make_unique<LocalExchange>(shape);
   return std::make_unique<ExpertExchange>(shape, expert_group, route);
-}
-
-// Nobody is there to say which hosts they are on.
-ExchangeRoute planned_route(const ParallelConfig& config) {
-  ExchangeRoute route{ExchangeKind::direct, 1, config.exchange_parts};
-  if (config.exchange == ExchangeKind::fixed_capacity) route.kind = config.exchange;
-  if (config.exchange == ExchangeKind::two_level && config.ranks_per_node > 0) {
-    route.kind = config.exchange;
-    route.ranks_per_node = config.ranks_per_node;
-  }
-  return route;
 }
 
 ParamShare share_of(const RehearsalGrid& grid, const Recipe& recipe, bool training) {
@@ -110,9 +104,9 @@ void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, s
   const auto expert_group = make_planned_group(static_cast<int>(grid.ep));
   const auto tensor_group = make_planned_group(static_cast<int>(grid.tp));
   ParamTable params(recipe.model, recipe.optimizer, share_of(grid, recipe, training));
-  const auto exchange = make_exchange(Model::exchange_shape(recipe, rows, grid.tp),
-                                      recipe.model.num_moe_layers() == 0, *expert_group,
-                                      planned_route(recipe.parallel));
+  const auto exchange = make_exchange(
+      Model::exchange_shape(recipe, rows, grid.tp), recipe.model.num_moe_layers() == 0,
+      *expert_group, planned_route(recipe.parallel, grid.ep, grid.expert_ranks_per_host()));
   const auto tensor = make_host_tensor_group(*ops, *tensor_group);
   Model model(*ops, recipe, params, *exchange, *tensor, rows);
   CheckpointSnapshot snapshot;

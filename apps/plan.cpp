@@ -89,18 +89,12 @@ void add_collectives(Json& plan, const PlanRecord& balanced, const PlanRecord& m
   plan["collectives"] = rows;
 }
 
-// How rows travel to their experts, as far as it is known: the rehearsal has no two_level.
-void add_exchange(Json& plan, const Recipe& recipe, const RehearsalGrid& grid,
-                  const std::optional<Machine>& machine) {
+// How rows travel to their experts: the rehearsal has no two_level.
+void add_exchange(Json& plan, const Recipe& recipe, const RehearsalGrid& grid) {
   if (grid.ep == 1 || recipe.model.num_moe_layers() == 0) return;
-  const ParallelConfig& parallel = recipe.parallel;
-  std::int64_t per_node = parallel.ranks_per_node;
-  if (per_node == 0 && machine) per_node = place_of("expert", grid).per_node(*machine);
-  // As choose_route (parallel/row_transport.h).
-  const bool pays = per_node > 1 && per_node < grid.ep && grid.ep % per_node == 0;
-  const bool is_two_level = parallel.exchange == ExchangeKind::two_level ||
-                            (parallel.exchange == ExchangeKind::automatic && pays);
-  plan["exchange"] = concat(enum_name(rehearsed_route(recipe).kind),
+  const ExchangeRoute route = planned_route(recipe.parallel, grid.ep, grid.expert_ranks_per_host());
+  const bool is_two_level = route.kind == ExchangeKind::two_level;
+  plan["exchange"] = concat(enum_name(rehearsed_route(recipe, grid).kind),
                             is_two_level ? ", in place of two_level" : "");
 }
 
@@ -169,11 +163,11 @@ int run_plan(MpiEnvironment& mpi, const PlanOptions& options) {
   const Recipe recipe = load_recipe(options.recipe.path, options.recipe.overrides);
   const std::int64_t ep = options.grid.ep_of(recipe), tp = options.grid.tp_of(recipe);
   const std::int64_t job_ranks = mpi.world_size() > 1 ? mpi.world_size() : ep * tp;
-  const RehearsalGrid grid =
-      planned_grid(recipe, options.ranks > 0 ? options.ranks : job_ranks, ep, tp);
+  RehearsalGrid grid = planned_grid(recipe, options.ranks > 0 ? options.ranks : job_ranks, ep, tp);
   std::optional<Machine> machine;
   if (options.measure) machine = measure_machine(mpi);
   if (!options.machine.empty()) machine = load_machine(options.machine);
+  if (machine) grid.ranks_per_host = machine->ranks_per_node;
 
   Json plan = parameters_of(recipe);
   add_memory(plan, recipe, grid);
@@ -181,7 +175,7 @@ int run_plan(MpiEnvironment& mpi, const PlanOptions& options) {
   const std::int64_t rows = micro_batch_rows(recipe, grid.num_data_ranks());
   rehearse_step(recipe, grid, balanced_rows(recipe, grid, rows), balanced);
   rehearse_step(recipe, grid, most_rows(recipe, grid, rows), most);
-  add_exchange(plan, recipe, grid, machine);
+  add_exchange(plan, recipe, grid);
   add_collectives(plan, balanced, most);
   std::string problem;
   if (machine) {

@@ -24,6 +24,7 @@ constexpr std::int64_t kMaxRanks = 4096;
 struct Candidate {
   Recipe recipe;
   std::int64_t ranks = 1, ep = 1, tp = 1;
+  std::int64_t ranks_per_host = 0;
   std::string what;
 
   Candidate with(const std::string& change) const {
@@ -44,8 +45,9 @@ bool is_valid(const Recipe& recipe) {
 std::optional<std::int64_t> bytes_of(const Candidate& candidate) {
   if (!is_valid(candidate.recipe)) return std::nullopt;
   try {
-    const RehearsalGrid grid =
+    RehearsalGrid grid =
         planned_grid(candidate.recipe, candidate.ranks, candidate.ep, candidate.tp);
+    grid.ranks_per_host = candidate.ranks_per_host;
     Arena dry;
     size_rank(dry, candidate.recipe, grid);
     return dry.used_bytes();
@@ -228,7 +230,7 @@ void size_rank(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid) {
 
 std::optional<FittingChange> find_fitting_change(const Recipe& recipe, const RehearsalGrid& grid,
                                                  double bytes) {
-  const Candidate now{recipe, grid.ranks(), grid.ep, grid.tp, ""};
+  const Candidate now{recipe, grid.ranks(), grid.ep, grid.tp, grid.ranks_per_host, ""};
   Search search(bytes, costlier_kinds(recipe, grid));
   search.test_recomputing(now);
   search.test_falling(smaller_micro_batches(now));

@@ -21,9 +21,9 @@ std::int64_t slots_per_expert(const Recipe& recipe, std::int64_t tokens) {
   return tokens / routing.group_tokens * routing.capacity(recipe.model.num_experts, true);
 }
 
-NetworkParts make_plan_parts(const Recipe& recipe, ProcessGrid& grid, std::int64_t rows,
-                             const RouteRows& route) {
-  const ExchangeRoute travel = rehearsed_route(recipe);
+NetworkParts make_plan_parts(const Recipe& recipe, const RehearsalGrid& shape, ProcessGrid& grid,
+                             std::int64_t rows, const RouteRows& route) {
+  const ExchangeRoute travel = rehearsed_route(recipe, shape);
   return {travel,
           make_plan_exchange(Model::exchange_shape(recipe, rows, grid.tp()),
                              recipe.model.num_moe_layers(), grid.expert(), travel, route),
@@ -41,7 +41,8 @@ class Rehearsal {
         world_(make_observed_communicator(*planned_world_, observers_)),
         grid_(*world_, grid.ep, grid.tp),
         rows_(micro_batch_rows(recipe, grid.num_data_ranks())),
-        network_(*ops_, grid, recipe, rows_, true, make_plan_parts(recipe, grid_, rows_, route)),
+        network_(*ops_, grid, recipe, rows_, true,
+                 make_plan_parts(recipe, grid, grid_, rows_, route)),
         training_(network_, grid_, recipe) {
     // What it takes to be there is not part of a step.
     quiet_.listener = &listener;
@@ -90,10 +91,10 @@ class Rehearsal {
 
 }  // namespace
 
-ExchangeRoute rehearsed_route(const Recipe& recipe) {
-  const bool is_fixed = recipe.parallel.exchange == ExchangeKind::fixed_capacity;
-  return {is_fixed ? ExchangeKind::fixed_capacity : ExchangeKind::direct, 1,
-          recipe.parallel.exchange_parts};
+ExchangeRoute rehearsed_route(const Recipe& recipe, const RehearsalGrid& grid) {
+  const ExchangeRoute route = planned_route(recipe.parallel, grid.ep, grid.expert_ranks_per_host());
+  if (route.kind != ExchangeKind::two_level) return route;
+  return {ExchangeKind::direct, 1, route.num_parts};
 }
 
 RouteRows balanced_rows(const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows) {

@@ -37,9 +37,9 @@ RouteRows balanced_rows(const Recipe& recipe, const RehearsalGrid& grid, std::in
 // meet at once, but each may.
 RouteRows most_rows(const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows);
 
-// How rows travel to their experts in a rehearsal: as the recipe says, but for two_level, in whose
-// place stands direct. Its own groups depend on the hosts.
-ExchangeRoute rehearsed_route(const Recipe& recipe);
+// How rows travel to their experts in a rehearsal: as planned_route says, but for two_level, in
+// whose place stands direct.
+ExchangeRoute rehearsed_route(const Recipe& recipe, const RehearsalGrid& grid);
 
 // One step of the recipe as `grid.world_rank` lives it, from the agreement on its counts to the
 // update. `route` that depends on the micro-batch: `every_micro_batch`, else those before the last

@@ -132,6 +132,8 @@ void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& networ
     std::printf("exchange    %s", std::string(enum_name(route.kind)).c_str());
     if (route.kind == ExchangeKind::two_level)
       std::printf(", %lld ranks per node", static_cast<long long>(route.ranks_per_node));
+    if (route.num_parts > 1)
+      std::printf(", in %lld parts", static_cast<long long>(route.num_parts));
     std::printf("\n");
   }
   std::printf("memory of rank 0\n%s", network.arena().table().c_str());

@@ -42,7 +42,6 @@ struct H5File::Impl {
                   object_name + "@" + name),
             H5Aclose};
   }
-  bool link_exists(const std::string& name) const;
   bool is_bf16(const Handle& dataset) const {
     return H5Aexists(dataset.get(), "dtype") > 0 &&
            read_string_attribute(dataset, "", "dtype") == "bf16";
@@ -79,17 +78,6 @@ struct H5File::Impl {
   void write_attribute(const std::string& object_name, const std::string& name, hid_t file_type,
                        hid_t memory_type, const Value* value) const;
 };
-
-// H5Lexists answers for the last component only and fails when a parent is missing.
-bool H5File::Impl::link_exists(const std::string& name) const {
-  for (std::size_t end = 0; end != std::string::npos;) {
-    end = name.find('/', end + 1);
-    const std::string part = name.substr(0, end);
-    if (part.empty() || part == "/") continue;
-    if (H5Lexists(file.get(), part.c_str(), H5P_DEFAULT) <= 0) return false;
-  }
-  return true;
-}
 
 // One number: an attribute of another shape would be read beyond `value`.
 template <typename Number>
@@ -298,7 +286,7 @@ void H5File::close() {
 
 bool H5File::exists(const std::string& name) const {
   const H5Lock lock;
-  return impl_->link_exists(name);
+  return h5_link_exists(impl_->file.get(), name);
 }
 
 std::vector<std::string> H5File::children(const std::string& group) const {
@@ -323,7 +311,7 @@ std::vector<std::string> H5File::children(const std::string& group) const {
 
 void H5File::create_group(const std::string& name) {
   const H5Lock lock;
-  if (impl_->link_exists(name)) return;
+  if (h5_link_exists(impl_->file.get(), name)) return;
   const Handle links = impl_->link_list();
   const hid_t group =
       H5Gcreate2(impl_->file.get(), name.c_str(), links.get(), H5P_DEFAULT, H5P_DEFAULT);

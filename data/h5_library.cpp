@@ -8,12 +8,26 @@
 namespace openmoe {
 namespace {
 
-std::mutex& library_mutex() {
-  static std::mutex instance;
+FairMutex& library_mutex() {
+  static FairMutex instance;
   return instance;
 }
 
 }  // namespace
+
+void FairMutex::lock() {
+  std::unique_lock<std::mutex> guard(mutex_);
+  const std::uint64_t ticket = next_++;
+  turn_.wait(guard, [&] { return served_ == ticket; });
+}
+
+void FairMutex::unlock() {
+  {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    ++served_;
+  }
+  turn_.notify_all();
+}
 
 // Turning off the printing is per thread in a thread-safe build, hence at every entry.
 H5Lock::H5Lock() : guard_(library_mutex()) {
@@ -22,6 +36,17 @@ H5Lock::H5Lock() : guard_(library_mutex()) {
   static const herr_t no_exit_hook = H5dont_atexit();
   static_cast<void>(no_exit_hook);
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+}
+
+// H5Lexists answers for the last component only and fails when a parent is missing.
+bool h5_link_exists(std::int64_t file, const std::string& name) {
+  for (std::size_t end = 0; end != std::string::npos;) {
+    end = name.find('/', end + 1);
+    const std::string part = name.substr(0, end);
+    if (part.empty() || part == "/") continue;
+    if (H5Lexists(file, part.c_str(), H5P_DEFAULT) <= 0) return false;
+  }
+  return true;
 }
 
 std::string h5_reason() {

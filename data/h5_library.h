@@ -2,10 +2,24 @@
 // For h5_*.cpp only.
 #pragma once
 
+#include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <string>
 
 namespace openmoe {
+
+// First come, first served: a thread that takes it again and again lets others in between.
+class FairMutex {
+ public:
+  void lock();
+  void unlock();
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable turn_;
+  std::uint64_t next_ = 0, served_ = 0;
+};
 
 // One lock for the library, which may be built without thread safety. Held around every use of it,
 // with its error printing off.
@@ -14,8 +28,11 @@ class H5Lock {
   H5Lock();
 
  private:
-  std::lock_guard<std::mutex> guard_;
+  std::lock_guard<FairMutex> guard_;
 };
+
+// Whether an object of this path is there.
+bool h5_link_exists(std::int64_t file, const std::string& name);
 
 // The innermost message of the library's error stack: the actual reason.
 std::string h5_reason();

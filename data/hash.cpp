@@ -53,7 +53,7 @@ std::string Sha256::finish() {
   return text;
 }
 
-std::string sha256_file(const std::string& path) {
+std::string sha256_file(const std::string& path, const std::function<void()>& between_blocks) {
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
                                                              &std::fclose);
   if (file == nullptr) throw UserError(concat(path, ": cannot be opened: ", std::strerror(errno)));
@@ -63,6 +63,7 @@ std::string sha256_file(const std::string& path) {
     const std::size_t bytes = std::fread(buffer.data(), 1, buffer.size(), file.get());
     if (bytes == 0) break;
     hash.update(buffer.data(), bytes);
+    if (between_blocks) between_blocks();
   }
   if (std::ferror(file.get()) != 0)
     throw UserError(concat(path, ": cannot be read: ", std::strerror(errno)));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -34,6 +35,8 @@ class Sha256 {
   std::unique_ptr<Impl> impl_;
 };
 
-std::string sha256_file(const std::string& path);  // throws UserError when the file cannot be read
+// Throws UserError when the file cannot be read. `between_blocks`, if any, is called after every
+// MiB, and may throw to end it.
+std::string sha256_file(const std::string& path, const std::function<void()>& between_blocks = {});
 
 }  // namespace openmoe

@@ -7,7 +7,6 @@
 #include <numeric>
 
 #include "core/base/check.h"
-#include "core/base/error.h"
 
 namespace openmoe {
 namespace {
@@ -24,9 +23,8 @@ ExpertExchange::ExpertExchange(const ExchangeShape& shape, Communicator& group,
       group_(group),
       transport_(make_row_transport(route, group)),
       parts_(static_cast<std::size_t>(route.num_parts)) {
-  if (route.num_parts > num_local_experts())
-    throw UserError(concat("parallel.exchange_parts: found ", route.num_parts, ", allowed with ",
-                           num_local_experts(), " experts on a rank: 1 to ", num_local_experts()));
+  OPENMOE_CHECK(route.num_parts >= 1 && route.num_parts <= num_local_experts(), route.num_parts,
+                " parts of ", num_local_experts(), " experts");
   next_expert_row_.reserve(static_cast<std::size_t>(num_local_experts()));
   for (Part& part : parts_) {
     part.blocks.reserve(static_cast<std::size_t>(shape.num_experts));

@@ -24,7 +24,7 @@ namespace openmoe {
 class ExpertExchange : public TokenExchange {
  public:
   // `group` are the ep ranks, and must outlive this. Every rank of it must have the same shape and
-  // route. Throws UserError when the route has more parts than a rank has experts.
+  // route, of at most as many parts as a rank has experts.
   ExpertExchange(const ExchangeShape& shape, Communicator& group, const ExchangeRoute& route = {});
 
   std::int64_t num_local_experts() const override { return planner_.num_local_experts(); }
@@ -43,7 +43,7 @@ class ExpertExchange : public TokenExchange {
   void start_combine(Tensor rows, Tensor returned, const Routing& routing,
                      std::int64_t part) override;
   void finish_combine(std::int64_t part) override;
-  void advance() override { group_.advance(); }
+  void advance() override { transport_->advance(); }
 
  private:
   // Rows of one (source, local expert) pair that a copy must bring to their place: where they lie

@@ -35,6 +35,7 @@ class DirectTransport : public RowTransport {
   void finish(std::int64_t slot, void*, const RowBlocks&, std::int64_t) override {
     group_.wait_for_rows(slot);
   }
+  void advance() override { group_.advance(); }
 
  private:
   Communicator& group_;
@@ -127,6 +128,7 @@ class FixedCapacityTransport : public BufferedTransport {
       place += counts_[r];
     }
   }
+  void advance() override { group_.advance(); }
 
  private:
   // Rows from or to each rank; returns their sum.
@@ -218,6 +220,7 @@ class TwoLevelTransport : public BufferedTransport {
       next += received_blocks.num_rows[r];
     }
   }
+  void advance() override { across_->advance(); }
 
  private:
   // result = the sums of `groups` stretches of `length` counts each.
@@ -258,13 +261,13 @@ std::int64_t ranks_per_host(Communicator& group) {
   return equal_stretch(group.all_gather(host_name()));
 }
 
-ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group) {
+namespace {
+
+// `per_node` ranks of a group of `size` on every node; 0: they are not equal stretches.
+ExchangeRoute route_for(const ParallelConfig& config, std::int64_t size, std::int64_t per_node) {
   const std::int64_t parts = config.exchange_parts;
   if (config.exchange == ExchangeKind::direct || config.exchange == ExchangeKind::fixed_capacity)
     return {config.exchange, 1, parts};
-  const std::int64_t size = group.size();
-  std::int64_t per_node = config.ranks_per_node;
-  if (per_node == 0) per_node = ranks_per_host(group);
   const bool is_even = per_node > 0 && size % per_node == 0;
   if (config.exchange == ExchangeKind::two_level && !is_even)
     throw UserError(
@@ -279,6 +282,23 @@ ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group) {
   if (config.exchange == ExchangeKind::two_level || pays)
     return {ExchangeKind::two_level, per_node, parts};
   return {ExchangeKind::direct, 1, parts};
+}
+
+}  // namespace
+
+ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group) {
+  const bool asks_hosts =
+      config.exchange == ExchangeKind::two_level || config.exchange == ExchangeKind::automatic;
+  std::int64_t per_node = config.ranks_per_node;
+  if (asks_hosts && per_node == 0) per_node = ranks_per_host(group);
+  return route_for(config, group.size(), per_node);
+}
+
+ExchangeRoute planned_route(const ParallelConfig& config, std::int64_t size,
+                            std::int64_t hosts_stretch) {
+  std::int64_t per_node = config.ranks_per_node > 0 ? config.ranks_per_node : hosts_stretch;
+  if (per_node == 0 && config.exchange == ExchangeKind::two_level) per_node = 1;  // some nodes
+  return route_for(config, size, per_node);
 }
 
 std::unique_ptr<RowTransport> make_row_transport(const ExchangeRoute& route, Communicator& group) {

@@ -29,6 +29,10 @@ struct ExchangeRoute {
 // stretches on several hosts, more than one on each. Collective over the group. Throws the same
 // UserError on all of its ranks when the nodes are not equal stretches and two_level was asked for.
 ExchangeRoute choose_route(const ParallelConfig& config, Communicator& group);
+// The same for a group of `size` ranks that nobody can ask, `hosts_stretch` of them on every host;
+// 0: not known, where automatic is direct.
+ExchangeRoute planned_route(const ParallelConfig& config, std::int64_t size,
+                            std::int64_t hosts_stretch);
 
 // How many ranks of the group are on each host, where every host has one equal stretch of them;
 // else 0. Collective over the group.
@@ -50,6 +54,8 @@ class RowTransport {
                      void* received, const RowBlocks& received_blocks, std::int64_t row_bytes) = 0;
   virtual void finish(std::int64_t slot, void* received, const RowBlocks& received_blocks,
                       std::int64_t row_bytes) = 0;
+  // As Communicator::advance, of what was started.
+  virtual void advance() = 0;
 };
 
 // `group` must outlive it. Collective over the group.

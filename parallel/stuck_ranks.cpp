@@ -21,7 +21,7 @@ class Judge {
     const std::string of_heard = verdict_of_heard();
     if (!of_heard.empty()) return of_heard;
     const std::vector<int> idle =
-        find([&](const RankSign& of) { return !of.has_left && of.idle >= limits_.idle; });
+        find([&](const RankSign& of) { return !of.has_left && is_idle(of); });
     const std::vector<int> unheard =
         find([&](const RankSign& of) { return !of.was_heard && is_silent(of); });
     if (idle.empty() || unheard.empty()) return "";

@@ -1,39 +1,15 @@
 // The JSON keys of a recipe, listed once per struct. Parsing, printing, checking and the key
-// reference are visitors of these lists, so a key cannot be read but not printed, or accepted but
-// not documented.
-//
-// A visitor is called as visit(key, member, rule, doc) with a pointer to the member.
+// reference are visitors of these lists. A visitor is called as visit(key, member, rule, doc) with
+// a pointer to the member.
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 
+#include "core/config/field_rule.h"
 #include "core/config/recipe.h"
 
 namespace openmoe {
-
-// Values that a number may take: [min, max], or (min, max] when `above` is set.
-struct FieldRule {
-  double min = std::numeric_limits<double>::lowest();
-  double max = std::numeric_limits<double>::max();
-  bool above = false;
-  bool required = false;  // must be stated in each element of a list
-};
-
-namespace rules {
-// Integers stay below 2^53 so that JSON numbers, doubles and 64-bit products of the bounded
-// dimensions are all exact.
-inline constexpr double kMaxCount = 9007199254740992.0;
-inline constexpr FieldRule any{};
-inline constexpr FieldRule required{.required = true};
-inline constexpr FieldRule positive{.min = 0.0, .above = true};
-inline constexpr FieldRule not_negative{.min = 0.0};
-inline constexpr FieldRule count{.min = 0.0, .max = kMaxCount};
-constexpr FieldRule between(double min, double max) {
-  return {.min = min, .max = max};
-}
-}  // namespace rules
 
 template <typename Visitor>
 void visit_fields(std::type_identity<ModelConfig>, Visitor&& visit) {

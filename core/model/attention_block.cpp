@@ -14,19 +14,23 @@ float logit_scale(const ModelConfig& config) {
 
 }  // namespace
 
-// q, k, v and o from scratch y.
+// q, k, v and o from scratch y. Rows may be on their way to experts meanwhile.
 void Model::attention_output(const AttentionParams& params, AttentionActivations& act) {
   const Shape by_head{rows_, length_, share_.num_heads, config_.head_dim};
   const auto base = static_cast<float>(config_.rope_base);
   const Tensor y = scratch_.y;
   ops_.linear_forward(act.q, y, params.q->operand);
+  exchange_.advance();
   ops_.linear_forward(act.k, y, params.k->operand);
+  exchange_.advance();
   ops_.linear_forward(act.v, y, params.v->operand);
+  exchange_.advance();
   ops_.rope_forward(act.q.reshaped(by_head), base);
   ops_.rope_forward(act.k.reshaped(by_head), base);
   ops_.attention_forward(act.o.reshaped(by_head), act.log_z, act.q.reshaped(by_head),
                          act.k.reshaped(by_head), act.v.reshaped(by_head),
                          batch_.segment_ids.reshaped({rows_, length_}), logit_scale(config_));
+  exchange_.advance();
 }
 
 // x_next = x + Wo attention(y), y in scratch

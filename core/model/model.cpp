@@ -267,7 +267,8 @@ void Model::layer_backward(const LayerParams& params, LayerActivations& act,
 void Model::parallel_layer_backward(const LayerParams& params, LayerActivations& act,
                                     const BatchCounts& counts) {
   ops_.enter("attention");
-  gather_normalized(*params.attention.norm, act.attention.rstd, act.x_attention);
+  if (recompute_ != Recompute::block)  // which has just left it in scratch
+    gather_normalized(*params.attention.norm, act.attention.rstd, act.x_attention);
   if (params.is_moe) moe_backward(params.moe, act.moe, counts);
   ops_.enter("ffn");
   const Tensor dx = dx_operand();

@@ -184,11 +184,13 @@ std::int64_t Model::place_scratch(void* base, Device device, bool training) {
 
   Placer head(base, device);
   const bool rounds = training && compute_ != DType::f32;
-  if (rounds)
-    s.logits_operand = head.place(compute_, {1, share_.vocab_size});  // see Model::dlogits
-  s.logits = head.place(DType::f32, {loss_chunk_rows_, share_.vocab_size});
+  // The same room on all ranks of a tensor group, whose parts of the vocabulary may differ by one:
+  // they must come to the same chunks of experts.
+  const std::int64_t most_columns = (c.vocab_size + tensor_.size() - 1) / tensor_.size();
+  if (rounds) s.logits_operand = head.place(compute_, {1, most_columns});  // see Model::dlogits
+  s.logits = head.place(DType::f32, {loss_chunk_rows_, most_columns});
   if (!rounds) s.logits_operand = s.logits;
-  s.logits_operand.shape = s.logits.shape;
+  s.logits.shape = s.logits_operand.shape = {loss_chunk_rows_, share_.vocab_size};
 
   Placer attention(base, device);
   if (training)

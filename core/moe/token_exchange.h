@@ -1,11 +1,11 @@
 // TokenExchange: moves rows of activations between the rank that holds the token and the rank that
 // holds the expert.
 //
-// Two verbs and a handle. plan() turns routing decisions into a Routing handle; dispatch() brings
-// rows in send order to rows in expert order; combine() is its inverse. Both are permutations over
+// Two verbs and a handle. plan() turns routing decisions into a Routing handle; dispatch brings
+// rows in send order to rows in expert order; combine is its inverse. Both are permutations over
 // ranks, so each is the other's adjoint: the backward of dispatch is combine with the same handle,
-// and the reverse. Either can be started and finished in parts of some local experts each, so that
-// what travels hides behind the products of another part.
+// and the reverse. Both are started and finished, in parts of some local experts each, so that what
+// travels hides behind the products of another part.
 //
 //   send order    S rows: this rank's kept assignments, by (expert, position in the queue of this
 //                 rank's groups)
@@ -85,10 +85,6 @@ class TokenExchange {
   virtual void finish_combine(std::int64_t part) = 0;
   // Lets the library work for a moment on what was started; not collective.
   virtual void advance() {}
-
-  // All parts. The result is the second tensor filled, or the first itself where nothing moves.
-  Tensor dispatch(Tensor sent, Tensor received, const Routing& routing);
-  Tensor combine(Tensor rows, Tensor returned, const Routing& routing);
 };
 
 }  // namespace openmoe

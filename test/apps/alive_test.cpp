@@ -290,6 +290,34 @@ TEST_CASE("a step is traced on every rank, and only that step", "[trace]") {
           summary.at("exchange_ms").get<double>() + 1e-6);
     CHECK(summary.at("step_ms").get<double>() == Approx(1e-3 * step_end));
   }
+  // Of the time that rows are under way, ops hide some.
+  const auto is_hidden = [&](const std::string& name, const std::string& options) {
+    train(2, folder / name, "--ep 2 --set run.num_steps=3 --trace " + folder / name + options);
+    std::ifstream in(folder / (name + "/rank-00000.json"));
+    const json file = json::parse(in);
+    std::vector<TimeSpan> under_way;
+    for (const json& event : file.at("traceEvents"))
+      if (event.at("ph") == "X" && event.at("cat") == "rows under way") {
+        const double begin = event.at("ts");
+        under_way.emplace_back(begin, begin + event.at("dur").get<double>());
+      }
+    std::set<std::string> hiding;
+    for (const json& event : file.at("traceEvents")) {
+      if (event.at("ph") != "X" || event.at("cat") != "ops") continue;
+      const double begin = event.at("ts"), end = begin + event.at("dur").get<double>();
+      for (const TimeSpan& span : under_way)
+        if (span.first <= begin && end <= span.second) hiding.insert(event.at("name"));
+    }
+    const json& summary = file.at("otherData");
+    CHECK((summary.at("exposed_exchange_ms").get<double>() <
+           0.999 * summary.at("exchange_ms").get<double>()) == !hiding.empty());
+    return hiding;
+  };
+  CHECK(is_hidden("whole", "").empty());
+  CHECK(is_hidden("parts", " --set parallel.exchange_parts=2").contains("grouped_matmul_forward"));
+  CHECK(is_hidden("block", " --set model.parallel_block=true --set model.residual_ffn=parallel")
+            .contains("attention_forward"));
+
   const CommandResult refused =
       run_openmoe(1, tiny_training(folder / "refused",
                                    "--set run.num_steps=5 --trace " + trace + " --trace-step 9"));

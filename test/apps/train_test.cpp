@@ -210,14 +210,18 @@ TEST_CASE("experts that are exchanged in parts change no bit", "[grid]") {
                                "--set run.num_steps=8 " + set));
   };
   const std::string parts = " --set parallel.exchange_parts=2 --set parallel.exchange=";
-  for (const std::string grid : {"--ep 2", "--ep 2 --tp 2", "--ep 2 --set run.compute_type=bf16"}) {
-    const int ranks = grid == "--ep 2 --tp 2" ? 4 : 2;
+  for (const std::string grid :
+       {"--ep 2", "--ep 2 --tp 2", "--ep 2 --set run.compute_type=bf16",
+        "--ep 2 --set parallel.recompute=block --set parallel.update_in_backward=true",
+        "--ep 2 --set model.parallel_block=true --set model.residual_ffn=parallel",
+        "--ep 2 --tp 2 --set model.parallel_block=true --set model.residual_ffn=parallel "
+        "--set parallel.recompute=block"}) {
+    const int ranks = grid.starts_with("--ep 2 --tp 2") ? 4 : 2;
     const auto whole = train_with(ranks, grid);
     for (const std::string kind :
          {"direct", "fixed_capacity", "two_level --set parallel.ranks_per_node=1", "two_level"}) {
       INFO(grid << parts << kind);
       CHECK(train_with(ranks, grid + parts + kind) == whole);
-      if (ranks == 4) break;
     }
   }
   const CommandResult refused =

@@ -12,6 +12,7 @@
 #include "test/support/allocation_count.h"
 #include "test/support/ranks.h"
 #include "test/support/routing_cases.h"
+#include "test/support/whole_exchange.h"
 
 namespace openmoe::test {
 namespace {
@@ -230,14 +231,14 @@ TEST_CASE("every row reaches its expert in the promised order and comes back") {
       for (std::size_t i = 0; i < sent.size(); ++i)
         write_row(s.sent, static_cast<std::int64_t>(i), sent[i]);
 
-      const Tensor received = s.exchange.dispatch(s.sent, s.received, s.routing);
+      const Tensor received = dispatch(s.exchange, s.sent, s.received, s.routing);
       REQUIRE_ALL_RANKS(received_is_right(s, received));
       const bool moved = received.data == s.received.data;
       REQUIRE_ALL_RANKS(moved == (grid.ep() > 1));
       REQUIRE_ALL_RANKS(
           !moved || all_equal(s.received.rows(s.routing.num_received, s.received.size(0)), -2.0f));
 
-      const Tensor returned = s.exchange.combine(received, s.returned, s.routing);
+      const Tensor returned = combine(s.exchange, received, s.returned, s.routing);
       bool came_back = true;
       for (std::size_t i = 0; i < sent.size(); ++i)
         came_back = came_back && row_holds(returned, static_cast<std::int64_t>(i), sent[i]);
@@ -296,8 +297,8 @@ TEST_CASE("dispatch and combine are each other's adjoint") {
       fill_random(s.sent, 1, grid.world_rank());
       fill_random(other.received, 2, grid.world_rank());
       // <dispatch(x), r> and <x, combine(r)>, over the ranks of the group
-      const Tensor dispatched = s.exchange.dispatch(s.sent, s.received, s.routing);
-      const Tensor combined = s.exchange.combine(other.received, other.returned, s.routing);
+      const Tensor dispatched = dispatch(s.exchange, s.sent, s.received, s.routing);
+      const Tensor combined = combine(s.exchange, other.received, other.returned, s.routing);
       double products[] = {inner_product(dispatched, other.received, s.routing.num_received),
                            inner_product(s.sent, combined, s.routing.num_sent)};
       grid.expert().all_reduce_sum(std::span<double>(products));
@@ -314,12 +315,12 @@ TEST_CASE("two handles of one exchange do not disturb each other") {
     first.exchange.plan(first.routing, first.choice, first.slot);
     // The same exchange plans and moves another layer's rows in between.
     first.exchange.plan(second.routing, second.choice, second.slot);
-    first.exchange.dispatch(second.sent, second.received, second.routing);
+    dispatch(first.exchange, second.sent, second.received, second.routing);
     const std::vector<ExpectedRow> sent = first.expected_sent();
     for (std::size_t i = 0; i < sent.size(); ++i)
       write_row(first.sent, static_cast<std::int64_t>(i), sent[i]);
     REQUIRE_ALL_RANKS(received_is_right(
-        first, first.exchange.dispatch(first.sent, first.received, first.routing)));
+        first, dispatch(first.exchange, first.sent, first.received, first.routing)));
   });
 }
 
@@ -336,9 +337,9 @@ TEST_CASE("rows of large blocks survive the copy by several threads") {
     const std::vector<ExpectedRow> sent = s.expected_sent();
     for (std::size_t i = 0; i < sent.size(); ++i)
       write_row(s.sent, static_cast<std::int64_t>(i), sent[i]);
-    const Tensor received = s.exchange.dispatch(s.sent, s.received, s.routing);
+    const Tensor received = dispatch(s.exchange, s.sent, s.received, s.routing);
     REQUIRE_ALL_RANKS(received_is_right(s, received));
-    const Tensor returned = s.exchange.combine(received, s.returned, s.routing);
+    const Tensor returned = combine(s.exchange, received, s.returned, s.routing);
     REQUIRE_ALL_RANKS(std::equal(s.sent.as<float>(),
                                  s.sent.as<float>() + s.routing.num_sent * shape.d_model,
                                  returned.as<float>()));
@@ -354,8 +355,8 @@ TEST_CASE("a step allocates nothing after the first") {
     s.redo(step % 2 == 0 ? Load::random : Load::skewed, 20 + static_cast<std::uint64_t>(step));
     const std::int64_t before = g_num_allocations;
     s.exchange.plan(s.routing, s.choice, s.slot);
-    const Tensor received = s.exchange.dispatch(s.sent, s.received, s.routing);
-    s.exchange.combine(received, s.returned, s.routing);
+    const Tensor received = dispatch(s.exchange, s.sent, s.received, s.routing);
+    combine(s.exchange, received, s.returned, s.routing);
     counted = g_num_allocations - before;
     INFO("step " << step << ": " << counted << " allocations");
     REQUIRE_ALL_RANKS(step == 0 || counted == 0);
@@ -390,10 +391,10 @@ TEST_CASE("on one rank it does what LocalExchange does") {
     REQUIRE(same(routing.row_token, s.routing.row_token, routing.num_sent));
     REQUIRE(same(routing.assignment_row, s.routing.assignment_row, 2 * shape.num_tokens));
     REQUIRE(same(routing.expert_offsets, s.routing.expert_offsets, shape.num_experts + 1));
-    REQUIRE(s.exchange.dispatch(s.sent, s.received, s.routing).data == s.sent.data);
-    REQUIRE(local.dispatch(s.sent, s.received, routing).data == s.sent.data);
-    REQUIRE(s.exchange.combine(s.received, s.returned, s.routing).data == s.received.data);
-    REQUIRE(local.combine(s.received, s.returned, routing).data == s.received.data);
+    REQUIRE(dispatch(s.exchange, s.sent, s.received, s.routing).data == s.sent.data);
+    REQUIRE(dispatch(local, s.sent, s.received, routing).data == s.sent.data);
+    REQUIRE(combine(s.exchange, s.received, s.returned, s.routing).data == s.received.data);
+    REQUIRE(combine(local, s.received, s.returned, routing).data == s.received.data);
   }
 }
 
@@ -404,12 +405,12 @@ TEST_CASE("buffers that are too small are refused before any row moves") {
   s.exchange.plan(s.routing, s.choice, s.slot);
   REQUIRE_ALL_RANKS(s.routing.num_received > 0 && s.routing.num_sent > 0);
   REQUIRE_THROWS_AS(
-      s.exchange.dispatch(s.sent, s.received.rows(0, s.routing.num_received - 1), s.routing),
+      dispatch(s.exchange, s.sent, s.received.rows(0, s.routing.num_received - 1), s.routing),
       std::logic_error);
   REQUIRE_THROWS_AS(
-      s.exchange.combine(s.received, s.returned.rows(0, s.routing.num_sent - 1), s.routing),
+      combine(s.exchange, s.received, s.returned.rows(0, s.routing.num_sent - 1), s.routing),
       std::logic_error);
-  REQUIRE_THROWS_AS(s.exchange.dispatch(s.sent, s.sent, s.routing), std::logic_error);
+  REQUIRE_THROWS_AS(dispatch(s.exchange, s.sent, s.sent, s.routing), std::logic_error);
 }
 
 TEST_CASE("the route follows the recipe, and the hosts where it says auto") {

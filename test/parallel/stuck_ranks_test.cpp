@@ -124,6 +124,11 @@ TEST_CASE("a rank that was never heard hides no other, and is named where nothin
   const std::string verdict = job.verdict();
   CHECK(verdict.starts_with("rank 1, step 5, training: no sign of life for 21 s"));
   CHECK(!has(verdict, "rank 3: "));
+  // A phase that may take long gets its time with it too.
+  job = Job(150.0);
+  job.signs[3] = unheard;
+  for (int r = 0; r < 3; ++r) job.signs[static_cast<std::size_t>(r)].state.is_patient = true;
+  CHECK(job.verdict().empty());
   // The others make progress, or have left: it may well be behind a firewall.
   job = Job(10.0);
   job.signs[3] = unheard;
