@@ -212,7 +212,7 @@ TEST_CASE("experts that are exchanged in parts change no bit", "[grid]") {
   const std::string parts = " --set parallel.exchange_parts=2 --set parallel.exchange=";
   for (const std::string grid :
        {"--ep 2", "--ep 2 --tp 2", "--ep 2 --set run.compute_type=bf16",
-        "--ep 2 --set parallel.recompute=block --set parallel.update_in_backward=true",
+        "--ep 2 --set parallel.recompute=block",
         "--ep 2 --set model.parallel_block=true --set model.residual_ffn=parallel",
         "--ep 2 --tp 2 --set model.parallel_block=true --set model.residual_ffn=parallel "
         "--set parallel.recompute=block"}) {
