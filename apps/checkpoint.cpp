@@ -21,9 +21,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Checkpoints of a run folder by step. Folders without a manifest are not checkpoints.
-std::map<std::int64_t, fs::path> complete_checkpoints(const std::string& run_folder) {
-  std::map<std::int64_t, fs::path> found;
+using CheckpointsByStep = std::map<std::int64_t, fs::path>;
+
+// Checkpoints of a run folder by step. Folders without a manifest are not checkpoints; as these
+// are named when they are complete, something took it away.
+CheckpointsByStep complete_checkpoints(const std::string& run_folder,
+                                       CheckpointsByStep* incomplete = nullptr) {
+  CheckpointsByStep found;
   const fs::path folder = fs::path(run_folder) / "checkpoints";
   std::error_code error;
   // A folder that cannot be read is not an empty one: a run must not start over because of it.
@@ -42,6 +46,8 @@ std::map<std::int64_t, fs::path> complete_checkpoints(const std::string& run_fol
         std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (is_number && fs::is_regular_file(entry->path() / kCheckpointManifest, error))
       found[std::stoll(digits)] = entry->path();
+    else if (is_number && incomplete != nullptr && fs::is_directory(entry->path()))
+      (*incomplete)[std::stoll(digits)] = entry->path();
     check();
   }
   check();
@@ -119,8 +125,17 @@ CheckpointMeta read_checkpoint_meta(const std::string& folder) {
 }
 
 std::string latest_checkpoint(const std::string& run_folder) {
-  const auto found = complete_checkpoints(run_folder);
-  return found.empty() ? "" : found.rbegin()->second.string();
+  CheckpointsByStep incomplete;
+  const auto found = complete_checkpoints(run_folder, &incomplete);
+  const std::int64_t newest = found.empty() ? -1 : found.rbegin()->first;
+  if (incomplete.empty() || incomplete.rbegin()->first < newest)
+    return found.empty() ? "" : found.rbegin()->second.string();
+  const std::string lost = concat(incomplete.rbegin()->second.string(), ": holds no ",
+                                  kCheckpointManifest, ", so it is no whole checkpoint");
+  // A run must not start over because of it.
+  if (found.empty()) throw UserError(lost + "; bring the file back, or move the folder away");
+  std::fprintf(stderr, "warning: %s; %s is taken\n", lost.c_str(), found.rbegin()->second.c_str());
+  return found.rbegin()->second.string();
 }
 
 std::string find_checkpoint(const std::string& place) {

@@ -21,6 +21,7 @@ struct EvaluateOptions {
   LossOptions loss;
   TaskOptions tasks;
   std::string out_file;
+  bool is_capacity_given = false;
 };
 
 void print_losses(const OrderedJson& losses) {
@@ -49,6 +50,11 @@ int run_evaluate(EvaluateOptions options, CommandContext& context) {
     throw UserError(
         "evaluate: say what: --data with a folder of shards, --tasks with task files, or both");
   OrderedJson report = OrderedJson::object();
+  if (options.is_capacity_given && options.tasks.files.empty())
+    throw UserError(
+        "--capacity: found without --tasks, allowed: with it; losses of --data have the capacity "
+        "of "
+        "evaluation that the recipe states");
   if (!options.loss.data_folder.empty()) {
     options.loss.folder = options.model.folder;
     options.loss.ep = options.model.ep > 0 ? options.model.ep : 1;
@@ -108,7 +114,8 @@ void register_evaluate(CLI::App& app, CommandContext& context) {
   command->add_option("--samples", options->tasks.samples_file,
                       "JSON Lines with the outcome of every example");
   command->add_option("--out", options->out_file, "all numbers as JSON");
-  command->callback([&context, options] {
+  command->callback([&context, command, options] {
+    options->is_capacity_given = command->get_option("--capacity")->count() > 0;
     context.run = [&context, options] { return run_evaluate(*options, context); };
   });
 }

@@ -161,6 +161,7 @@ int run_plan(MpiEnvironment& mpi, const PlanOptions& options) {
   if (options.measure && !options.machine.empty())
     throw UserError("--measure: found with --machine, allowed: one of them");
   const Recipe recipe = load_recipe(options.recipe.path, options.recipe.overrides);
+  check_trainable(recipe);
   const std::int64_t ep = options.grid.ep_of(recipe), tp = options.grid.tp_of(recipe);
   const std::int64_t job_ranks = mpi.world_size() > 1 ? mpi.world_size() : ep * tp;
   RehearsalGrid grid = planned_grid(recipe, options.ranks > 0 ? options.ranks : job_ranks, ep, tp);

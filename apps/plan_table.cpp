@@ -12,6 +12,7 @@ constexpr double kMiB = 1 << 20;
 
 class Table {
  public:
+  void print(const char* text) { text_ += text; }
   template <typename... Values>
   void print(const char* format, Values... values) {
     char text[240];

@@ -22,6 +22,7 @@
 #include "apps/start_weights.h"
 #include "apps/stop_signals.h"
 #include "apps/trainer.h"
+#include "apps/training_step.h"
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/config/enum_names.h"
@@ -51,15 +52,6 @@ struct TrainOptions {
   std::string from;              // run or checkpoint to start from; "": none
   DeviceOptions device;
 };
-
-// The port's groups are whatever one call holds, so that a loss would depend on the grid and on
-// micro-batches.
-void check_trainable(const Recipe& recipe) {
-  if (recipe.model.num_moe_layers() > 0 && recipe.routing.capacity_counts == CapacityCounts::port)
-    throw UserError(
-        "routing.capacity_counts: found port, which is for evaluation and generation only; allowed "
-        "in training: tokens (as the released weights were trained), assignments, dropless");
-}
 
 // Prepares the run folder on rank 0. Returns the checkpoint to resume from, empty to start anew.
 std::string open_run_folder(const TrainOptions& options, Communicator& world) {

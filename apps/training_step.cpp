@@ -41,6 +41,13 @@ void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t 
   copy(out.row_sources, batch.row_sources, 1);
 }
 
+void check_trainable(const Recipe& recipe) {
+  if (recipe.model.num_moe_layers() > 0 && recipe.routing.capacity_counts == CapacityCounts::port)
+    throw UserError(
+        "routing.capacity_counts: found port, which is for evaluation and generation only; allowed "
+        "in training: tokens (as the released weights were trained), assignments, dropless");
+}
+
 void sum_over_ranks(StepSums& sums, ProcessGrid& grid) {
   std::vector<double> flat = sums.flatten();
   grid.data().all_reduce_sum(flat);

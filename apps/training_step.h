@@ -29,6 +29,10 @@ std::int64_t bucket_bytes(const Recipe& recipe, Device device);
 // Rows [begin, begin + rows) of `batch`; rows past its end become padding.
 void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t rows);
 
+// Throws UserError for the port's rule of capacity: its groups are whatever one call holds, so that
+// a loss would depend on the grid and on micro-batches.
+void check_trainable(const Recipe& recipe);
+
 // Adds up the sums of all data ranks. Collective.
 void sum_over_ranks(StepSums& sums, ProcessGrid& grid);
 

@@ -1,5 +1,6 @@
 #include "core/config/layer_reader.h"
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -7,7 +8,9 @@ namespace openmoe {
 
 std::string describe_range(const FieldRule& rule, bool integer) {
   const std::string kind = integer ? "an integer" : "a number";
-  const auto number = [](double value) { return concat(static_cast<std::int64_t>(value)); };
+  const auto number = [](double value) {
+    return value == std::floor(value) ? concat(static_cast<std::int64_t>(value)) : concat(value);
+  };
   const bool has_most = rule.max < rules::kMaxCount;
   if (rule.above)
     return kind + " above " + number(rule.min) + (has_most ? ", at most " + number(rule.max) : "");

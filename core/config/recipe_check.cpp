@@ -185,10 +185,11 @@ void check_objectives(const Checker& check) {
       std::any_of(recipe.data.phases.begin(), recipe.data.phases.end(),
                   [](const auto& phase) { return phase.objective != ObjectiveKind::causal_lm; });
   if (halves && check.errors.clean({"data.sequence_length"}) &&
-      recipe.data.sequence_length % 2 != 0)
-    check.fail("data.sequence_length", concat("found ", recipe.data.sequence_length,
-                                              ", allowed: an even number, since denoising gives "
-                                              "half a row to inputs and half to targets"));
+      (recipe.data.sequence_length % 2 != 0 || recipe.data.sequence_length < 64))
+    check.fail("data.sequence_length",
+               concat("found ", recipe.data.sequence_length,
+                      ", allowed: an even number of at least 64, since denoising gives half a row "
+                      "to inputs and half to targets"));
 }
 
 void check_update(const Checker& check) {

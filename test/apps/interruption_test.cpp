@@ -53,7 +53,9 @@ bool has(const std::string& text, const std::string& phrase) {
 TEST_CASE("a signal to one rank, or to mpirun, saves and stops the job, which then goes on",
           "[signals]") {
   const TemporaryFolder folder;
-  const std::string settings = "--ep 2 --set run.num_steps=150 --set run.validate_every=50";
+  const std::string grid = GENERATE("--ep 2", "--tp 2");
+  INFO(grid);
+  const std::string settings = grid + " --set run.num_steps=150 --set run.validate_every=50";
   const std::string expected = undisturbed(folder / "straight", settings);
 
   struct Case {

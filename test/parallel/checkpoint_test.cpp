@@ -387,6 +387,16 @@ TEST_CASE("an interrupted save is never loaded, and the next one clears it away"
   REQUIRE_ALL_RANKS(first_difference(tables.table, 2).empty());
 }
 
+TEST_CASE("a run whose only checkpoint lost its manifest does not start over") {
+  ProcessGrid grid(mpi().world(), 1, 1);
+  SharedFolder shared;
+  save(grid, shared.run(), 100, 1);
+  on_root_between_barriers(
+      [&] { fs::remove(shared.run() + "/checkpoints/step-00000100/manifest.json"); });
+  const std::string message = message_of<UserError>([&] { latest_checkpoint(shared.run()); });
+  REQUIRE_ALL_RANKS(contains(message, "step-00000100: holds no manifest.json"));
+}
+
 TEST_CASE("a checkpoint of the same step is replaced as a whole") {
   ProcessGrid grid(mpi().world(), 1, 1);
   SharedFolder shared;
