@@ -24,7 +24,14 @@ namespace openmoe::test {
 namespace {
 
 // A sanitizer's own memory grows with the program's.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)  // Clang
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define OPENMOE_IS_SANITIZED
+#endif
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define OPENMOE_IS_SANITIZED
+#endif
+#ifdef OPENMOE_IS_SANITIZED
 constexpr bool kIsSanitized = true;
 #else
 constexpr bool kIsSanitized = false;
