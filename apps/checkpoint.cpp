@@ -46,7 +46,7 @@ CheckpointsByStep complete_checkpoints(const std::string& run_folder,
         std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (is_number && fs::is_regular_file(entry->path() / kCheckpointManifest, error))
       found[std::stoll(digits)] = entry->path();
-    else if (is_number && incomplete != nullptr && fs::is_directory(entry->path()))
+    else if (is_number && incomplete != nullptr && entry->is_directory(error))
       (*incomplete)[std::stoll(digits)] = entry->path();
     check();
   }

@@ -52,9 +52,8 @@ int run_evaluate(EvaluateOptions options, CommandContext& context) {
   OrderedJson report = OrderedJson::object();
   if (options.is_capacity_given && options.tasks.files.empty())
     throw UserError(
-        "--capacity: found without --tasks, allowed: with it; losses of --data have the capacity "
-        "of "
-        "evaluation that the recipe states");
+        "--capacity: found without --tasks, allowed: with it; losses of --data have the recipe's "
+        "capacity of evaluation");
   if (!options.loss.data_folder.empty()) {
     options.loss.folder = options.model.folder;
     options.loss.ep = options.model.ep > 0 ? options.model.ep : 1;

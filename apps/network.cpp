@@ -36,28 +36,34 @@ ParamShare share_of(const RehearsalGrid& grid, const Recipe& recipe, bool traini
           training && recipe.parallel.shard_update};
 }
 
-NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows) {
+// What runs on the CPU only so far.
+void check_cuda(const Recipe& recipe, std::int64_t tp, const ExchangeRoute& route, bool training) {
+  const auto check = [](bool is_allowed, const char* what, const auto& found, const char* allowed) {
+    if (!is_allowed)
+      throw UserError(concat(what, ": found ", found, ", allowed with --device cuda: ", allowed,
+                             "; the rest runs on --device cpu so far"));
+  };
+  check(tp == 1, "--tp", tp, "1");
+  check(route.kind == ExchangeKind::direct, "parallel.exchange", enum_name(route.kind), "direct");
+  check(route.num_parts == 1, "parallel.exchange_parts", route.num_parts, "1");
+  check(recipe.run.compute_type == ComputeType::f32, "run.compute_type", "bf16", "f32");
+  if (!training) return;
+  check(recipe.parallel.reduction_bucket_kb == 0, "parallel.reduction_bucket_kb",
+        recipe.parallel.reduction_bucket_kb, "0");
+  check(!recipe.parallel.shard_update, "parallel.shard_update", "true", "false");
+  check(!recipe.run.checkpoint_in_background, "run.checkpoint_in_background", "true", "false");
+}
+
+NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
+                        bool training) {
   const bool is_dense = recipe.model.num_moe_layers() == 0;
+  const bool on_cuda = ops.device() == Device::cuda;
   const ExchangeShape shape = Model::exchange_shape(recipe, rows, grid.tp());
   NetworkParts parts;
   if (!is_dense) parts.route = choose_route(recipe.parallel, grid.expert());
-  if (ops.device() == Device::cuda && grid.tp() > 1)
-    throw UserError(concat("--tp: found ", grid.tp(),
-                           ", allowed with --device cuda: 1; tensor parallelism runs on --device "
-                           "cpu so far"));
-  if (ops.device() == Device::cuda && parts.route.kind != ExchangeKind::direct)
-    throw UserError(concat("parallel.exchange: found ", enum_name(recipe.parallel.exchange),
-                           ", allowed with --device cuda: direct"));
-  if (ops.device() == Device::cuda && parts.route.num_parts > 1)
-    throw UserError(concat("parallel.exchange_parts: found ", parts.route.num_parts,
-                           ", allowed with --device cuda: 1"));
-  if (ops.device() == Device::cuda && recipe.run.compute_type == ComputeType::bf16)
-    throw UserError(
-        "run.compute_type: found bf16, allowed with --device cuda: f32; bf16 training runs on "
-        "--device cpu so far");
-  parts.exchange = ops.device() == Device::cuda
-                       ? make_cuda_exchange(ops, shape, grid.device_expert())
-                       : make_exchange(shape, is_dense, grid.expert(), parts.route);
+  if (on_cuda) check_cuda(recipe, grid.tp(), parts.route, training);
+  parts.exchange = on_cuda ? make_cuda_exchange(ops, shape, grid.device_expert())
+                           : make_exchange(shape, is_dense, grid.expert(), parts.route);
   parts.tensor = make_host_tensor_group(ops, grid.tensor());
   return parts;
 }
@@ -78,7 +84,7 @@ void allocate(Arena& arena, ParamTable& params, Model& model, CheckpointSnapshot
 Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training)
     : Network(ops, {grid.dp(), grid.ep(), grid.tp(), grid.world_rank()}, recipe, rows, training,
-              make_parts(ops, grid, recipe, rows)) {}
+              make_parts(ops, grid, recipe, rows, training)) {}
 
 Network::Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training, NetworkParts parts)
@@ -88,10 +94,6 @@ Network::Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std:
       exchange_(std::move(parts.exchange)),
       tensor_(std::move(parts.tensor)),
       model_(ops, recipe, params_, *exchange_, *tensor_, rows) {
-  if (ops.device() == Device::cuda && training && recipe.run.checkpoint_in_background)
-    throw UserError(
-        "run.checkpoint_in_background: found true, allowed with --device cuda: false; it runs on "
-        "--device cpu so far");
   Arena dry;
   allocate(dry, params_, model_, snapshot_, recipe, training);
   arena_ = std::make_unique<Arena>(ops, dry.used_bytes());

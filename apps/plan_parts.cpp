@@ -68,13 +68,11 @@ class PlanExchange : public TokenExchange {
   void start_dispatch(Tensor sent, Tensor, const Routing& routing, std::int64_t part) override {
     start(routing.sent_per_expert, sent.row_bytes(), part);
   }
-  void finish_dispatch(Tensor, Tensor, const Routing&, std::int64_t part) override {
-    group_.wait_for_rows(part);
-  }
+  void finish_dispatch(Tensor, Tensor, std::int64_t part) override { group_.wait_for_rows(part); }
   void start_combine(Tensor rows, Tensor, const Routing& routing, std::int64_t part) override {
     start(routing.received_per_source, rows.row_bytes(), part);
   }
-  void finish_combine(std::int64_t part) override { group_.wait_for_rows(part); }
+  void finish_combine(Tensor, std::int64_t part) override { group_.wait_for_rows(part); }
 
  private:
   // `rows` by (rank, expert of it); those of this rank do not travel.

@@ -13,17 +13,6 @@ double real(std::int64_t count) {
   return static_cast<double>(count);
 }
 
-// ObservedCommunicator's names.
-bool is_started(std::string_view verb) {
-  return verb.starts_with("start of ");
-}
-bool is_wait(std::string_view verb) {
-  return verb.starts_with("wait for ");
-}
-bool is_exchange(std::string_view verb) {
-  return verb.find("all_to_all") != std::string_view::npos;
-}
-
 // Steps of a tree over n ranks, each with the latency of the slower link that it takes.
 double latency_seconds(const Machine& machine, const GroupPlace& place) {
   const Link& link = place.nodes(machine) > 1 ? machine.inter_node : machine.intra_node;
@@ -72,16 +61,17 @@ double PlanRecord::seconds_of(const OpWork& work) const {
   return std::max(work.flops / products.reached(), work.bytes / machine_->memory.reached());
 }
 
-double PlanRecord::seconds_of(const Collective& kind, std::int64_t bytes) const {
-  if (!machine_ || is_wait(kind.verb)) return 0.0;
-  const GroupPlace place = place_of(kind.group, grid_);
-  if (is_exchange(kind.verb)) return exchange_seconds(*machine_, place, real(bytes));
+double PlanRecord::seconds_of(const CollectiveCall& call) const {
+  if (!machine_ || call.waits()) return 0.0;
+  const GroupPlace place = place_of(call.group->name, grid_);
+  if (call.is_all_to_all()) return exchange_seconds(*machine_, place, real(call.bytes));
   // The two halves of a sum; of the second the bytes of one piece are known.
-  if (kind.verb.starts_with("reduce_scatter"))
-    return sum_seconds(*machine_, place, real(bytes)) / 2.0;
-  if (kind.verb.starts_with("all_gather"))
-    return sum_seconds(*machine_, place, real(bytes * place.ranks)) / 2.0;
-  return sum_seconds(*machine_, place, real(bytes));
+  const std::string_view verb = call.verb;
+  if (verb.starts_with("reduce_scatter"))
+    return sum_seconds(*machine_, place, real(call.bytes)) / 2.0;
+  if (verb.starts_with("all_gather"))
+    return sum_seconds(*machine_, place, real(call.bytes * place.ranks)) / 2.0;
+  return sum_seconds(*machine_, place, real(call.bytes));
 }
 
 void PlanRecord::on_work(const OpWork& work) {
@@ -97,21 +87,20 @@ void PlanRecord::end_collective(const CollectiveCall& call, double) {
   Collective& kind = find(call);
   kind.calls += times_;
   kind.bytes += call.bytes * times_;
-  const double seconds = seconds_of(kind, call.bytes) * real(times_);
+  const double seconds = seconds_of(call) * real(times_);
   kind.seconds += seconds;
-  if (is_started(call.verb)) {
-    double& kind_end = is_exchange(call.verb) ? rows_end_ : sums_end_;
+  if (call.starts()) {
+    double& kind_end = call.is_all_to_all() ? rows_end_ : sums_end_;
     kind_end = std::max(kind_end, now_) + seconds;
-    if (is_exchange(call.verb)) row_ends_.push_back(kind_end);
+    if (call.is_all_to_all()) row_ends_.push_back(kind_end);
     return;
   }
   double end = now_ + seconds;
-  if (is_wait(call.verb)) {
+  if (call.waits() && call.is_all_to_all()) {
+    end = std::max(now_, row_ends_.front());
+    row_ends_.pop_front();
+  } else if (call.waits()) {
     end = std::max(now_, sums_end_);
-    if (is_exchange(call.verb)) {
-      end = std::max(now_, row_ends_.front());
-      row_ends_.pop_front();
-    }
   }
   exposed_ += end - now_;
   now_ = end;

@@ -79,7 +79,7 @@ class PlanRecord : public StepListener {
 
  private:
   double seconds_of(const OpWork& work) const;
-  double seconds_of(const Collective& kind, std::int64_t bytes) const;
+  double seconds_of(const CollectiveCall& call) const;
   Collective& find(const CollectiveCall& call);
   Part& current_part();
 

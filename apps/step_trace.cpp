@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <string_view>
 
 #include "apps/agree.h"
 #include "core/base/check.h"
@@ -128,18 +129,13 @@ void StepTrace::end_collective(const CollectiveCall& call, double seconds) {
   events_.push_back(
       {concat(call.group->name, ": ", call.verb), collectives, {end - seconds, end}, call.bytes});
   // From the start of an exchange to the end of its wait. Waits come in the order of the starts.
-  if (std::strncmp(call.group->name, "expert", 6) != 0 ||
-      std::strstr(call.verb, "all_to_all") == nullptr)
-    return;
-  const auto begins = [&](const char* text) {
-    return std::strncmp(call.verb, text, std::strlen(text)) == 0;
-  };
-  if (begins("start of")) {
+  if (!std::string_view(call.group->name).starts_with("expert") || !call.is_all_to_all()) return;
+  if (call.starts()) {
     exchange_starts_.push_back(end - seconds);
     return;
   }
   TimeSpan span = events_.back().time;
-  if (begins("wait for") && !exchange_starts_.empty()) {
+  if (call.waits() && !exchange_starts_.empty()) {
     span.first = exchange_starts_.front();
     exchange_starts_.pop_front();
   }

@@ -375,8 +375,8 @@ void Trainer::save_start(std::int64_t step, std::int64_t positions) {
 }
 
 void Trainer::save(std::int64_t next_step) {
-  if (routing_) routing_->mark_checkpoint(next_step);  // none before the first step
   if (next_step == saved_step_) return;
+  if (routing_) routing_->mark_checkpoint(next_step);  // none before the first step
   complete_save();
   observers_.activity.enter_phase("saving a checkpoint", /*is_patient=*/true);
   CheckpointMeta meta;

@@ -18,14 +18,6 @@ std::int64_t micro_batch_rows(const Recipe& recipe, std::int64_t num_data_ranks)
                                               : rows;
 }
 
-std::int64_t bucket_bytes(const Recipe& recipe, Device device) {
-  const std::int64_t bucket_kb = recipe.parallel.reduction_bucket_kb;
-  if (bucket_kb > 0 && device != Device::host)
-    throw UserError(concat("parallel.reduction_bucket_kb: found ", bucket_kb,
-                           ", allowed with --device cuda: 0; buckets run on --device cpu so far"));
-  return bucket_kb << 10;
-}
-
 void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t rows) {
   const std::int64_t length = batch.sequence_length;
   out.resize(rows, length);
@@ -62,15 +54,9 @@ TrainingStep::TrainingStep(Network& network, ProcessGrid& grid, const Recipe& re
     : network_(network),
       grid_(grid),
       recipe_(recipe),
-      reducer_(network.ops(), network.params(), grid,
-               bucket_bytes(recipe, network.ops().device())) {
-  if (recipe.parallel.shard_update) {
-    if (network.ops().device() != Device::host)
-      throw UserError(
-          "parallel.shard_update: found true, allowed with --device cuda: false; it runs on "
-          "--device cpu so far");
+      reducer_(network.ops(), network.params(), grid, recipe.parallel.reduction_bucket_kb << 10) {
+  if (recipe.parallel.shard_update)
     sharded_.emplace(network.ops(), network.params(), grid, network.tensor());
-  }
   network.params().zero_gradients(network.ops());
   bad_gradients_.resize(network.params().params().size());
 }

@@ -22,10 +22,6 @@ namespace openmoe {
 // Rows a rank computes at once under this recipe on a grid of so many data ranks.
 std::int64_t micro_batch_rows(const Recipe& recipe, std::int64_t num_data_ranks);
 
-// Of gradients that are reduced while the backward pass goes on; 0: after it. Throws UserError
-// where the device cannot do so.
-std::int64_t bucket_bytes(const Recipe& recipe, Device device);
-
 // Rows [begin, begin + rows) of `batch`; rows past its end become padding.
 void copy_rows(Batch& out, const Batch& batch, std::int64_t begin, std::int64_t rows);
 

@@ -29,10 +29,10 @@ class DeviceExchange final : public TokenExchange {
   // On the stream of the device: starting is all there is to do.
   void start_dispatch(Tensor sent, Tensor received, const Routing& routing,
                       std::int64_t part) override;
-  void finish_dispatch(Tensor, Tensor, const Routing&, std::int64_t) override {}
+  void finish_dispatch(Tensor, Tensor, std::int64_t) override {}
   void start_combine(Tensor rows, Tensor returned, const Routing& routing,
                      std::int64_t part) override;
-  void finish_combine(std::int64_t) override {}
+  void finish_combine(Tensor, std::int64_t) override {}
 
   // A run of rows that a copy brings from the order of arrival to expert order or back.
   struct Block {

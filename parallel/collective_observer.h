@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <deque>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,13 @@ struct CollectiveCall {
   const char* verb = "";    // a literal
   std::int64_t number = 0;  // among the calls of the group, from 1: the same on all of its ranks
   std::int64_t bytes = 0;   // that this rank brings
+
+  // Of a collective in the background: it goes on from here, or it is waited for.
+  bool starts() const { return std::string_view(verb).starts_with("start of "); }
+  bool waits() const { return std::string_view(verb).starts_with("wait for "); }
+  bool is_all_to_all() const {
+    return std::string_view(verb).find("all_to_all") != std::string_view::npos;
+  }
 };
 
 class CollectiveObserver {

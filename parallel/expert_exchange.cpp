@@ -160,8 +160,7 @@ void ExpertExchange::start_dispatch(Tensor sent, Tensor received, const Routing&
                     at(part).received_blocks(), sent.row_bytes());
 }
 
-void ExpertExchange::finish_dispatch(Tensor sent, Tensor received, const Routing&,
-                                     std::int64_t part) {
+void ExpertExchange::finish_dispatch(Tensor sent, Tensor received, std::int64_t part) {
   transport_->finish(part, outer_rows(part, received), at(part).received_blocks(),
                      sent.row_bytes());
   copy_blocks(Direction::to_experts, at(part), sent, received);
@@ -173,14 +172,12 @@ void ExpertExchange::start_combine(Tensor rows, Tensor returned, const Routing& 
   OPENMOE_CHECK(rows.data != returned.data || routing.num_received == 0,
                 "rows cannot move in place");
   if (part == 0) lay_out(routing);
-  at(part).returned = returned;
   copy_blocks(Direction::from_experts, at(part), returned, rows);
   transport_->start(part, outer_rows(part, rows), at(part).received_blocks(), returned.data,
                     at(part).sent_blocks(), rows.row_bytes());
 }
 
-void ExpertExchange::finish_combine(std::int64_t part) {
-  const Tensor& returned = at(part).returned;
+void ExpertExchange::finish_combine(Tensor returned, std::int64_t part) {
   transport_->finish(part, returned.data, at(part).sent_blocks(), returned.row_bytes());
 }
 

@@ -38,11 +38,10 @@ class ExpertExchange : public TokenExchange {
   bool moves_rows() const override { return planner_.ep() > 1; }
   void start_dispatch(Tensor sent, Tensor received, const Routing& routing,
                       std::int64_t part) override;
-  void finish_dispatch(Tensor sent, Tensor received, const Routing& routing,
-                       std::int64_t part) override;
+  void finish_dispatch(Tensor sent, Tensor received, std::int64_t part) override;
   void start_combine(Tensor rows, Tensor returned, const Routing& routing,
                      std::int64_t part) override;
-  void finish_combine(std::int64_t part) override;
+  void finish_combine(Tensor returned, std::int64_t part) override;
   void advance() override { transport_->advance(); }
 
  private:
@@ -60,7 +59,6 @@ class ExpertExchange : public TokenExchange {
     std::int64_t block_rows = 0;  // rows of all blocks
     // Per rank of the group; nothing is exchanged with oneself.
     std::vector<std::int64_t> sent, sent_offsets, received, received_offsets;
-    Tensor returned;  // of the combine under way
 
     RowBlocks sent_blocks() const { return {sent, sent_offsets}; }
     RowBlocks received_blocks() const { return {received, received_offsets}; }

@@ -73,11 +73,11 @@ void Model::compute_parts(Tensor sent, Tensor received, Tensor computed, Tensor 
   if (is_local()) return work(0, exchange_.num_local_experts());
   const std::int64_t parts = exchange_.num_parts();
   for (std::int64_t p = 0; p < parts; ++p) {
-    exchange_.finish_dispatch(sent, received, routing, p);
+    exchange_.finish_dispatch(sent, received, p);
     work(exchange_.part_begin(p), exchange_.part_begin(p + 1));
     exchange_.start_combine(computed, returned, routing, p);
   }
-  for (std::int64_t p = 0; p < parts; ++p) exchange_.finish_combine(p);
+  for (std::int64_t p = 0; p < parts; ++p) exchange_.finish_combine(returned, p);
 }
 
 // Scratch that only a chunk needs does not grow with the number of experts; gate and up are kept

@@ -20,9 +20,9 @@ class LocalExchange : public TokenExchange {
   void plan(Routing& routing, Tensor choice, Tensor slot) override;
   bool moves_rows() const override { return false; }
   void start_dispatch(Tensor, Tensor, const Routing&, std::int64_t) override { refuse(); }
-  void finish_dispatch(Tensor, Tensor, const Routing&, std::int64_t) override { refuse(); }
+  void finish_dispatch(Tensor, Tensor, std::int64_t) override { refuse(); }
   void start_combine(Tensor, Tensor, const Routing&, std::int64_t) override { refuse(); }
-  void finish_combine(std::int64_t) override { refuse(); }
+  void finish_combine(Tensor, std::int64_t) override { refuse(); }
 
  private:
   static void refuse() { OPENMOE_CHECK(false, "no row moves"); }

@@ -75,14 +75,13 @@ class TokenExchange {
   // rows of the part are touched in between. Collective over the ep group, as combine.
   virtual void start_dispatch(Tensor sent, Tensor received, const Routing& routing,
                               std::int64_t part) = 0;
-  virtual void finish_dispatch(Tensor sent, Tensor received, const Routing& routing,
-                               std::int64_t part) = 0;
+  virtual void finish_dispatch(Tensor sent, Tensor received, std::int64_t part) = 0;
   // rows (M_max, D) in expert order -> returned (S_max, D) in send order, first S rows. A part is
   // combined after its dispatch is finished; dispatches of later parts may be under way, of the
   // same handle.
   virtual void start_combine(Tensor rows, Tensor returned, const Routing& routing,
                              std::int64_t part) = 0;
-  virtual void finish_combine(std::int64_t part) = 0;
+  virtual void finish_combine(Tensor returned, std::int64_t part) = 0;
   // Lets the library work for a moment on what was started; not collective.
   virtual void advance() {}
 };

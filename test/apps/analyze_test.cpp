@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <fstream>
 
+#include "core/base/check.h"
 #include "data/h5_file.h"
 #include "data/routing_log.h"
 #include "test/support/catch.h"
@@ -57,6 +58,19 @@ std::vector<std::string> files_of(const std::string& folder) {
   std::sort(names.begin(), names.end());
   return names;
 }
+
+// A routing log of one MoE layer of three experts: the header, then `sequences`.
+std::string write_log(const std::string& path, const std::string& name, int step,
+                      const std::vector<std::string>& sequences) {
+  std::ofstream file(path);
+  file << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 3, "top_k": 2, )"
+       << R"("layers": [0], "name": ")" << name << R"(", "step": )" << step << "}\n";
+  for (const std::string& sequence : sequences) file << sequence << "\n";
+  return path;
+}
+
+// Of tokens 3 and 4.
+const std::string kSequence = R"({"tokens": [3, 4], "choices": [[[0, 1], [1, 2]]]})";
 
 }  // namespace
 
@@ -289,14 +303,8 @@ TEST_CASE("logs of two trainings are told apart", "[analyze]") {
   const TemporaryFolder folder;
   const auto log_of = [&](const std::string& place, int step) {
     std::filesystem::create_directories(folder / place);
-    std::ofstream(folder / (place + "/" + std::to_string(step) + ".jsonl"))
-        << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 3, "top_k": 2, )"
-        << R"("layers": [0], "name": "tiny", "step": )" << step << "}\n"
-        << R"({"tokens": [3, 4], "choices": [[[0, 1], [1, 2]]]})"
-        << "\n"
-        << R"({"tokens": [3, 4], "choices": [[[0, 1], [1, 2]]]})"
-        << "\n";
-    return folder / (place + "/" + std::to_string(step) + ".jsonl");
+    return write_log(folder / (place + "/" + std::to_string(step) + ".jsonl"), "tiny", step,
+                     {kSequence, kSequence});
   };
   const std::string a1 = log_of("a", 1), a2 = log_of("a", 2), b1 = log_of("b", 1),
                     b2 = log_of("b", 2);
@@ -394,19 +402,11 @@ TEST_CASE("the recipe's least capacity counts in simulated drops", "[analyze]") 
 // A shell names step-1000 before step-200.
 TEST_CASE("logs of one run are taken by their steps", "[analyze]") {
   const TemporaryFolder folder;
-  const auto log_of = [&](int step, bool has_second) {
-    const std::string path = folder / ("step-" + std::to_string(step) + ".jsonl");
-    std::ofstream file(path);
-    file
-        << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 3, "top_k": 2, )"
-        << R"("layers": [0], "name": "run", "step": )" << step << "}\n";
-    for (int s = 0; s < (has_second ? 2 : 1); ++s)
-      file << R"({"tokens": [3, 4], "choices": [[[0, 1], [1, 2]]]})"
-           << "\n";
-    return path;
+  const auto log_of = [&](int step, std::size_t sequences) {
+    return write_log(folder / ("step-" + std::to_string(step) + ".jsonl"), "run", step,
+                     std::vector<std::string>(sequences, kSequence));
   };
-  const std::string late = log_of(1000, false), middle = log_of(200, true),
-                    early = log_of(50, true);
+  const std::string late = log_of(1000, 1), middle = log_of(200, 2), early = log_of(50, 2);
   const std::string rest = " --permutations 9 --resamples 9 --min-count 1 --out " + folder / "out";
   const std::string output = analyze(1, "--log " + late + " " + middle + " " + early + rest).output;
   std::vector<std::string> models;
@@ -433,16 +433,10 @@ TEST_CASE("figures that are left out are named, demands that fit nothing are ref
           "[analyze]") {
   const TemporaryFolder folder;
   const auto log_of = [&](int step, int token) {
-    const std::string path = folder / ("step-" + std::to_string(step) + ".jsonl");
-    std::ofstream file(path);
-    file
-        << R"({"format": "openmoe-routing-log", "format_version": 1, "num_experts": 3, "top_k": 2, )"
-        << R"("layers": [0], "name": "run", "step": )" << step << "}\n";
-    for (int s = 0; s < 2; ++s)
-      file << R"({"source": "wikipedia", "tokens": [)" << token
-           << R"(, 4], "choices": [[[0, 1], [1, 2]]]})"
-           << "\n";
-    return path;
+    const std::string sequence = concat(R"({"source": "wikipedia", "tokens": [)", token,
+                                        R"(, 4], "choices": [[[0, 1], [1, 2]]]})");
+    return write_log(folder / ("step-" + std::to_string(step) + ".jsonl"), "run", step,
+                     {sequence, sequence});
   };
   const std::string one = log_of(1, 3), two = log_of(2, 5);
   const std::string rest = " --permutations 9 --resamples 9 --out " + folder / "out";

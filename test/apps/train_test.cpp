@@ -142,7 +142,6 @@ TEST_CASE("divided values and statistics train, resume and start as whole ones d
   check_same_run(train(4, recipe, next(), upcycled + divided), train(4, recipe, next(), upcycled));
 }
 
-// Three micro-batches where nothing else is said.
 TEST_CASE("every way of training gives the same losses on every grid", "[grid]") {
   struct Grid {
     int ranks;
@@ -156,28 +155,32 @@ TEST_CASE("every way of training gives the same losses on every grid", "[grid]")
                         {4, 4, "--ep 2"},
                         {4, 2, "--ep 2 --tp 2"},
                         {8, 4, "--ep 2 --tp 2"}};
-  // Both change nothing themselves.
-  const std::string kPlain = "run.seed=1", kOneMicroBatch = "run.log_every=1";
-  const std::string ways[] = {kPlain,
-                              kOneMicroBatch,
-                              "parallel.recompute=block",
-                              "parallel.shard_update=true",
-                              "parallel.reduction_bucket_kb=8",
-                              "parallel.exchange=fixed_capacity",
-                              "parallel.exchange=two_level --set parallel.ranks_per_node=1",
-                              "parallel.exchange_parts=2"};
+  struct Way {
+    std::int64_t micro_batches;
+    const char* options;
+  };
+  const Way ways[] = {{1, ""},
+                      {3, ""},
+                      {3, "--set parallel.recompute=block"},
+                      {3, "--set parallel.shard_update=true"},
+                      {3, "--set parallel.reduction_bucket_kb=8"},
+                      {3, "--set parallel.exchange=fixed_capacity"},
+                      {3, "--set parallel.exchange=two_level --set parallel.ranks_per_node=1"},
+                      {3, "--set parallel.exchange_parts=2"}};
+  constexpr std::int64_t kRows = 24;  // of a batch
   const std::string recipe = GENERATE("tiny-released.json", "tiny-paper.json");
   const TemporaryFolder folder;
-  const std::string steps =
-      " --set run.num_steps=4 --set run.validate_every=0 --set data.batch_rows=24 ";
+  const std::string steps = concat(
+      " --set run.num_steps=4 --set run.validate_every=0 --set data.batch_rows=", kRows, " ");
   const auto reference = train(1, recipe, folder / "reference", steps);
   REQUIRE(reference.size() == 4);
   int run = 0;
   for (const Grid& grid : grids)
-    for (const std::string& way : ways) {
-      const std::int64_t rows = way == kOneMicroBatch ? 0 : 24 / grid.data_ranks / 3;
+    for (const Way& way : ways) {
       const std::string options =
-          concat(grid.options, steps, "--set parallel.micro_batch_rows=", rows, " --set ", way);
+          concat(grid.options, steps,
+                 "--set parallel.micro_batch_rows=", kRows / grid.data_ranks / way.micro_batches,
+                 " ", way.options);
       INFO(recipe << " on " << grid.ranks << " ranks, " << options);
       check_same_run(train(grid.ranks, recipe, folder / std::to_string(++run), options), reference);
     }

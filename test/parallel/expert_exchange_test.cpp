@@ -267,7 +267,7 @@ TEST_CASE("parts are computed and returned one after the other") {
         s.exchange.start_dispatch(s.sent, s.received, s.routing, p);
       const auto* const offsets = s.routing.expert_offsets.as<std::int64_t>();
       for (std::int64_t p = 0; p < parts; ++p) {
-        s.exchange.finish_dispatch(s.sent, s.received, s.routing, p);
+        s.exchange.finish_dispatch(s.sent, s.received, p);
         // As what expert e of this rank makes of a row: (e + 2) x
         for (std::int64_t e = s.exchange.part_begin(p); e < s.exchange.part_begin(p + 1); ++e)
           for (std::int64_t i = offsets[e] * shape.d_model; i < offsets[e + 1] * shape.d_model; ++i)
@@ -275,7 +275,7 @@ TEST_CASE("parts are computed and returned one after the other") {
         s.exchange.advance();
         s.exchange.start_combine(s.received, s.sent, s.routing, p);
       }
-      for (std::int64_t p = 0; p < parts; ++p) s.exchange.finish_combine(p);
+      for (std::int64_t p = 0; p < parts; ++p) s.exchange.finish_combine(s.sent, p);
       const std::vector<ExpectedRow> rows = s.expected_sent();
       bool is_right = true;
       for (std::size_t i = 0; i < before.size(); ++i) {

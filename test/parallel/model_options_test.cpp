@@ -10,9 +10,9 @@
 #include "apps/plan_step.h"
 #include "apps/step_agreement.h"
 #include "apps/training_step.h"
-#include "core/base/rng.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
+#include "test/support/random_batch.h"
 #include "test/support/ranks.h"
 
 namespace openmoe::test {
@@ -22,26 +22,6 @@ constexpr std::int64_t kSteps = 3;
 
 Recipe recipe_of(const std::string& file, const std::vector<std::string>& changes) {
   return load_recipe(std::string(OPENMOE_TEST_SOURCE_DIR) + "/test/recipes/" + file, changes);
-}
-
-// Rows of one global batch, the same on every grid; the last positions of every third row are
-// padding.
-Batch rows_of_batch(const Recipe& recipe, std::int64_t begin, std::int64_t rows) {
-  Batch batch;
-  batch.resize(rows, recipe.data.sequence_length);
-  const auto length = static_cast<std::size_t>(batch.sequence_length);
-  for (std::int64_t row = begin; row < begin + rows; ++row) {
-    Rng rng(7, stream_id("model options", static_cast<std::uint64_t>(row)));
-    for (std::size_t t = 0; t + (row % 3 == 0 ? 10 : 0) < length; ++t) {
-      const std::size_t i = static_cast<std::size_t>(row - begin) * length + t;
-      batch.inputs[i] = static_cast<std::int32_t>(
-          rng.next_below(static_cast<std::uint64_t>(recipe.model.vocab_size)));
-      batch.targets[i] = batch.inputs[i];
-      batch.loss_weights[i] = 1.0f;
-      batch.segment_ids[i] = 1;
-    }
-  }
-  return batch;
 }
 
 // What some steps leave behind.
@@ -60,7 +40,7 @@ Steps run_steps(const Recipe& recipe, Communicator& world, std::int64_t ep, std:
   network.params().initialize(*ops, 1);
   TrainingStep training(network, grid, recipe);
   const std::int64_t rows = recipe.data.batch_rows / grid.num_data_ranks();
-  const Batch batch = rows_of_batch(recipe, grid.data_rank() * rows, rows);
+  const Batch batch = random_rows(recipe, grid.data_rank() * rows, rows);
   Steps steps;
   for (std::int64_t step = 0; step < kSteps; ++step) {
     const BatchCounts counts = agree_on_step(batch, recipe, grid, 0).counts;

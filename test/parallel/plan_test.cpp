@@ -14,10 +14,10 @@
 #include "apps/trainer.h"
 #include "apps/training_step.h"
 #include "core/base/error.h"
-#include "core/base/rng.h"
 #include "core/config/recipe_io.h"
 #include "core/cpu/cpu_ops.h"
 #include "parallel/observed_communicator.h"
+#include "test/support/random_batch.h"
 #include "test/support/ranks.h"
 
 namespace openmoe::test {
@@ -39,23 +39,6 @@ constexpr bool kIsSanitized = false;
 
 Recipe recipe_of(const std::string& file, const std::vector<std::string>& changes) {
   return load_recipe(std::string(OPENMOE_TEST_SOURCE_DIR) + "/" + file, changes);
-}
-
-// Random tokens; the last positions of every third row are padding.
-Batch random_batch(const Recipe& recipe, std::int64_t rows, std::int64_t data_rank) {
-  Batch batch;
-  batch.resize(rows, recipe.data.sequence_length);
-  Rng rng(7, stream_id("plan test", static_cast<std::uint64_t>(data_rank)));
-  for (std::size_t i = 0; i < batch.inputs.size(); ++i) {
-    const auto length = static_cast<std::size_t>(batch.sequence_length);
-    if (i / length % 3 == 0 && i % length > length - 10) continue;
-    batch.inputs[i] = static_cast<std::int32_t>(
-        rng.next_below(static_cast<std::uint64_t>(recipe.model.vocab_size)));
-    batch.targets[i] = batch.inputs[i];
-    batch.loss_weights[i] = 1.0f;
-    batch.segment_ids[i] = 1;
-  }
-  return batch;
 }
 
 std::int64_t resident_bytes() {
@@ -87,8 +70,8 @@ RealStep real_step(const Recipe& recipe, std::int64_t ep, std::int64_t tp) {
   RealStep real;
   real.grid = {grid.dp(), grid.ep(), grid.tp(), grid.world_rank()};
   real.memory = network.arena().used_bytes();
-  const Batch batch =
-      random_batch(recipe, recipe.data.batch_rows / grid.num_data_ranks(), grid.data_rank());
+  const std::int64_t rows = recipe.data.batch_rows / grid.num_data_ranks();
+  const Batch batch = random_rows(recipe, grid.data_rank() * rows, rows);
   std::int64_t micro_batch = 0;
   const auto keep_routing = [&](const Batch&, std::int64_t) {
     std::int64_t layer = 0;

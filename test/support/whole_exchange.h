@@ -12,7 +12,7 @@ inline Tensor dispatch(TokenExchange& exchange, Tensor sent, Tensor received,
   for (std::int64_t part = 0; part < exchange.num_parts(); ++part)
     exchange.start_dispatch(sent, received, routing, part);
   for (std::int64_t part = 0; part < exchange.num_parts(); ++part)
-    exchange.finish_dispatch(sent, received, routing, part);
+    exchange.finish_dispatch(sent, received, part);
   return received;
 }
 
@@ -21,7 +21,8 @@ inline Tensor combine(TokenExchange& exchange, Tensor rows, Tensor returned,
   if (!exchange.moves_rows()) return rows;
   for (std::int64_t part = 0; part < exchange.num_parts(); ++part)
     exchange.start_combine(rows, returned, routing, part);
-  for (std::int64_t part = 0; part < exchange.num_parts(); ++part) exchange.finish_combine(part);
+  for (std::int64_t part = 0; part < exchange.num_parts(); ++part)
+    exchange.finish_combine(returned, part);
   return returned;
 }
 
