@@ -47,7 +47,8 @@ std::unique_ptr<Ops> make_ops(const DeviceOptions& options, MpiEnvironment& mpi)
   return make_cpu_ops();
 }
 
-void attach_device(const DeviceOptions& options, ProcessGrid& grid, Ops& ops) {
+DeviceGroups::DeviceGroups(const DeviceOptions& options, ProcessGrid& grid, Ops& ops)
+    : grid_(grid) {
   if (ops.device() == Device::host) return;
   grid.attach_device([&](Communicator& group) {
     return options.collectives == "nccl" ? make_nccl_communicator(ops, group)
