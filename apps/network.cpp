@@ -52,14 +52,14 @@ NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::
 }
 
 // The one function that both sizes and allocates.
-void allocate(Arena& arena, ParamTable& params, Model& model, CheckpointSnapshot& snapshot,
-              const Recipe& recipe, bool training) {
+void allocate(Arena& arena, Ops& ops, ParamTable& params, Model& model,
+              CheckpointSnapshot& snapshot, const Recipe& recipe, bool training) {
   const GradientMemory gradients = !training                            ? GradientMemory::none
                                    : recipe.parallel.update_in_backward ? GradientMemory::one
                                                                         : GradientMemory::whole;
   params.allocate(arena, gradients, recipe.run.compute_type);
   model.allocate(arena, training);
-  if (training && recipe.run.checkpoint_in_background) snapshot.allocate(arena, params);
+  if (training && recipe.run.checkpoint_in_background) snapshot.allocate(arena, ops, params);
 }
 
 }  // namespace
@@ -78,9 +78,9 @@ Network::Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std:
       tensor_(std::move(parts.tensor)),
       model_(ops, recipe, params_, *exchange_, *tensor_, rows) {
   Arena dry;
-  allocate(dry, params_, model_, snapshot_, recipe, training);
+  allocate(dry, ops, params_, model_, snapshot_, recipe, training);
   arena_ = std::make_unique<Arena>(ops, dry.used_bytes());
-  allocate(*arena_, params_, model_, snapshot_, recipe, training);
+  allocate(*arena_, ops, params_, model_, snapshot_, recipe, training);
 }
 
 void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows,
@@ -99,7 +99,7 @@ void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, s
   const auto tensor = make_tensor_group(*ops, *tensor_group, *tensor_group);
   Model model(*ops, recipe, params, *exchange, *tensor, rows);
   CheckpointSnapshot snapshot;
-  allocate(dry, params, model, snapshot, recipe, training);
+  allocate(dry, *ops, params, model, snapshot, recipe, training);
 }
 
 }  // namespace openmoe

@@ -213,17 +213,32 @@ void Ops::zero(Tensor x) {
   do_zero(x);
 }
 
-void Ops::copy(Tensor dst, Tensor src) {
-  OpCall call("copy", device(), profile_);
-  OPENMOE_CHECK(dst.dtype == src.dtype && dst.shape == src.shape, "copy: src is ",
+namespace {
+
+void check_copy(const OpCall& call, const char* op, Tensor dst, Tensor src) {
+  OPENMOE_CHECK(dst.dtype == src.dtype && dst.shape == src.shape, op, ": src is ",
                 openmoe::name_of(src.dtype), " ", src.shape.to_string(), ", dst is ",
                 openmoe::name_of(dst.dtype), " ", dst.shape.to_string());
   for (const Tensor& x : {dst, src})
-    OPENMOE_CHECK(x.device == device() || x.device == Device::host, "copy: a tensor is on ",
-                  name_of(x.device), ", out of reach of ", name_of(device()));
+    OPENMOE_CHECK(x.device == call.device() || x.device == Device::host, op, ": a tensor is on ",
+                  name_of(x.device), ", out of reach of ", name_of(call.device()));
   call.present("dst", dst);
   call.present("src", src);
+}
+
+}  // namespace
+
+void Ops::copy(Tensor dst, Tensor src) {
+  OpCall call("copy", device(), profile_);
+  check_copy(call, "copy", dst, src);
   do_copy(dst, src);
+}
+
+void Ops::download(Tensor dst, Tensor src) {
+  OpCall call("download", device(), profile_);
+  check_copy(call, "download", dst, src);
+  OPENMOE_CHECK(dst.device == Device::host, "download: dst is on ", name_of(dst.device));
+  do_download(dst, src);
 }
 
 void Ops::convert(Tensor dst, Tensor src) {

@@ -129,6 +129,14 @@ class Ops {
   virtual void free_bytes(void* data, std::int64_t bytes) = 0;
   void zero(Tensor x);
   void copy(Tensor dst, Tensor src);  // same dtype and size; either may be on the host
+  // Host memory that copies reach fastest; throws RuntimeFault. On the host, memory as any other.
+  virtual void* allocate_host_bytes(std::int64_t bytes) { return allocate_bytes(bytes); }
+  virtual void free_host_bytes(void* data, std::int64_t bytes) { free_bytes(data, bytes); }
+  // dst, in such memory, = src as it is now, in the background; adafactor, which changes
+  // parameters, waits for it by itself. Nothing else may write src before it is done.
+  void download(Tensor dst, Tensor src);
+  virtual bool downloads_are_done() { return true; }  // all so far
+  virtual void finish_downloads() {}
   // dst = src between f32 and bf16, of one shape; to bf16 by rounding to nearest, ties to even.
   void convert(Tensor dst, Tensor src);
   void add_accumulate(Tensor y, Tensor x);  // y += x, f32
@@ -254,6 +262,7 @@ class Ops {
  private:
   virtual void do_zero(Tensor x) = 0;
   virtual void do_copy(Tensor dst, Tensor src) = 0;
+  virtual void do_download(Tensor dst, Tensor src) { do_copy(dst, src); }
   virtual void do_convert(Tensor dst, Tensor src) = 0;
   virtual void do_add_accumulate(Tensor y, Tensor x) = 0;
   virtual void do_multiply(Tensor x, float factor) = 0;

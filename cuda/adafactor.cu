@@ -300,6 +300,7 @@ void CudaOps::do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
   OPENMOE_CHECK(shared == nullptr, "a matrix shared by devices");
   const std::int64_t stack = w.size(0), R = w.size(1), C = w.size(2);
   if (w.num_elements() == 0) return;
+  wait_for_downloads();
   const cuda::Tiling tiling = cuda::tiling_of(R, C);
   const std::int64_t tiles = tiling.row_tiles * tiling.col_tiles,
                      row_blocks = cuda::ceil_div(R, cuda::kThreads);
@@ -345,6 +346,7 @@ void CudaOps::do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorSca
   OPENMOE_CHECK(shared == nullptr, "a matrix shared by devices");
   const std::int64_t n = w.num_elements();
   if (n == 0) return;
+  wait_for_downloads();
   const std::int64_t blocks = std::min(cuda::kFullBlocks, cuda::ceil_div(n, cuda::kThreads));
   float *w_part = nullptr, *u_part = nullptr, *factor = nullptr;
   cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) {

@@ -2,6 +2,7 @@
 #include "cuda/cuda_ops.h"
 
 #include <cstddef>
+#include <cstring>
 
 #include "core/base/check.h"
 #include "core/base/error.h"
@@ -167,7 +168,14 @@ CudaOps::CudaOps(int device_index)
   OPENMOE_CUDA(cudaMallocHost(reinterpret_cast<void**>(&report_), sizeof(Report)));
   OPENMOE_CUDA(cudaMalloc(reinterpret_cast<void**>(&device_report_), sizeof(Report)));
   OPENMOE_CUDA(cudaMemsetAsync(device_report_, 0, sizeof(Report), stream_));
-  OPENMOE_CUDA(cudaStreamCreateWithFlags(&transfer_stream_, cudaStreamNonBlocking));
+  for (cudaStream_t* stream : {&transfer_stream_, &download_stream_})
+    OPENMOE_CUDA(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking));
+  for (cudaEvent_t* event : {&computed_, &downloaded_})
+    OPENMOE_CUDA(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+  for (Staging& staging : staging_) {
+    OPENMOE_CUDA(cudaMallocHost(&staging.data, static_cast<std::size_t>(kStagingBytes)));
+    OPENMOE_CUDA(cudaEventCreateWithFlags(&staging.is_free, cudaEventDisableTiming));
+  }
 }
 
 CudaOps::~CudaOps() {
@@ -175,7 +183,13 @@ CudaOps::~CudaOps() {
   cudaFree(rope_table_.cosines);
   cudaFree(device_report_);
   cudaFreeHost(report_);
-  cudaStreamDestroy(transfer_stream_);
+  cudaStreamSynchronize(download_stream_);
+  for (const Staging& staging : staging_) {
+    cudaFreeHost(staging.data);
+    cudaEventDestroy(staging.is_free);
+  }
+  for (const cudaEvent_t event : {computed_, downloaded_}) cudaEventDestroy(event);
+  for (const cudaStream_t stream : {transfer_stream_, download_stream_}) cudaStreamDestroy(stream);
   cudaStreamDestroy(stream_);
 }
 
@@ -216,18 +230,76 @@ void CudaOps::do_zero(Tensor x) {
   OPENMOE_CUDA(cudaMemsetAsync(x.data, 0, static_cast<std::size_t>(x.size_bytes()), stream_));
 }
 
+void* CudaOps::allocate_host_bytes(std::int64_t bytes) {
+  void* data = nullptr;
+  const cudaError_t error = cudaMallocHost(&data, static_cast<std::size_t>(bytes > 0 ? bytes : 1));
+  if (error == cudaErrorMemoryAllocation)
+    throw RuntimeFault(
+        concat("cannot allocate ", bytes,
+               " bytes of page-locked host memory for a checkpoint's snapshot; set "
+               "run.checkpoint_in_background to false, or give the job more memory"));
+  OPENMOE_CUDA(error);
+  return data;
+}
+
+void CudaOps::free_host_bytes(void* data, std::int64_t) {
+  OPENMOE_CUDA(cudaFreeHost(data));
+}
+
 // From host memory the call returns when the bytes have left it; to host memory, when they are
 // there.
 void CudaOps::do_copy(Tensor dst, Tensor src) {
   if (src.num_elements() == 0) return;
   const bool from_host = src.device == Device::host, to_host = dst.device == Device::host;
   OPENMOE_CHECK(!(from_host && to_host), "copy between two host tensors on the cuda device");
-  const cudaMemcpyKind kind = from_host ? cudaMemcpyHostToDevice
-                              : to_host ? cudaMemcpyDeviceToHost
-                                        : cudaMemcpyDeviceToDevice;
-  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, static_cast<std::size_t>(src.size_bytes()), kind,
+  if (from_host) return upload(dst, src);
+  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, static_cast<std::size_t>(src.size_bytes()),
+                               to_host ? cudaMemcpyDeviceToHost : cudaMemcpyDeviceToDevice,
                                stream_));
-  if (from_host || to_host) OPENMOE_CUDA(cudaStreamSynchronize(stream_));
+  if (to_host) OPENMOE_CUDA(cudaStreamSynchronize(stream_));
+}
+
+void CudaOps::upload(Tensor dst, Tensor src) {
+  const auto bytes = static_cast<std::size_t>(src.size_bytes());
+  if (src.size_bytes() > kStagingBytes) {
+    OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, bytes, cudaMemcpyHostToDevice, stream_));
+    OPENMOE_CUDA(cudaStreamSynchronize(stream_));
+    return;
+  }
+  const Staging& staging = staging_[next_staging_];
+  next_staging_ = (next_staging_ + 1) % staging_.size();
+  OPENMOE_CUDA(cudaEventSynchronize(staging.is_free));
+  std::memcpy(staging.data, src.data, bytes);
+  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, staging.data, bytes, cudaMemcpyHostToDevice, stream_));
+  OPENMOE_CUDA(cudaEventRecord(staging.is_free, stream_));
+}
+
+// On a stream of its own, after the ops so far.
+void CudaOps::do_download(Tensor dst, Tensor src) {
+  if (src.num_elements() == 0) return;
+  OPENMOE_CUDA(cudaEventRecord(computed_, stream_));
+  OPENMOE_CUDA(cudaStreamWaitEvent(download_stream_, computed_, 0));
+  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, static_cast<std::size_t>(src.size_bytes()),
+                               cudaMemcpyDeviceToHost, download_stream_));
+  OPENMOE_CUDA(cudaEventRecord(downloaded_, download_stream_));
+  may_download_ = true;
+}
+
+bool CudaOps::downloads_are_done() {
+  const cudaError_t state = cudaEventQuery(downloaded_);
+  if (state == cudaErrorNotReady) return false;
+  OPENMOE_CUDA(state);
+  return true;
+}
+
+void CudaOps::finish_downloads() {
+  OPENMOE_CUDA(cudaEventSynchronize(downloaded_));
+}
+
+void CudaOps::wait_for_downloads() {
+  if (!may_download_) return;
+  OPENMOE_CUDA(cudaStreamWaitEvent(stream_, downloaded_, 0));
+  may_download_ = false;
 }
 
 void CudaOps::do_add_accumulate(Tensor y, Tensor x) {

@@ -11,6 +11,7 @@
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
+#include <array>
 #include <vector>
 
 #include "core/ops.h"
@@ -28,6 +29,10 @@ class CudaOps final : public Ops {
   Device device() const override { return Device::cuda; }
   void* allocate_bytes(std::int64_t bytes) override;
   void free_bytes(void* data, std::int64_t bytes) override;
+  void* allocate_host_bytes(std::int64_t bytes) override;
+  void free_host_bytes(void* data, std::int64_t bytes) override;
+  bool downloads_are_done() override;
+  void finish_downloads() override;
   cudaStream_t stream() const { return stream_; }
   // What travels between devices has a stream of its own. All communicators share it, so that their
   // transfers run in the order in which the host started them, which is the same on every rank;
@@ -54,12 +59,24 @@ class CudaOps final : public Ops {
     float base = 0.0f;
   };
 
+  // Page-locked memory through which small tensors of the host reach the device, so that the host
+  // need not wait until they are there.
+  struct Staging {
+    void* data = nullptr;
+    cudaEvent_t is_free = nullptr;
+  };
+  static constexpr std::int64_t kStagingBytes = 1 << 20;
+
+  void upload(Tensor dst, Tensor src);
+  // Before an op changes what downloads read.
+  void wait_for_downloads();
   // Waits for the stream and returns what was reported. Throws where a kernel met a bad index.
   const Report& wait_for_report();
   void prepare_rope_table(std::int64_t length, std::int64_t half, float base);
 
   void do_zero(Tensor x) override;
   void do_copy(Tensor dst, Tensor src) override;
+  void do_download(Tensor dst, Tensor src) override;
   void do_convert(Tensor dst, Tensor src) override;
   void do_add_accumulate(Tensor y, Tensor x) override;
   void do_multiply(Tensor x, float factor) override;
@@ -112,7 +129,11 @@ class CudaOps final : public Ops {
                          const SharedMatrix* shared) override;
 
   int device_index_;
-  cudaStream_t stream_ = nullptr, transfer_stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, transfer_stream_ = nullptr, download_stream_ = nullptr;
+  cudaEvent_t computed_ = nullptr, downloaded_ = nullptr;
+  bool may_download_ = false;  // since stream_ was made to wait for downloaded_
+  std::array<Staging, 4> staging_{};
+  std::size_t next_staging_ = 0;
   Report* report_ = nullptr;         // pinned host memory
   Report* device_report_ = nullptr;  // its twin on the device
   cuda::Scratch scratch_;

@@ -12,6 +12,7 @@ packages=(
   libcli11-dev nlohmann-json3-dev librandom123-dev
   libzip-dev  # PyTorch files are zip archives
   libcpp-httplib-dev  # openmoe serve
+  libboost-context-dev  # threads of emulated devices, in tests
   catch2 clang-format-14
 )
 if [ "${1:-}" = --analysis ]; then

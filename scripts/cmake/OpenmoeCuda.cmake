@@ -6,18 +6,30 @@
 set(OPENMOE_CUDA OFF CACHE STRING "code for CUDA devices: AUTO (where nvcc is found), ON or OFF")
 set_property(CACHE OPENMOE_CUDA PROPERTY STRINGS AUTO ON OFF)
 
+# cublasGemmGroupedBatchedEx came with this version.
+set(OPENMOE_CUDA_NEEDED 12.5)
+
+# Why there will be no code for devices: a fault where it is demanded.
+macro(openmoe_without_cuda)
+  if(OPENMOE_CUDA STREQUAL "AUTO")
+    message(WARNING "openmoe is built without CUDA: " ${ARGN})
+  else()
+    message(FATAL_ERROR "OPENMOE_CUDA=${OPENMOE_CUDA}, but " ${ARGN} "; or build with -DOPENMOE_CUDA=OFF")
+  endif()
+endmacro()
+
 set(OPENMOE_HAVE_CUDA OFF)
 if(OPENMOE_CUDA)
   include(CheckLanguage)
   if(NOT DEFINED CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX} AND EXISTS /usr/local/cuda/bin/nvcc)
     set(CMAKE_CUDA_COMPILER /usr/local/cuda/bin/nvcc)
   endif()
+  # Machine code for sm_80 (which 8.6 and 8.9 run too) and sm_90, and PTX that the driver compiles for what comes later.
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 90-virtual)
+  endif()
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
-    # Machine code for sm_80 (which 8.6 and 8.9 run too) and sm_90, and PTX that the driver compiles for what comes later.
-    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-      set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 90-virtual)
-    endif()
     enable_language(CUDA)
     set(CMAKE_CUDA_STANDARD 20)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
@@ -33,14 +45,17 @@ if(OPENMOE_CUDA)
     find_package(CUDAToolkit REQUIRED)
     find_library(OPENMOE_NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR} ${CUDAToolkit_LIBRARY_ROOT}/lib)
     find_path(OPENMOE_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
-    if(NOT OPENMOE_NCCL_LIBRARY OR NOT OPENMOE_NCCL_INCLUDE_DIR)
-      message(FATAL_ERROR "nvcc is ${CMAKE_CUDA_COMPILER}, but NCCL was not found: install libnccl-dev, point "
-                          "OPENMOE_NCCL_LIBRARY and OPENMOE_NCCL_INCLUDE_DIR at it, or build with -DOPENMOE_CUDA=OFF")
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS OPENMOE_CUDA_NEEDED)
+      openmoe_without_cuda("${CMAKE_CUDA_COMPILER} is of version ${CMAKE_CUDA_COMPILER_VERSION}, and ${OPENMOE_CUDA_NEEDED} is needed: "
+                           "set CMAKE_CUDA_COMPILER to a newer nvcc")
+    elseif(NOT OPENMOE_NCCL_LIBRARY OR NOT OPENMOE_NCCL_INCLUDE_DIR)
+      openmoe_without_cuda("NCCL was not found beside ${CMAKE_CUDA_COMPILER}: install libnccl-dev, or point OPENMOE_NCCL_LIBRARY and "
+                           "OPENMOE_NCCL_INCLUDE_DIR at it")
+    else()
+      set(OPENMOE_HAVE_CUDA ON)
     endif()
-    set(OPENMOE_HAVE_CUDA ON)
   elseif(NOT OPENMOE_CUDA STREQUAL "AUTO")
-    message(FATAL_ERROR "OPENMOE_CUDA=${OPENMOE_CUDA}, but no CUDA compiler was found: set CMAKE_CUDA_COMPILER to nvcc's path, "
-                        "or build with -DOPENMOE_CUDA=OFF")
+    openmoe_without_cuda("no CUDA compiler was found: set CMAKE_CUDA_COMPILER to nvcc's path")
   endif()
 endif()
 message(STATUS "CUDA backend: ${OPENMOE_HAVE_CUDA} (OPENMOE_CUDA=${OPENMOE_CUDA})")

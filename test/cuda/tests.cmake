@@ -13,6 +13,17 @@ add_executable(openmoe_emulated ${CMAKE_SOURCE_DIR}/apps/main.cpp)
 target_link_libraries(openmoe_emulated PRIVATE openmoe_apps openmoe_cuda_emulated)
 set_target_properties(openmoe_emulated PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
 
+openmoe_golden_tests(CASES 1:1:1:6 2:1:1:6 2:2:1:6 2:1:2:6 4:2:2:6 FOLDER ${CMAKE_SOURCE_DIR}/test/golden WHAT "all files on devices"
+                     BINARY openmoe_emulated OPTIONS --device cuda LABELS cuda)
+
+file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/programs/*_test.cpp)
+add_executable(test_cuda_programs support/plain_main.cpp ${sources})
+target_link_libraries(test_cuda_programs PRIVATE openmoe_test_support openmoe_core)
+target_compile_definitions(test_cuda_programs PRIVATE OPENMOE_EMULATED_BINARY="${CMAKE_BINARY_DIR}/openmoe_emulated")
+add_dependencies(test_cuda_programs openmoe openmoe_emulated)
+openmoe_discover_tests(test_cuda_programs "cuda programs" TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "cuda\;mpi" FIXTURES_REQUIRED sample_shards
+                       PROCESSORS 2)
+
 # What nvcc made of the kernels.
 if(OPENMOE_HAVE_CUDA)
   add_executable(test_cuda_kernels ${CMAKE_CURRENT_LIST_DIR}/built_kernels_test.cpp)

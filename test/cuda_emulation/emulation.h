@@ -23,7 +23,7 @@ void set_seed(std::uint64_t seed);
 std::uint64_t seed();
 
 // The hardware. First values: environment OPENMOE_EMULATION_DEVICES (8), OPENMOE_EMULATION_ARCH
-// (90: sm_90), OPENMOE_EMULATION_MEMORY_MB (8192 per device).
+// (90: sm_90), OPENMOE_EMULATION_MEMORY_MB (8192 per device), OPENMOE_EMULATION_DRIVER (13000).
 struct Hardware {
   int num_devices = 8;
   int arch = 90;
