@@ -87,6 +87,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *total = sum;
 }
 
+// Makes the device current.
 void check_device(int device_index) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
@@ -106,6 +107,7 @@ void check_device(int device_index) {
                            " was asked for, this rank sees ", count, " (0 to ", count - 1,
                            "); start no more ranks per host than it has devices, or set "
                            "CUDA_VISIBLE_DEVICES"));
+  OPENMOE_CUDA(cudaSetDevice(device_index));
   cudaFuncAttributes attributes{};
   const cudaError_t image = cudaFuncGetAttributes(&attributes, add_kernel);
   if (image == cudaErrorNoKernelImageForDevice) {
@@ -154,7 +156,6 @@ namespace {
 // The stream of a device that was checked and made current.
 cudaStream_t open_stream(int device_index) {
   check_device(device_index);
-  OPENMOE_CUDA(cudaSetDevice(device_index));
   cudaStream_t stream = nullptr;
   OPENMOE_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return stream;

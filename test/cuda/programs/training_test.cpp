@@ -56,13 +56,13 @@ TEST_CASE("devices lose as CPUs do, on every grid and in every way", "[cuda]") {
       {4, 2, 3, "--ep 2 --tp 2 --set parallel.exchange_parts=2 --set parallel.recompute=ffn"},
       {4, 2, 1, "--tp 2 --set parallel.shard_update=true"},
       {4, 2, 1, "--ep 2 --tp 2 --set parallel.update_in_backward=true"}};
-  constexpr std::int64_t kRows = 24;  // of a batch
+  constexpr std::int64_t kRows = 12;  // of a batch
   const std::string recipe = GENERATE("tiny-released.json", "tiny-paper.json");
   const TemporaryFolder folder;
   const std::string steps = concat(
-      " --set run.num_steps=3 --set run.validate_every=0 --set data.batch_rows=", kRows, " ");
+      " --set run.num_steps=2 --set run.validate_every=0 --set data.batch_rows=", kRows, " ");
   const auto reference = train(1, recipe, folder / "reference", steps + "--device cpu");
-  REQUIRE(reference.size() == 3);
+  REQUIRE(reference.size() == 2);
   int run = 0;
   for (const Variant& variant : variants) {
     const std::string options =
@@ -76,7 +76,8 @@ TEST_CASE("devices lose as CPUs do, on every grid and in every way", "[cuda]") {
 
 TEST_CASE("the schedule of blocks and threads changes no bit of a training", "[cuda]") {
   const TemporaryFolder folder;
-  const std::string steps = "--set run.num_steps=3 --ep 2";
+  const std::string steps =
+      "--set run.num_steps=2 --set run.validate_every=0 --set data.batch_rows=4 --ep 2";
   const auto first = without_times(train_on_device(2, folder / "0", steps));
   for (const std::string seed : {"1", "2"}) {
     INFO("seed " << seed);
@@ -91,26 +92,28 @@ TEST_CASE("the schedule of blocks and threads changes no bit of a training", "[c
 
 TEST_CASE("a run goes on from a CPU to a device and back", "[cuda]") {
   const TemporaryFolder folder;
-  const std::string rest = " --set run.validate_every=0 --set run.replica_check_every=3";
+  const std::string rest =
+      " --set run.validate_every=0 --set run.replica_check_every=2 --set data.batch_rows=4";
   const auto straight =
-      train(1, kRecipe, folder / "straight", "--device cpu --set run.num_steps=9" + rest);
+      train(1, kRecipe, folder / "straight", "--device cpu --set run.num_steps=6" + rest);
   const std::string run = folder / "changing";
-  train(1, kRecipe, run, "--device cpu --set run.num_steps=3" + rest);
-  train_on_device(4, run, "--set run.num_steps=6 --ep 2 --tp 2 --resume" + rest);
+  train(1, kRecipe, run, "--device cpu --set run.num_steps=2" + rest);
+  train_on_device(4, run, "--set run.num_steps=4 --ep 2 --tp 2 --resume" + rest);
   check_same_run(
-      train(2, kRecipe, run, "--device cpu --set run.num_steps=9 --ep 2 --resume" + rest),
+      train(2, kRecipe, run, "--device cpu --set run.num_steps=6 --ep 2 --resume" + rest),
       straight);
 }
 
 TEST_CASE("checkpoints in the background hold what those at once hold", "[cuda]") {
   const TemporaryFolder folder;
   const std::string options =
-      "--ep 2 --set run.num_steps=4 --set run.checkpoint_every=1 --set run.keep_checkpoints=4";
+      "--ep 2 --set run.num_steps=3 --set run.checkpoint_every=1 --set run.keep_checkpoints=4 "
+      "--set run.validate_every=0 --set data.batch_rows=4";
   const auto at_once = without_times(train_on_device(2, folder / "at-once", options));
   const auto background = without_times(train_on_device(
       2, folder / "background", options + " --set run.checkpoint_in_background=true"));
   CHECK(background == at_once);
-  for (const std::string step : {"step-00000001", "step-00000002", "step-00000004"}) {
+  for (const std::string step : {"step-00000001", "step-00000002", "step-00000003"}) {
     INFO(step);
     CHECK(files_of(folder / "background", step) == files_of(folder / "at-once", step));
   }
@@ -151,7 +154,7 @@ TEST_CASE("what a job lacks on devices is said before it starts", "[cuda]") {
   }
 }
 
-TEST_CASE("--device auto takes devices where every rank sees one, and says so", "[cuda]") {
+TEST_CASE("auto takes devices where every rank sees one, and says so", "[cuda]") {
   const TemporaryFolder folder;
   const std::string steps = "--set run.num_steps=1 --set run.validate_every=0";
   const CommandResult with = run_emulated(2, "OPENMOE_EMULATION_DEVICES=2",
