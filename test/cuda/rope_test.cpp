@@ -1,0 +1,27 @@
+#include "test/cuda/op_run.h"
+
+using namespace openmoe;
+using openmoe::test::OpRun;
+
+TEST_CASE("rope: stored in bf16, misaligned heads, nothing at all", "[cuda]") {
+  for (const DType stored : test::kStoredTypes)
+    for (const std::int64_t Dh : {2, 6, 16, 32, 80})
+      for (const bool misaligned : {false, true}) {
+        INFO("Dh " << Dh << ", in " << name_of(stored) << ", misaligned " << misaligned);
+        test::compare_backends(
+            [=](OpRun& run) {
+              const auto heads = [&](const char* name, const Shape& shape) {
+                return run.normal(name, shape, 1.0, misaligned, stored);
+              };
+              const Tensor longer = heads("longer", {2, 9, 3, Dh}),
+                           shorter = heads("shorter", {3, 4, 1, Dh});
+              const Tensor back = heads("back", {2, 9, 3, Dh}),
+                           empty = heads("empty", {0, 4, 2, Dh});
+              run.ops().rope_forward(longer, 10000.0f);
+              run.ops().rope_forward(shorter, 10000.0f);
+              run.ops().rope_backward(back, 500.0f);
+              run.ops().rope_forward(empty, 500.0f);
+            },
+            1e-6);
+      }
+}
