@@ -25,13 +25,15 @@ __global__ void __launch_bounds__(kThreads)
 
 // Rotates the pairs (j, j + half) of every head, kWidth neighbouring j per thread. `sign` -1 is the
 // inverse.
-template <typename X, int kWidth>
+template <typename X, int kWidth, typename Index>
 __global__ void __launch_bounds__(kThreads)
     rope_kernel(X* x, const float* cosines, const float* sines, float sign, std::int64_t vectors,
-                std::int64_t T, std::int64_t H, std::int64_t half) {
-  const std::int64_t per_head = half / kWidth;
+                Index T, Index H, std::int64_t half) {
+  const Index per_head = static_cast<Index>(half / kWidth);
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
-    const std::int64_t head = i / per_head, j = i % per_head * kWidth, t = head / H % T;
+    const Index index = static_cast<Index>(i);
+    const std::int64_t head = index / per_head, j = index % per_head * kWidth,
+                       t = index / per_head / H % T;
     float cosine[kWidth], sine[kWidth], low[kWidth], high[kWidth];
     X* const at = x + head * 2 * half + j;
     load(cosine, cosines + t * half + j);
@@ -79,9 +81,12 @@ void CudaOps::do_rope(Tensor x, float base, bool inverse) {
     constexpr int kWidth = cuda::kVector<X>;
     cuda::with_width<kWidth>(cuda::can_vectorise(kWidth, half, x, sines), [&](auto width) {
       const std::int64_t vectors = B * T * H * (half / width.value);
-      cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
-                   cuda::rope_kernel<X, width.value>, x.as<X>(), rope_table_.cosines,
-                   rope_table_.sines, inverse ? -1.0f : 1.0f, vectors, T, H, half);
+      cuda::with_index(vectors, [&]<typename Index>(Index) {
+        cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
+                     cuda::rope_kernel<X, width.value, Index>, x.as<X>(), rope_table_.cosines,
+                     rope_table_.sines, inverse ? -1.0f : 1.0f, vectors, static_cast<Index>(T),
+                     static_cast<Index>(H), half);
+      });
     });
   });
 }
