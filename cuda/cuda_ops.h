@@ -53,6 +53,7 @@ class CudaOps final : public Ops {
   // Waits for the stream and returns what was reported. Throws where a kernel met a bad index.
   const Report& wait_for_report();
   void prepare_rope_table(std::int64_t length, std::int64_t half, float base);
+  void rotate(Tensor first, Tensor second, std::int64_t count, float base, bool inverse);
   // Replaces `count` numbers on the device by their sums over the ranks that share a matrix: one
   // trip to the host.
   void sum_over_ranks(double* values, std::int64_t count, const SharedMatrix& shared);
@@ -82,6 +83,7 @@ class CudaOps final : public Ops {
   void do_grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x,
                                          Tensor expert_offsets) override;
   void do_rope(Tensor x, float base, bool inverse) override;
+  void do_rope_pair(Tensor q, Tensor k, float base, bool inverse) override;
   void do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,
                             Tensor segment_ids, float scale) override;
   void do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k,
