@@ -143,6 +143,12 @@ void check_grouped(OpCall& call, Named y_named, Named x_named, Named w_named,
   call.does(2.0 * real(offsets[w.size(0)] - offsets[0]) * real(w.size(1)) * real(w.size(2)));
 }
 
+void check_rope(OpCall& call, const char* name, Tensor x, float base) {
+  call.stored(name, x, {kAny, kAny, kAny, kAny});
+  call.that(x.size(3) % 2 == 0, "the head width must be even", static_cast<double>(x.size(3)));
+  call.that(base > 0.0f, "base must be positive", base);
+}
+
 void check_attention_inputs(OpCall& call, Tensor q, Tensor k, Tensor v, Tensor segment_ids,
                             double forward_multiple) {
   call.stored("q", q, {kAny, kAny, kAny, kAny});
@@ -408,18 +414,28 @@ void Ops::grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x, Tensor 
 
 void Ops::rope_forward(Tensor x, float base) {
   OpCall call("rope_forward", device(), profile_);
-  call.stored("x", x, {kAny, kAny, kAny, kAny});
-  call.that(x.size(3) % 2 == 0, "the head width must be even", static_cast<double>(x.size(3)));
-  call.that(base > 0.0f, "base must be positive", base);
+  check_rope(call, "x", x, base);
   do_rope(x, base, false);
 }
 
 void Ops::rope_backward(Tensor dx, float base) {
   OpCall call("rope_backward", device(), profile_);
-  call.stored("dx", dx, {kAny, kAny, kAny, kAny});
-  call.that(dx.size(3) % 2 == 0, "the head width must be even", static_cast<double>(dx.size(3)));
-  call.that(base > 0.0f, "base must be positive", base);
+  check_rope(call, "dx", dx, base);
   do_rope(dx, base, true);
+}
+
+void Ops::rope_forward(Tensor q, Tensor k, float base) {
+  OpCall call("rope_forward", device(), profile_);
+  check_rope(call, "q", q, base);
+  call.stored_as(q, "k", k, q.shape);
+  do_rope_pair(q, k, base, false);
+}
+
+void Ops::rope_backward(Tensor dq, Tensor dk, float base) {
+  OpCall call("rope_backward", device(), profile_);
+  check_rope(call, "dq", dq, base);
+  call.stored_as(dq, "dk", dk, dq.shape);
+  do_rope_pair(dq, dk, base, true);
 }
 
 void Ops::attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,

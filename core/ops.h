@@ -193,6 +193,9 @@ class Ops {
   // ---- In place on x (B, T, H, Dh), stored; the position is the index t in the row.
   void rope_forward(Tensor x, float base);
   void rope_backward(Tensor dx, float base);  // the inverse rotation, in place
+  // The same of queries and keys of one shape at once.
+  void rope_forward(Tensor q, Tensor k, float base);
+  void rope_backward(Tensor dq, Tensor dk, float base);
 
   // ---- causal attention within a segment ----
   // o = softmax(scale * q k^T) v over positions s <= t with segment_ids[s] == segment_ids[t] > 0;
@@ -287,6 +290,10 @@ class Ops {
   virtual void do_grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x,
                                                  Tensor expert_offsets) = 0;
   virtual void do_rope(Tensor x, float base, bool inverse) = 0;
+  virtual void do_rope_pair(Tensor q, Tensor k, float base, bool inverse) {
+    do_rope(q, base, inverse);
+    do_rope(k, base, inverse);
+  }
   virtual void do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,
                                     Tensor segment_ids, float scale) = 0;
   virtual void do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q,

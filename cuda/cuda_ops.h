@@ -2,9 +2,9 @@
 // kernels are templates over the storage type.
 //
 // Every op is enqueued on one stream and returns at once, except those that give a number to the
-// host (sum_of_squares, softmax_cross_entropy, copy to the host), which wait for that stream and
-// nothing else. Results are deterministic: no atomics on floating point, reductions in fixed order,
-// whose shape depends on the sizes alone and not on the device.
+// host (sum_of_squares, softmax_cross_entropy, Adafactor on shared matrices, copy to the host),
+// which wait for that stream and nothing else. Results are deterministic: no atomics on floating
+// point, reductions in fixed order, whose shape depends on the sizes alone and not on the device.
 #pragma once
 
 #include <cublasLt.h>
@@ -73,6 +73,12 @@ class CudaOps final : public Ops {
   // Waits for the stream and returns what was reported. Throws where a kernel met a bad index.
   const Report& wait_for_report();
   void prepare_rope_table(std::int64_t length, std::int64_t half, float base);
+  void rotate(Tensor first, Tensor second, std::int64_t count, float base, bool inverse);
+  // Replaces `count` numbers on the device by their sums over the ranks that share a matrix: one
+  // trip to the host.
+  void sum_over_ranks(double* values, std::int64_t count, const SharedMatrix& shared);
+  LossSums shared_cross_entropy(Tensor logits, Tensor targets, Tensor weights, Tensor token_loss,
+                                float z_weight, float scale, const SharedVocabulary& shared);
 
   void do_zero(Tensor x) override;
   void do_copy(Tensor dst, Tensor src) override;
@@ -101,6 +107,7 @@ class CudaOps final : public Ops {
   void do_grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x,
                                          Tensor expert_offsets) override;
   void do_rope(Tensor x, float base, bool inverse) override;
+  void do_rope_pair(Tensor q, Tensor k, float base, bool inverse) override;
   void do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,
                             Tensor segment_ids, float scale) override;
   void do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k,
@@ -137,6 +144,7 @@ class CudaOps final : public Ops {
   Report* report_ = nullptr;         // pinned host memory
   Report* device_report_ = nullptr;  // its twin on the device
   cuda::Scratch scratch_;
+  cuda::PinnedScratch pinned_;
   cuda::Gemm gemm_;
   std::vector<cuda::GemmJob> jobs_;
   RopeTable rope_table_;

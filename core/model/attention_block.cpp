@@ -25,8 +25,7 @@ void Model::attention_output(const AttentionParams& params, AttentionActivations
   exchange_.advance();
   ops_.linear_forward(act.v, y, params.v->operand);
   exchange_.advance();
-  ops_.rope_forward(act.q.reshaped(by_head), base);
-  ops_.rope_forward(act.k.reshaped(by_head), base);
+  ops_.rope_forward(act.q.reshaped(by_head), act.k.reshaped(by_head), base);
   ops_.attention_forward(act.o.reshaped(by_head), act.log_z, act.q.reshaped(by_head),
                          act.k.reshaped(by_head), act.v.reshaped(by_head),
                          batch_.segment_ids.reshaped({rows_, length_}), logit_scale(config_));
@@ -59,8 +58,7 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   ops_.attention_backward(
       heads(s.dq), heads(s.dk), heads(s.dv), heads(s.d_o), heads(act.q), heads(act.k), heads(act.v),
       heads(act.o), batch_.segment_ids.reshaped({rows_, length_}), act.log_z, logit_scale(config_));
-  ops_.rope_backward(heads(s.dq), base);
-  ops_.rope_backward(heads(s.dk), base);
+  ops_.rope_backward(heads(s.dq), heads(s.dk), base);
   // q = y Wq^T, k = y Wk^T, v = y Wv^T
   if (accumulate_dy)
     ops_.linear_backward_input_accumulate(s.dy, s.dq, params.q->operand);
