@@ -36,11 +36,15 @@ class OpRun {
   // begins one element past an aligned address, so that no vector access fits.
   Tensor normal(const std::string& name, const Shape& shape, double scale = 1.0,
                 bool misaligned = false) {
+    return floats(name, shape, normal_values(name, shape, scale), misaligned);
+  }
+  static std::vector<float> normal_values(const std::string& name, const Shape& shape,
+                                          double scale = 1.0) {
     const Rng rng(1, stream_id(name));
     std::vector<float> values(static_cast<std::size_t>(shape.num_elements()));
     for (std::size_t i = 0; i < values.size(); ++i)
       values[i] = static_cast<float>(scale * rng.normal_at(i));
-    return floats(name, shape, values, misaligned);
+    return values;
   }
   // NaN everywhere: what an op leaves alone stays NaN, what it reads spoils its results.
   Tensor poisoned(const std::string& name, const Shape& shape, bool misaligned = false) {
@@ -52,6 +56,19 @@ class OpRun {
   Tensor floats(const std::string& name, const Shape& shape, const std::vector<float>& values,
                 bool misaligned = false) {
     return make(name, shape, DType::f32, values.data(), misaligned);
+  }
+  // The same values rounded to bf16: stored so on the device, as f32 on the CPU backend, whose
+  // results are then those of exact storage.
+  Tensor bf16(const std::string& name, const Shape& shape, const std::vector<float>& values,
+              bool misaligned = false) {
+    std::vector<BFloat16> rounded;
+    std::vector<float> widened;
+    for (const float value : values) {
+      rounded.emplace_back(value);
+      widened.push_back(static_cast<float>(rounded.back()));
+    }
+    if (ops_.device() == Device::host) return floats(name, shape, widened, misaligned);
+    return make(name, shape, DType::bf16, rounded.data(), misaligned);
   }
   Tensor ints(const std::string& name, const Shape& shape,
               const std::vector<std::int32_t>& values) {
@@ -67,6 +84,12 @@ class OpRun {
 
   std::vector<float> read_floats(const Tensor& x) {
     std::vector<float> values(static_cast<std::size_t>(x.num_elements()));
+    if (x.dtype == DType::bf16) {
+      std::vector<BFloat16> stored(values.size());
+      if (!values.empty()) ops_.copy(host_view(stored.data(), x.shape), x);
+      for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(stored[i]);
+      return values;
+    }
     if (!values.empty()) ops_.copy(host_view(values.data(), x.shape), x);
     return values;
   }
@@ -86,7 +109,7 @@ class OpRun {
   std::vector<Result> results() {
     std::vector<Result> all;
     for (const Held& held : held_)
-      if (held.tensor.dtype == DType::f32)
+      if (held.tensor.dtype != DType::i32)
         all.push_back({held.name, read_floats(held.tensor), {}, {}});
       else
         all.push_back({held.name, {}, read_ints(held.tensor), {}});
