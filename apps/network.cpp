@@ -54,6 +54,15 @@ void check_cuda(const Recipe& recipe, std::int64_t tp, const ExchangeRoute& rout
   check(!recipe.run.checkpoint_in_background, "run.checkpoint_in_background", "true", "false");
 }
 
+AttentionCall attention_call(const Recipe& recipe, std::int64_t rows, std::int64_t tp,
+                             bool training) {
+  const ModelConfig& model = recipe.model;
+  return {.shape = {rows, recipe.data.sequence_length, model.num_heads / tp, model.head_dim},
+          .dtype = recipe.run.compute_type == ComputeType::bf16 ? DType::bf16 : DType::f32,
+          .scale = model.logit_scale(),
+          .backward = training};
+}
+
 NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
                         bool training) {
   const bool is_dense = recipe.model.num_moe_layers() == 0;
@@ -65,6 +74,8 @@ NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::
   parts.exchange = on_cuda ? make_cuda_exchange(ops, shape, grid.device_expert())
                            : make_exchange(shape, is_dense, grid.expert(), parts.route);
   parts.tensor = make_host_tensor_group(ops, grid.tensor());
+  parts.attention =
+      ops.choose_attention(recipe.run.attention, attention_call(recipe, rows, grid.tp(), training));
   return parts;
 }
 
@@ -91,6 +102,7 @@ Network::Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std:
     : ops_(ops),
       params_(recipe.model, recipe.optimizer, share_of(grid, recipe, training)),
       route_(parts.route),
+      attention_(std::move(parts.attention)),
       exchange_(std::move(parts.exchange)),
       tensor_(std::move(parts.tensor)),
       model_(ops, recipe, params_, *exchange_, *tensor_, rows) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/ops.h"
+#include "cuda/cudnn_attention.h"
 #include "cuda/gemm.h"
 #include "cuda/scratch.h"
 
@@ -28,6 +29,8 @@ class CudaOps final : public Ops {
   Device device() const override { return Device::cuda; }
   void* allocate_bytes(std::int64_t bytes) override;
   void free_bytes(void* data, std::int64_t bytes) override;
+  // "cuDNN 9.19.0", "builtin", or what each direction takes and why.
+  std::string choose_attention(AttentionKind wanted, const AttentionCall& call) override;
   cudaStream_t stream() const { return stream_; }
 
  private:
@@ -52,6 +55,7 @@ class CudaOps final : public Ops {
 
   // Waits for the stream and returns what was reported. Throws where a kernel met a bad index.
   const Report& wait_for_report();
+  const cuda::CudnnAttention::Plan* cudnn_plan(const cuda::AttentionProblem& problem);
   void prepare_rope_table(std::int64_t length, std::int64_t half, float base);
 
   void do_zero(Tensor x) override;
@@ -112,6 +116,8 @@ class CudaOps final : public Ops {
   cuda::Gemm gemm_;
   std::vector<cuda::GemmJob> jobs_;
   RopeTable rope_table_;
+  AttentionKind attention_ = AttentionKind::automatic;
+  cuda::CudnnAttention cudnn_;
 };
 
 }  // namespace openmoe
