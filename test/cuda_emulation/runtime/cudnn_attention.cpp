@@ -1,5 +1,6 @@
 #include "test/cuda_emulation/runtime/cudnn_attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
