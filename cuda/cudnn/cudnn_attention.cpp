@@ -12,6 +12,14 @@
 namespace openmoe::cuda {
 namespace {
 
+// From here on a plan for many sequences may be given fewer, the others of length 0.
+constexpr std::int64_t kOldestVersion = 90600;
+
+std::string version_words() {
+  const std::int64_t version = cudnn_version();
+  return concat("cuDNN ", version / 10000, ".", version / 100 % 100, ".", version % 100);
+}
+
 // What can be said without asking cuDNN, in better words than its own.
 std::string refuse_early(const AttentionProblem& problem) {
   if (problem.dtype != DType::bf16)
@@ -38,6 +46,9 @@ struct CudnnAttention::State {
   std::string build(const AttentionProblem& problem, Built& result) {
     if (std::string words = refuse_early(problem); !words.empty()) return words;
     if (std::string words = open_cudnn(); !words.empty()) return words;
+    if (cudnn_version() < kOldestVersion)
+      return concat(version_words(),
+                    " is installed, and attention of packed rows needs 9.6 or newer");
     if (std::string words = handle.open(stream); !words.empty()) return words;
     result.graph = std::make_unique<AttentionGraph>(problem, AttentionTarget{handle.get(), "", 0});
     if (std::string words = result.graph->lower(); !words.empty()) return words;
@@ -89,9 +100,7 @@ void CudnnAttention::run(const AttentionProblem& problem, const AttentionData& d
 }
 
 std::string CudnnAttention::version() const {
-  if (state_->handle.get() == nullptr) return "cuDNN";
-  const std::int64_t version = cudnn_version();
-  return concat("cuDNN ", version / 10000, ".", version / 100 % 100, ".", version % 100);
+  return state_->handle.get() == nullptr ? "cuDNN" : version_words();
 }
 
 std::int64_t CudnnAttention::num_plans() const {

@@ -135,7 +135,7 @@ TEST_CASE("cudnn attention: auto says what it takes and why", "[cuda]") {
     const ArchScope ampere(80);
     CHECK_THAT(automatic(small), Contains("forward cuDNN 9.19.0, backward builtin (Determin"));
   }
-  const CudnnScope refusing({.present = true, .refusal = "no engine\ntoday"});
+  const CudnnScope refusing({.present = true, .version = 91900, .refusal = "no engine\ntoday"});
   CHECK(automatic(small) == "builtin: no engine today");
 }
 
@@ -151,9 +151,9 @@ TEST_CASE("cudnn attention: where cuDNN refuses, auto computes the same without 
   };
   const std::int64_t before = cuda_emulation::num_attention_plans();
   {
-    const CudnnScope refusing({.present = true, .refusal = "no engine"});
+    const CudnnScope refusing({.present = true, .version = 91900, .refusal = "no engine"});
     compare();
-    const CudnnScope missing({.present = false, .refusal = ""});
+    const CudnnScope missing({.present = false, .version = 91900, .refusal = ""});
     compare();
     CHECK(cuda_emulation::num_attention_plans() == before);
   }
@@ -174,10 +174,14 @@ TEST_CASE("cudnn attention: demanded in vain it is one clear error", "[cuda]") {
     CHECK_THAT(demand(small), Contains("cannot be had backward: Deterministic algorithm"));
   }
   {
-    const CudnnScope refusing({.present = true, .refusal = "no engine"});
+    const CudnnScope refusing({.present = true, .version = 91900, .refusal = "no engine"});
     CHECK_THAT(demand(small), Contains("cannot be had forward: no engine"));
   }
-  const CudnnScope missing({.present = false, .refusal = ""});
+  {
+    const CudnnScope old({.present = true, .version = 90501, .refusal = ""});
+    CHECK_THAT(demand(small), Contains("cuDNN 9.5.1 is installed") && Contains("9.6 or newer"));
+  }
+  const CudnnScope missing({.present = false, .version = 91900, .refusal = ""});
   CHECK_THAT(demand(small), Contains("libcudnn.so.9 cannot be loaded"));
 }
 

@@ -218,7 +218,7 @@ TEST_CASE("cudnn: steps out of order and empty heuristics") {
   CHECK(attention.graph.get_workspace_size(bytes).is_bad());
   std::unordered_map<std::int64_t, void*> nothing;
   CHECK(attention.graph.execute(attention.handle, nothing, nullptr).is_bad());
-  set_cudnn({.present = true, .refusal = "no engine"});
+  set_cudnn({.present = true, .version = 91900, .refusal = "no engine"});
   CHECK(attention.build() == "no engine");
   set_cudnn({});
   CHECK(attention.build() == "");

@@ -36,6 +36,7 @@ void set_hardware(const Hardware& hardware);
 // The cuDNN that is installed.
 struct Cudnn {
   bool present = true;
+  int version = 91900;
   std::string refusal;  // what its heuristics say instead of an engine; "": they find one
 };
 Cudnn cudnn();

@@ -168,7 +168,7 @@ const char* get_error_string(cudnnStatus_t status) {
                                             : "CUDNN_STATUS_NOT_SUPPORTED";
 }
 std::size_t get_backend_version() {
-  return 91900;
+  return static_cast<std::size_t>(cudnn().version);
 }
 
 }  // namespace detail
