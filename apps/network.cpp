@@ -37,7 +37,17 @@ ParamShare share_of(const RehearsalGrid& grid, const Recipe& recipe, bool traini
           training && recipe.parallel.shard_update};
 }
 
-NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows) {
+AttentionCall attention_call(const Recipe& recipe, std::int64_t rows, std::int64_t tp,
+                             bool training) {
+  const ModelConfig& model = recipe.model;
+  return {.shape = {rows, recipe.data.sequence_length, model.num_heads / tp, model.head_dim},
+          .dtype = recipe.run.compute_type == ComputeType::bf16 ? DType::bf16 : DType::f32,
+          .scale = model.logit_scale(),
+          .backward = training};
+}
+
+NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
+                        bool training) {
   const bool is_dense = recipe.model.num_moe_layers() == 0;
   const ExchangeShape shape = Model::exchange_shape(recipe, rows, grid.tp());
   const std::int64_t ep = is_dense ? 1 : grid.ep();
@@ -48,6 +58,8 @@ NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::
   parts.exchange = make_exchange(ops, std::move(planner), is_dense, grid.for_tensors(grid.expert()),
                                  parts.route);
   parts.tensor = make_tensor_group(ops, grid.for_tensors(grid.tensor()), grid.tensor());
+  parts.attention =
+      ops.choose_attention(recipe.run.attention, attention_call(recipe, rows, grid.tp(), training));
   return parts;
 }
 
@@ -67,13 +79,14 @@ void allocate(Arena& arena, Ops& ops, ParamTable& params, Model& model,
 Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training)
     : Network(ops, {grid.dp(), grid.ep(), grid.tp(), grid.world_rank()}, recipe, rows, training,
-              make_parts(ops, grid, recipe, rows)) {}
+              make_parts(ops, grid, recipe, rows, training)) {}
 
 Network::Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training, NetworkParts parts)
     : ops_(ops),
       params_(recipe.model, recipe.optimizer, share_of(grid, recipe, training)),
       route_(parts.route),
+      attention_(std::move(parts.attention)),
       exchange_(std::move(parts.exchange)),
       tensor_(std::move(parts.tensor)),
       model_(ops, recipe, params_, *exchange_, *tensor_, rows) {

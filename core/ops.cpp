@@ -7,6 +7,9 @@
 #include <string>
 #include <utility>
 
+#include "core/base/check.h"
+#include "core/base/error.h"
+
 namespace openmoe {
 namespace {
 
@@ -203,6 +206,13 @@ void check_adafactor(OpCall& call, const AdafactorScalars& scalars) {
 }
 
 }  // namespace
+
+std::string Ops::choose_attention(AttentionKind wanted, const AttentionCall&) {
+  if (wanted == AttentionKind::cudnn)
+    throw UserError(concat("run.attention: found cudnn, allowed with --device ", name(),
+                           ": auto, builtin"));
+  return "builtin";
+}
 
 const char* Ops::enter(const char* part) {
   if (profile_ != nullptr) profile_->enter(part);

@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 
 #include "core/config/recipe.h"
 #include "core/op_observer.h"
@@ -95,6 +96,14 @@ struct SharedMatrix {
   std::function<void(std::span<double>)> sum;  // in place, over the ranks
 };
 
+// The calls of attention that a network will make.
+struct AttentionCall {
+  Shape shape;  // of q: (B, T, H, Dh)
+  DType dtype = DType::f32;
+  float scale = 1.0f;
+  bool backward = false;  // beside the forward
+};
+
 // Scalars of one Adafactor update (Shazeer and Stern 2018, as in t5x; see core/train/adafactor.h).
 struct AdafactorScalars {
   float learning_rate = 0.0f;
@@ -121,6 +130,12 @@ class Ops {
   // part before.
   const char* enter(const char* part);
   void enter_layer(std::int64_t layer, Pass pass);  // the same of the layer; -1: none
+
+  // ---- choices before the first step ----
+  // Takes the kernels of attention for calls like `call` and says which, for the start-up log:
+  // "builtin". Without it an op chooses for itself, as with automatic. Throws UserError where
+  // `wanted` cannot be had.
+  virtual std::string choose_attention(AttentionKind wanted, const AttentionCall& call);
 
   // ---- memory of the device ----
   virtual const char* name() const = 0;

@@ -171,7 +171,8 @@ CudaOps::CudaOps(int device_index)
     : device_index_(device_index),
       stream_(cuda::open_stream(device_index)),
       pinned_(stream_),
-      gemm_(stream_) {
+      gemm_(stream_),
+      cudnn_(stream_) {
   OPENMOE_CUDA(cudaMallocHost(reinterpret_cast<void**>(&report_), sizeof(Report)));
   OPENMOE_CUDA(cudaMalloc(reinterpret_cast<void**>(&device_report_), sizeof(Report)));
   OPENMOE_CUDA(cudaMemsetAsync(device_report_, 0, sizeof(Report), stream_));

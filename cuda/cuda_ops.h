@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "core/ops.h"
+#include "cuda/cudnn_attention.h"
 #include "cuda/gemm.h"
 #include "cuda/scratch.h"
 
@@ -33,6 +34,8 @@ class CudaOps final : public Ops {
   void free_host_bytes(void* data, std::int64_t bytes) override;
   bool downloads_are_done() override;
   void finish_downloads() override;
+  // "cuDNN 9.19.0", "builtin", or what each direction takes and why.
+  std::string choose_attention(AttentionKind wanted, const AttentionCall& call) override;
   cudaStream_t stream() const { return stream_; }
   // What travels between devices has a stream of its own. All communicators share it, so that their
   // transfers run in the order in which the host started them, which is the same on every rank;
@@ -72,6 +75,7 @@ class CudaOps final : public Ops {
   void wait_for_downloads();
   // Waits for the stream and returns what was reported. Throws where a kernel met a bad index.
   const Report& wait_for_report();
+  const cuda::CudnnAttention::Plan* cudnn_plan(const cuda::AttentionProblem& problem);
   void prepare_rope_table(std::int64_t length, std::int64_t half, float base);
   void rotate(Tensor first, Tensor second, std::int64_t count, float base, bool inverse);
   // Replaces `count` numbers on the device by their sums over the ranks that share a matrix: one
@@ -148,6 +152,8 @@ class CudaOps final : public Ops {
   cuda::Gemm gemm_;
   std::vector<cuda::GemmJob> jobs_;
   RopeTable rope_table_;
+  AttentionKind attention_ = AttentionKind::automatic;
+  cuda::CudnnAttention cudnn_;
 };
 
 }  // namespace openmoe

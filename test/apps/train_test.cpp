@@ -315,6 +315,8 @@ TEST_CASE("wrong input ends every rank with one clear error", "[errors]") {
              (folder / "nowhere") + " --out " + run,
          "nowhere");
   refuse(2, train_arguments("tiny-released.json", "/proc/nowhere/run"), "/proc/nowhere/run");
+  refuse(2, train_arguments("tiny-released.json", run, "--device cpu --set run.attention=cudnn"),
+         "run.attention: found cudnn, allowed with --device cpu: auto, builtin");
   train(1, "tiny-released.json", run, "--set run.num_steps=1");
   refuse(2, train_arguments("tiny-released.json", run), "--resume");
   refuse(2, train_arguments("tiny-released.json", run, "--resume --set model.ffn_dim=96"), "model");

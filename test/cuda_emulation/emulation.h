@@ -33,6 +33,16 @@ struct Hardware {
 Hardware hardware();
 void set_hardware(const Hardware& hardware);
 
+// The cuDNN that is installed.
+struct Cudnn {
+  bool present = true;
+  int version = 91900;
+  std::string refusal;  // what its heuristics say instead of an engine; "": they find one
+};
+Cudnn cudnn();
+void set_cudnn(const Cudnn& cudnn);
+std::int64_t num_attention_plans();  // built since the start of the process
+
 // Work done since the start of the process.
 struct Counters {
   std::int64_t launches = 0;
