@@ -43,9 +43,10 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   ops_.linear_backward_input(s.d_o, dx, params.o->operand);
   ops_.linear_backward_weight(params.o->grad, dx, act.o);
   complete(*params.o);
-  ops_.attention_backward(
-      heads(s.dq), heads(s.dk), heads(s.dv), heads(s.d_o), heads(act.q), heads(act.k), heads(act.v),
-      heads(act.o), batch_.segment_ids.reshaped({rows_, length_}), act.log_z, config_.logit_scale());
+  ops_.attention_backward(heads(s.dq), heads(s.dk), heads(s.dv), heads(s.d_o), heads(act.q),
+                          heads(act.k), heads(act.v), heads(act.o),
+                          batch_.segment_ids.reshaped({rows_, length_}), act.log_z,
+                          config_.logit_scale());
   ops_.rope_backward(heads(s.dq), heads(s.dk), base);
   // q = y Wq^T, k = y Wk^T, v = y Wv^T
   if (accumulate_dy)
