@@ -22,3 +22,8 @@ if(OPENMOE_HAVE_CUDA)
   add_dependencies(test_cuda_kernels openmoe_cuda)
   openmoe_discover_tests(test_cuda_kernels cuda TIMEOUT 60 LABELS cuda)
 endif()
+
+# Whole steps in bf16, rounded where the files' own steps are.
+add_test(NAME "cuda: golden bf16 files" COMMAND openmoe_emulated selftest --golden ${CMAKE_SOURCE_DIR}/test/golden/bf16 --device cuda)
+set_tests_properties("cuda: golden bf16 files" PROPERTIES TIMEOUT ${OPENMOE_TEST_TIMEOUT} LABELS "cuda;golden" PROCESSORS 1
+                     PASS_REGULAR_EXPRESSION "3 passed, 0 failed" FAIL_REGULAR_EXPRESSION "Sanitizer" ENVIRONMENT "OMP_NUM_THREADS=1")
