@@ -14,12 +14,13 @@ constexpr int kRowsPerBlock = kThreads / kWarp;
 
 // Rows of D words of any content.
 template <typename Word>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 6)
     gather_rows_kernel(Word* rows, const Word* x, const std::int32_t* row_token,
                        std::int64_t num_rows, std::int64_t D) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for (std::int64_t s = global_thread() / kWarp; s < num_rows; s += num_global_threads() / kWarp) {
     const Word* const from = x + row_token[s] * D;
+#pragma unroll 2  // more registers than that would cost a block
     for (std::int64_t d = lane; d < D; d += kWarp)
       *checked_pointer<Word>(rows + s * D + d) = *checked_pointer<Word>(from + d);
   }

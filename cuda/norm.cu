@@ -14,7 +14,7 @@ constexpr int kThreads = 256;
 
 // A warp per row, which it reads twice: the second time from the cache.
 template <typename Y, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     rms_norm_forward_kernel(Y* y, float* rstd, const float* x, const float* w,
                             const std::int32_t* segment_ids, float eps, std::int64_t N,
                             std::int64_t D) {

@@ -15,6 +15,8 @@ set_target_properties(openmoe_emulated PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMA
 
 openmoe_golden_tests(CASES 1:1:1:6 2:1:1:6 2:2:1:6 2:1:2:6 4:2:2:6 FOLDER ${CMAKE_SOURCE_DIR}/test/golden WHAT "all files on devices"
                      BINARY openmoe_emulated OPTIONS --device cuda LABELS cuda)
+openmoe_golden_tests(CASES 1:1:1:3 2:2:1:3 2:1:2:3 FOLDER ${CMAKE_SOURCE_DIR}/test/golden/bf16 WHAT "bf16 files on devices"
+                     BINARY openmoe_emulated OPTIONS --device cuda LABELS cuda)
 
 file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/programs/*_test.cpp)
 add_executable(test_cuda_programs support/plain_main.cpp ${sources})
