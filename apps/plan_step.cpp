@@ -27,7 +27,7 @@ NetworkParts make_plan_parts(const Recipe& recipe, const RehearsalGrid& shape, P
   return {travel,
           make_plan_exchange(Model::exchange_shape(recipe, rows, grid.tp()),
                              recipe.model.num_moe_layers(), grid.expert(), travel, route),
-          make_plan_tensor_group(grid.tensor())};
+          make_plan_tensor_group(grid.tensor()), ""};
 }
 
 class Rehearsal {
