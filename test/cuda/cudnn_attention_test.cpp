@@ -93,17 +93,24 @@ TEST_CASE("cudnn attention: packed rows, as many as fit", "[cuda]") {
 }
 
 TEST_CASE("cudnn attention: rows it is not given are computed by the own kernels", "[cuda]") {
-  // One sequence for each row: the first has too many, the second one, the third returns to a
-  // segment, the fourth falls.
+  // Five sequences, one for each row. The first row returns to a segment, the second falls, the
+  // third has one, the others have two each.
   const std::int64_t T = 40;
-  std::vector<std::int32_t> ids = packed_segments(1, T);
+  std::vector<std::int32_t> ids;
   const auto add = [&](auto id_at) {
     for (std::int64_t t = 0; t < T; ++t) ids.push_back(static_cast<std::int32_t>(id_at(t)));
   };
-  add([](std::int64_t t) { return t < 30 ? 7 : 0; });
   add([](std::int64_t t) { return t / 10 == 1 ? 2 : 1; });
   add([](std::int64_t t) { return t < 10 ? 3 : 1; });
-  check_cudnn({4, T, 2, 16}, ids);
+  add([](std::int64_t t) { return t < 30 ? 7 : 0; });
+  add([](std::int64_t t) { return t < 30 ? 1 : 2; });
+  add([](std::int64_t t) { return t < 20 ? 1 : 2; });
+  for (const std::int64_t rows : {1, 3, 4, 5}) {
+    // Empty rows leave room for what the first ones must not be given.
+    std::vector<std::int32_t> some(ids.begin(), ids.begin() + rows * T);
+    some.resize(static_cast<std::size_t>(5 * T), 0);
+    check_cudnn({5, T, 2, 16}, some);
+  }
   check_cudnn({3, 70, 2, 32}, packed_segments(3, 70));
   check_cudnn({2, 70, 1, 136}, packed_segments(2, 70));  // own kernels of wide heads
 }
