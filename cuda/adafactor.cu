@@ -73,6 +73,8 @@ struct TilePart {
   std::int64_t col_tile, row_tile, matrix, first_row, end_row, first_column;
 };
 
+// hot: at least 4 blocks per SM
+// bytes: 8 of 8 per element of g
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
     factored_statistics_kernel(FactoredSums sums, const float* w, const float* g, Tiling tiling) {
@@ -177,8 +179,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // u = g sqrt(row_mean / row) / sqrt(col)
+// hot: at least 4 blocks per SM
+// bytes: 4 of 4 per element of g
 template <int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     factored_size_kernel(FactoredSums sums, const float* row, const float* g, Tiling tiling) {
   constexpr int kChunks = kTileColumns / (kWarp * kWidth);
   __shared__ float room[kWarp];
@@ -224,8 +228,10 @@ __global__ void __launch_bounds__(kThreads)
                       static_cast<double>(tiling.R) * static_cast<double>(tiling.C));
 }
 
+// hot: at least 4 blocks per SM
+// bytes: 12 of 12 per element of g
 template <int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     factored_apply_kernel(float* w, FactoredSums sums, const float* row, const float* g,
                           Tiling tiling) {
   constexpr int kChunks = kTileColumns / (kWarp * kWidth);

@@ -20,6 +20,8 @@ namespace {
 constexpr std::int64_t kSumBlocks = 1024;
 constexpr int kThreads = 256;
 
+// hot: at least 6 blocks per SM
+// bytes: 12 of 12 per element of y
 __global__ void __launch_bounds__(kThreads)
     add_kernel(float* y, const float* x, std::int64_t n, std::int64_t vectors) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
@@ -34,18 +36,24 @@ __global__ void __launch_bounds__(kThreads)
     y[i] += x[i];
 }
 
+// hot: at least 8 blocks per SM
+// bytes: 6 of 6 per element of to
 __global__ void __launch_bounds__(kThreads)
     round_kernel(__nv_bfloat16* to, const float* from, std::int64_t n) {
   for (std::int64_t i = global_thread(); i < n; i += num_global_threads())
     to[i] = __float2bfloat16(from[i]);
 }
 
+// hot: at least 8 blocks per SM
+// bytes: 6 of 6 per element of to
 __global__ void __launch_bounds__(kThreads)
     widen_kernel(float* to, const __nv_bfloat16* from, std::int64_t n) {
   for (std::int64_t i = global_thread(); i < n; i += num_global_threads())
     to[i] = __bfloat162float(from[i]);
 }
 
+// hot: at least 6 blocks per SM
+// bytes: 8 of 8 per element of x
 __global__ void __launch_bounds__(kThreads)
     multiply_kernel(float* x, float factor, std::int64_t n, std::int64_t vectors) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
@@ -61,6 +69,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // partial[block] = sum of x^2 over the block's elements. Four squares add up in f32 before they go
 // into f64, which is scarce on many devices.
+// hot: at least 6 blocks per SM
+// bytes: 4 of 4 per element of x
 __global__ void __launch_bounds__(kThreads)
     sum_of_squares_kernel(double* partial, const float* x, std::int64_t n, std::int64_t vectors) {
   __shared__ double room[kWarp];
