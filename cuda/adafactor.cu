@@ -74,7 +74,7 @@ struct TilePart {
 };
 
 // hot: at least 4 blocks per SM
-// bytes: 8 of 8 per element of g
+// bytes: 8 of 8 per element of g, 64 in flight per thread
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
     factored_statistics_kernel(FactoredSums sums, const float* w, const float* g, Tiling tiling) {
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // u = g sqrt(row_mean / row) / sqrt(col)
 // hot: at least 4 blocks per SM
-// bytes: 4 of 4 per element of g
+// bytes: 4 of 4 per element of g, 32 in flight per thread
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads, 4)
     factored_size_kernel(FactoredSums sums, const float* row, const float* g, Tiling tiling) {
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // hot: at least 4 blocks per SM
-// bytes: 12 of 12 per element of g
+// bytes: 12 of 12 per element of g, 64 in flight per thread
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads, 4)
     factored_apply_kernel(float* w, FactoredSums sums, const float* row, const float* g,

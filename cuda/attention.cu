@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1)
 
 // delta[b, h, t] = <d_o, o>; a warp per (b, t, h).
 // hot: at least 5 blocks per SM
-// bytes: 4 of 4 per element of o (bf16)
+// bytes: 4 of 4 per element of o (bf16), 4 in flight per thread
 template <typename T>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_delta_kernel(float* delta, const T* d_o, const T* o, AttentionShape shape) {

@@ -70,7 +70,7 @@ __device__ inline Softmax warp_merge(Softmax state) {
 // For one token, with p = softmax: d(log Z) = p, so dlogits = scale w ((1 + 2 z_weight log Z) p -
 // onehot(target)). sums (3, n): cross_entropy, log_z_square and correct of each token.
 // hot: at least 3 blocks per SM
-// bytes: 12 of 8 per element of logits (a row outgrows the cache before the second pass)
+// bytes: 12 of 8 per element of logits (a row outgrows the cache), 16 in flight per thread
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
     cross_entropy_kernel(float* logits, double* sums, float* token_loss,

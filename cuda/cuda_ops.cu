@@ -21,7 +21,7 @@ constexpr std::int64_t kSumBlocks = 1024;
 constexpr int kThreads = 256;
 
 // hot: at least 6 blocks per SM
-// bytes: 12 of 12 per element of y
+// bytes: 12 of 12 per element of y, 32 in flight per thread
 __global__ void __launch_bounds__(kThreads)
     add_kernel(float* y, const float* x, std::int64_t n, std::int64_t vectors) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // hot: at least 8 blocks per SM
-// bytes: 6 of 6 per element of to
+// bytes: 6 of 6 per element of to, 4 in flight per thread
 __global__ void __launch_bounds__(kThreads)
     round_kernel(__nv_bfloat16* to, const float* from, std::int64_t n) {
   for (std::int64_t i = global_thread(); i < n; i += num_global_threads())
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // hot: at least 8 blocks per SM
-// bytes: 6 of 6 per element of to
+// bytes: 6 of 6 per element of to, 2 in flight per thread
 __global__ void __launch_bounds__(kThreads)
     widen_kernel(float* to, const __nv_bfloat16* from, std::int64_t n) {
   for (std::int64_t i = global_thread(); i < n; i += num_global_threads())
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // hot: at least 6 blocks per SM
-// bytes: 8 of 8 per element of x
+// bytes: 8 of 8 per element of x, 16 in flight per thread
 __global__ void __launch_bounds__(kThreads)
     multiply_kernel(float* x, float factor, std::int64_t n, std::int64_t vectors) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
 // partial[block] = sum of x^2 over the block's elements. Four squares add up in f32 before they go
 // into f64, which is scarce on many devices.
 // hot: at least 6 blocks per SM
-// bytes: 4 of 4 per element of x
+// bytes: 4 of 4 per element of x, 16 in flight per thread
 __global__ void __launch_bounds__(kThreads)
     sum_of_squares_kernel(double* partial, const float* x, std::int64_t n, std::int64_t vectors) {
   __shared__ double room[kWarp];

@@ -16,7 +16,7 @@ constexpr int kRun = 32;
 // A warp per token. An id outside the table gives NaN, which reaches the loss, and is reported at
 // the next wait.
 // hot: at least 6 blocks per SM
-// bytes: 6 of 6 per element of x (bf16 table)
+// bytes: 6 of 6 per element of x (bf16 table), 8 in flight per thread
 template <typename X, typename W, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     embedding_forward_kernel(X* x, const W* table, const std::int32_t* ids, int* bad_id,
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
 // run before goes to head, whether or not it ends here; the sum of one that begins here and goes
 // on, to tail.
 // hot: at least 6 blocks per SM
-// bytes: 12 of 12 per element of dx (no token twice)
+// bytes: 12 of 12 per element of dx (no token twice), 4 in flight per thread
 template <typename X>
 __global__ void __launch_bounds__(kThreads)
     embedding_runs_kernel(float* dtable, float* head, float* tail, const X* dx,

@@ -1,6 +1,6 @@
 // What ptxas reported about each kernel of a build, and what the sources state above a hot kernel:
 //   // hot: at least 4 blocks per SM
-//   // bytes: 12 of 8 per element of logits
+//   // bytes: 12 of 8 per element of logits (f32), 16 in flight per thread
 // or, where instances differ, a line for each value of the last template argument:
 //   // hot <64>: at least 4 blocks per SM, with 28160 bytes of dynamic shared memory
 //   // hot <128>: at least 2 blocks per SM, with 52736 bytes of dynamic shared memory
@@ -8,7 +8,8 @@
 //   // flops: 4096 of 4096 per element of o (tensor cores)
 // No instance of it may spill, and each must fit that often on a multiprocessor, for every
 // architecture built. bytes and flops: what one instance moves to and from memory and computes, of
-// what the task needs at least; scripts/kernel_table.py makes a table of them.
+// what the task needs at least; in flight: what a thread loads before it uses any of it.
+// scripts/kernel_table.py makes a table of them.
 #pragma once
 
 #include <algorithm>
