@@ -25,3 +25,8 @@ if(OPENMOE_HAVE_CUDA)
            COMMAND ${CMAKE_SOURCE_DIR}/scripts/kernel_table.py ${CMAKE_BINARY_DIR} --check)
   set_tests_properties("cuda: the table of kernels is that of this build" PROPERTIES TIMEOUT 60 LABELS cuda SKIP_RETURN_CODE 77)
 endif()
+
+# scripts/bench_gpu.sh, from its command line to its report.
+add_test(NAME "cuda: bench_gpu.sh on two emulated devices"
+         COMMAND ${CMAKE_SOURCE_DIR}/test/cuda/bench_gpu_test.py $<TARGET_FILE:openmoe_emulated>)
+set_tests_properties("cuda: bench_gpu.sh on two emulated devices" PROPERTIES TIMEOUT 300 LABELS cuda PROCESSORS 2)
