@@ -49,7 +49,8 @@ constexpr const char* kExchangeFormula =
 constexpr const char* kRooflineFormula =
     "roofline_seconds: per call the longer of flops / peak of the operands' type and bytes / peak "
     "of memory, bytes being those of the tensors read and written, each once; percent = 100 x "
-    "roofline_seconds / seconds. Measured in steps with even routing, by events on the stream "
+    "roofline_seconds / seconds; null for ops of which a rehearsed step does not have as many. "
+    "Measured in steps with even routing, by events on the stream "
     "around each op, on rank 0";
 
 struct DeviceBenchOptions {
@@ -273,7 +274,7 @@ Json ops_json(const std::map<std::string, OpTimes::Time>& times,
                 {"calls", static_cast<double>(time.calls) / steps},
                 {"seconds", time.seconds / steps}};
     const auto found = costs.find(op);
-    // Copies of the even choice, and what a device does otherwise than planned, have no plan.
+    // Copies of the even choice, and of rows around an exchange, have no plan.
     const bool is_planned = found != costs.end() && static_cast<double>(found->second.calls) ==
                                                         static_cast<double>(time.calls) / steps;
     const OpCost cost = is_planned ? found->second : OpCost{};
@@ -379,7 +380,7 @@ int run_bench_device(const DeviceBenchOptions& options, CommandContext& context)
   ProcessGrid grid(mpi.world(), options.grid.ep_of(recipe), options.grid.tp_of(recipe));
   grid.check(recipe);
   const auto ops = make_ops(options.device, mpi);
-  attach_device(options.device, grid, *ops);
+  const DeviceGroups groups(options.device, grid, *ops);
   const Peaks peaks = find_peaks(options, *ops, mpi);
   const std::unique_ptr<OpClock> clock =
       ops->device() == Device::cuda ? make_cuda_clock(*ops) : std::make_unique<HostClock>();

@@ -7,6 +7,7 @@
 #include "core/cpu/cpu_features.h"
 #include "core/cpu/cpu_ops.h"
 #include "cuda/device_ops.h"
+#include "parallel/device_communicator.h"
 
 namespace openmoe {
 namespace {
@@ -46,14 +47,13 @@ std::unique_ptr<Ops> make_ops(const DeviceOptions& options, MpiEnvironment& mpi)
   return make_cpu_ops();
 }
 
-void attach_device(const DeviceOptions& options, ProcessGrid& grid, Ops& ops) {
+DeviceGroups::DeviceGroups(const DeviceOptions& options, ProcessGrid& grid, Ops& ops)
+    : grid_(grid) {
   if (ops.device() == Device::host) return;
-  const auto make = [&](Communicator& group) {
-    return options.collectives == "nccl" && group.size() > 1 ? make_nccl_communicator(ops, group)
-                                                             : make_staged_communicator(ops, group);
-  };
-  auto data = make(grid.data()), expert = make(grid.expert()), replicas = make(grid.replicas());
-  grid.attach_device({std::move(data), std::move(expert), std::move(replicas)});
+  grid.attach_device([&](Communicator& group) {
+    return options.collectives == "nccl" ? make_nccl_communicator(ops, group)
+                                         : make_staged_communicator(ops, group);
+  });
 }
 
 std::string describe_device(const Ops& ops, const MpiEnvironment& mpi) {

@@ -24,9 +24,18 @@ void add_device_options(CLI::App& command, DeviceOptions& options);
 // cannot be had. Collective over the world.
 std::unique_ptr<Ops> make_ops(const DeviceOptions& options, MpiEnvironment& mpi);
 
-// Gives `grid` the communicators for tensors of `ops`; for the CPU nothing is needed. Collective
-// over the world. `ops` must live as long as they are used.
-void attach_device(const DeviceOptions& options, ProcessGrid& grid, Ops& ops);
+// While it lives, `grid` has communicators for tensors of `ops`; for the CPU nothing is needed.
+// Collective over the world. Both must outlive it.
+class DeviceGroups {
+ public:
+  DeviceGroups(const DeviceOptions& options, ProcessGrid& grid, Ops& ops);
+  ~DeviceGroups() { grid_.detach_device(); }
+  DeviceGroups(const DeviceGroups&) = delete;
+  DeviceGroups& operator=(const DeviceGroups&) = delete;
+
+ private:
+  ProcessGrid& grid_;
+};
 
 // "cuda: NVIDIA H100 ..., one of 8", for the start-up log; "cpu: avx512 kernels".
 std::string describe_device(const Ops& ops, const MpiEnvironment& mpi);

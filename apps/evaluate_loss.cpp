@@ -86,7 +86,7 @@ nlohmann::ordered_json evaluate_loss(const LossOptions& options, CommandContext&
   BatchStream stream(recipe, options.data_folder, {mixture});
 
   const auto ops = make_ops(options.device, context.mpi);
-  attach_device(options.device, grid, *ops);
+  const DeviceGroups device_groups(options.device, grid, *ops);
   Network network(*ops, grid, recipe, recipe.parallel.micro_batch_rows, false);
   HostParams host(network.params(), *ops);
   load_checkpoint(checkpoint, host.table(), grid, false);

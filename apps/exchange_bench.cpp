@@ -28,7 +28,7 @@ std::vector<ExchangeSpeed> measure_exchange(Ops& ops, OpClock& clock, Communicat
                                             const ExchangeSizes& sizes) {
   const std::int64_t ranks = group.size(), element = sizeof(float);
   if (ranks == 1) return {};
-  std::unique_ptr<DeviceCommunicator> device;
+  std::unique_ptr<Communicator> device;
   if (ops.device() == Device::cuda)
     device = collectives == "nccl" ? make_nccl_communicator(ops, group)
                                    : make_staged_communicator(ops, group);
@@ -48,10 +48,8 @@ std::vector<ExchangeSpeed> measure_exchange(Ops& ops, OpClock& clock, Communicat
     const Tensor from = sent.rows(0, ranks * width).reshaped({ranks, width}),
                  to = received.rows(0, ranks * width).reshaped({ranks, width});
     const auto exchange = [&] {
-      if (device)
-        device->all_to_all_rows(from, blocks, to, blocks);
-      else
-        group.all_to_all_rows(from.data, blocks, to.data, blocks, width * element);
+      (device ? *device : group)
+          .all_to_all_rows(from.data, blocks, to.data, blocks, width * element);
     };
     exchange();  // connections are made and buffers grow
     group.barrier();

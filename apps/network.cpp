@@ -8,22 +8,23 @@
 #include "core/moe/local_exchange.h"
 #include "cuda/device_ops.h"
 #include "parallel/expert_exchange.h"
-#include "parallel/host_tensor_group.h"
 #include "parallel/planned_group.h"
+#include "parallel/rank_tensor_group.h"
 
 namespace openmoe {
 namespace {
 
-std::unique_ptr<TokenExchange> make_exchange(const ExchangeShape& shape, bool is_dense,
-                                             Communicator& expert_group,
+// `planner` is for the ranks of `expert_group`, which is for tensors of `ops`.
+std::unique_ptr<TokenExchange> make_exchange(Ops& ops, std::unique_ptr<RoutingPlanner> planner,
+                                             bool is_dense, Communicator& expert_group,
                                              const ExchangeRoute& route) {
-  if (is_dense) return std::make_unique<LocalExchange>(shape);
-  const std::int64_t local_experts = shape.num_experts / expert_group.size();
+  if (is_dense) return std::make_unique<LocalExchange>(std::move(planner));
+  const std::int64_t local_experts = planner->num_local_experts();
   if (route.num_parts > local_experts)
     throw UserError(concat("parallel.exchange_parts: found ", route.num_parts, ", allowed with ",
                            local_experts, " experts on a rank: 1 to ", local_experts));
-  if (expert_group.size() == 1) return std::make_unique<LocalExchange>(shape);
-  return std::make_unique<ExpertExchange>(shape, expert_group, route);
+  if (expert_group.size() == 1) return std::make_unique<LocalExchange>(std::move(planner));
+  return std::make_unique<ExpertExchange>(ops, std::move(planner), expert_group, route);
 }
 
 ParamShare share_of(const RehearsalGrid& grid, const Recipe& recipe, bool training) {
@@ -36,35 +37,17 @@ ParamShare share_of(const RehearsalGrid& grid, const Recipe& recipe, bool traini
           training && recipe.parallel.shard_update};
 }
 
-// What runs on the CPU only so far.
-void check_cuda(const Recipe& recipe, std::int64_t tp, const ExchangeRoute& route, bool training) {
-  const auto check = [](bool is_allowed, const char* what, const auto& found, const char* allowed) {
-    if (!is_allowed)
-      throw UserError(concat(what, ": found ", found, ", allowed with --device cuda: ", allowed,
-                             "; the rest runs on --device cpu so far"));
-  };
-  check(tp == 1, "--tp", tp, "1");
-  check(route.kind == ExchangeKind::direct, "parallel.exchange", enum_name(route.kind), "direct");
-  check(route.num_parts == 1, "parallel.exchange_parts", route.num_parts, "1");
-  check(recipe.run.compute_type == ComputeType::f32, "run.compute_type", "bf16", "f32");
-  if (!training) return;
-  check(recipe.parallel.reduction_bucket_kb == 0, "parallel.reduction_bucket_kb",
-        recipe.parallel.reduction_bucket_kb, "0");
-  check(!recipe.parallel.shard_update, "parallel.shard_update", "true", "false");
-  check(!recipe.run.checkpoint_in_background, "run.checkpoint_in_background", "true", "false");
-}
-
-NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
-                        bool training) {
+NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows) {
   const bool is_dense = recipe.model.num_moe_layers() == 0;
-  const bool on_cuda = ops.device() == Device::cuda;
   const ExchangeShape shape = Model::exchange_shape(recipe, rows, grid.tp());
+  const std::int64_t ep = is_dense ? 1 : grid.ep();
   NetworkParts parts;
   if (!is_dense) parts.route = choose_route(recipe.parallel, grid.expert());
-  if (on_cuda) check_cuda(recipe, grid.tp(), parts.route, training);
-  parts.exchange = on_cuda ? make_cuda_exchange(ops, shape, grid.device_expert())
-                           : make_exchange(shape, is_dense, grid.expert(), parts.route);
-  parts.tensor = make_host_tensor_group(ops, grid.tensor());
+  auto planner = ops.device() == Device::cuda ? make_cuda_planner(ops, shape, ep)
+                                              : std::make_unique<RoutingPlanner>(shape, ep);
+  parts.exchange = make_exchange(ops, std::move(planner), is_dense, grid.for_tensors(grid.expert()),
+                                 parts.route);
+  parts.tensor = make_tensor_group(ops, grid.for_tensors(grid.tensor()), grid.tensor());
   return parts;
 }
 
@@ -84,7 +67,7 @@ void allocate(Arena& arena, ParamTable& params, Model& model, CheckpointSnapshot
 Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training)
     : Network(ops, {grid.dp(), grid.ep(), grid.tp(), grid.world_rank()}, recipe, rows, training,
-              make_parts(ops, grid, recipe, rows, training)) {}
+              make_parts(ops, grid, recipe, rows)) {}
 
 Network::Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training, NetworkParts parts)
@@ -106,10 +89,14 @@ void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, s
   const auto expert_group = make_planned_group(static_cast<int>(grid.ep));
   const auto tensor_group = make_planned_group(static_cast<int>(grid.tp));
   ParamTable params(recipe.model, recipe.optimizer, share_of(grid, recipe, training));
-  const auto exchange = make_exchange(
-      Model::exchange_shape(recipe, rows, grid.tp), recipe.model.num_moe_layers() == 0,
-      *expert_group, planned_route(recipe.parallel, grid.ep, grid.expert_ranks_per_host()));
-  const auto tensor = make_host_tensor_group(*ops, *tensor_group);
+  const bool is_dense = recipe.model.num_moe_layers() == 0;
+  const auto exchange =
+      make_exchange(*ops,
+                    std::make_unique<RoutingPlanner>(Model::exchange_shape(recipe, rows, grid.tp),
+                                                     is_dense ? 1 : grid.ep),
+                    is_dense, *expert_group,
+                    planned_route(recipe.parallel, grid.ep, grid.expert_ranks_per_host()));
+  const auto tensor = make_tensor_group(*ops, *tensor_group, *tensor_group);
   Model model(*ops, recipe, params, *exchange, *tensor, rows);
   CheckpointSnapshot snapshot;
   allocate(dry, params, model, snapshot, recipe, training);

@@ -103,7 +103,7 @@ ObservedRouting observe_routing(const std::string& checkpoint, const StudyText& 
   grid.check(recipe);
 
   const auto ops = make_ops(options.device, context.mpi);
-  attach_device(options.device, grid, *ops);
+  const DeviceGroups device_groups(options.device, grid, *ops);
   const std::int64_t rows = recipe.parallel.micro_batch_rows, T = text.length();
   Network network(*ops, grid, recipe, rows, false);
   HostParams host(network.params(), *ops);

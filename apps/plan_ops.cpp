@@ -56,6 +56,12 @@ class PlanOps final : public Ops {
     move(bytes_of({x}));
     return 0.0;
   }
+  void do_copy_rows(Tensor, Tensor src, std::span<const RowStretch> stretches) override {
+    for (const RowStretch& stretch : stretches)
+      move(2.0 * real(stretch.num_rows * src.row_bytes()));
+  }
+  void do_swap_leading_axes(Tensor dst, Tensor src) override { move(bytes_of({dst, src})); }
+  void do_sum_pieces(Tensor y, Tensor pieces) override { move(bytes_of({y, pieces})); }
   void do_embedding_forward(Tensor x, Tensor, Tensor, const VocabularyRange&) override {
     move(bytes_of({x, x}));
   }

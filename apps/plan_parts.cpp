@@ -15,8 +15,8 @@ namespace {
 // Sizes and memory are the real exchange's; rows are counted.
 class PlanExchange : public TokenExchange {
  public:
-  PlanExchange(const ExchangeShape& shape, std::int64_t num_moe_layers, Communicator& group,
-               const ExchangeRoute& route, const RouteRows& rows)
+  PlanExchange(Ops& ops, const ExchangeShape& shape, std::int64_t num_moe_layers,
+               Communicator& group, const ExchangeRoute& route, const RouteRows& rows)
       : planner_(shape, group.size()),
         group_(group),
         kind_(route.kind),
@@ -27,7 +27,8 @@ class PlanExchange : public TokenExchange {
     if (group.size() == 1 || num_moe_layers == 0)
       real_ = std::make_unique<LocalExchange>(shape);
     else
-      real_ = std::make_unique<ExpertExchange>(shape, group, route);
+      real_ = std::make_unique<ExpertExchange>(
+          ops, std::make_unique<RoutingPlanner>(shape, group.size()), group, route);
     // Handles point into it, so it must not move.
     offsets_.resize(static_cast<std::size_t>(num_moe_layers * (num_local_experts() + 1)));
   }
@@ -140,11 +141,11 @@ class PlanTensorGroup : public TensorGroup {
 
 }  // namespace
 
-std::unique_ptr<TokenExchange> make_plan_exchange(const ExchangeShape& shape,
+std::unique_ptr<TokenExchange> make_plan_exchange(Ops& ops, const ExchangeShape& shape,
                                                   std::int64_t num_moe_layers, Communicator& group,
                                                   const ExchangeRoute& route,
                                                   const RouteRows& rows) {
-  return std::make_unique<PlanExchange>(shape, num_moe_layers, group, route, rows);
+  return std::make_unique<PlanExchange>(ops, shape, num_moe_layers, group, route, rows);
 }
 
 std::unique_ptr<TensorGroup> make_plan_tensor_group(Communicator& group) {

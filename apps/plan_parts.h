@@ -1,5 +1,5 @@
 // The parts of a network that talk to other ranks, for a rehearsal (plan_step.h): they ask the
-// same of their group as the real ones (parallel/expert_exchange.h, parallel/host_tensor_group.h),
+// same of their group as the real ones (parallel/expert_exchange.h, parallel/rank_tensor_group.h),
 // and touch no row.
 #pragma once
 
@@ -14,9 +14,9 @@
 
 namespace openmoe {
 
-// Both must not outlive `group`. `route` is direct or fixed_capacity. Throws UserError for more
-// parts than experts.
-std::unique_ptr<TokenExchange> make_plan_exchange(const ExchangeShape& shape,
+// Both must not outlive `ops` and `group`. `route` is direct or fixed_capacity. Throws UserError
+// for more parts than experts.
+std::unique_ptr<TokenExchange> make_plan_exchange(Ops& ops, const ExchangeShape& shape,
                                                   std::int64_t num_moe_layers, Communicator& group,
                                                   const ExchangeRoute& route,
                                                   const RouteRows& rows);

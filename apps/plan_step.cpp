@@ -21,11 +21,11 @@ std::int64_t slots_per_expert(const Recipe& recipe, std::int64_t tokens) {
   return tokens / routing.group_tokens * routing.capacity(recipe.model.num_experts, true);
 }
 
-NetworkParts make_plan_parts(const Recipe& recipe, const RehearsalGrid& shape, ProcessGrid& grid,
-                             std::int64_t rows, const RouteRows& route) {
+NetworkParts make_plan_parts(Ops& ops, const Recipe& recipe, const RehearsalGrid& shape,
+                             ProcessGrid& grid, std::int64_t rows, const RouteRows& route) {
   const ExchangeRoute travel = rehearsed_route(recipe, shape);
   return {travel,
-          make_plan_exchange(Model::exchange_shape(recipe, rows, grid.tp()),
+          make_plan_exchange(ops, Model::exchange_shape(recipe, rows, grid.tp()),
                              recipe.model.num_moe_layers(), grid.expert(), travel, route),
           make_plan_tensor_group(grid.tensor())};
 }
@@ -42,7 +42,7 @@ class Rehearsal {
         grid_(*world_, grid.ep, grid.tp),
         rows_(micro_batch_rows(recipe, grid.num_data_ranks())),
         network_(*ops_, grid, recipe, rows_, true,
-                 make_plan_parts(recipe, grid, grid_, rows_, route)),
+                 make_plan_parts(*ops_, recipe, grid, grid_, rows_, route)),
         training_(network_, grid_, recipe) {
     // What it takes to be there is not part of a step.
     quiet_.listener = &listener;

@@ -380,7 +380,7 @@ int run_selftest(const SelftestOptions& options, MpiEnvironment& mpi) {
 
   ProcessGrid grid(mpi.world(), options.ep, options.tp);
   const auto ops = make_ops(options.device, mpi);
-  attach_device(options.device, grid, *ops);
+  const DeviceGroups device_groups(options.device, grid, *ops);
   int failed = 0, skipped = 0;
   for (const std::string& path : paths) {
     const CaseResult result = GoldenCase(path, *ops, grid).run();

@@ -210,7 +210,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
 
   const auto ops = make_ops(options.device, mpi);
   ops->set_profile(&observers.ops);
-  attach_device(options.device, grid, *ops);
+  const DeviceGroups device_groups(options.device, grid, *ops);
   Network network(*ops, grid, recipe, micro_batch_rows(recipe, grid.num_data_ranks()), true);
   if (watchdog) watchdog->learn_groups(*world);  // of the exchange of tokens
   const StartState start = take_weights(options, checkpoint, recipe, stream, grid, network);

@@ -257,6 +257,37 @@ double Ops::sum_of_squares(Tensor x) {
   return do_sum_of_squares(x);
 }
 
+void Ops::copy_rows(Tensor dst, Tensor src, std::span<const RowStretch> stretches) {
+  OpCall call("copy_rows", device(), profile_);
+  call.tensor("src", src, src.dtype, {kAny, kAny}, device());
+  call.tensor("dst", dst, src.dtype, {kAny, src.size(1)}, device());
+  bool is_empty = true;
+  for (const RowStretch& stretch : stretches) {
+    OPENMOE_CHECK(stretch.num_rows >= 0 && stretch.from >= 0 && stretch.to >= 0 &&
+                      stretch.from + stretch.num_rows <= src.size(0) &&
+                      stretch.to + stretch.num_rows <= dst.size(0),
+                  "copy_rows: ", stretch.num_rows, " rows from ", stretch.from, " of ", src.size(0),
+                  " to ", stretch.to, " of ", dst.size(0));
+    is_empty = is_empty && stretch.num_rows == 0;
+  }
+  if (!is_empty && src.size(1) > 0) do_copy_rows(dst, src, stretches);
+}
+
+void Ops::swap_leading_axes(Tensor dst, Tensor src) {
+  OpCall call("swap_leading_axes", device(), profile_);
+  call.tensor("src", src, src.dtype, {kAny, kAny, kAny}, device());
+  call.tensor("dst", dst, src.dtype, {src.size(1), src.size(0), src.size(2)}, device());
+  if (src.num_elements() > 0) do_swap_leading_axes(dst, src);
+}
+
+void Ops::sum_pieces(Tensor y, Tensor pieces) {
+  OpCall call("sum_pieces", device(), profile_);
+  call.f32("y", y, {kAny});
+  call.f32("pieces", pieces, {kAny, y.size(0)});
+  call.that(pieces.size(0) > 0, "there must be a piece", static_cast<double>(pieces.size(0)));
+  if (y.num_elements() > 0) do_sum_pieces(y, pieces);
+}
+
 void Ops::embedding_forward(Tensor x, Tensor table, Tensor ids, const VocabularyRange& range) {
   OpCall call("embedding_forward", device(), profile_);
   call.f32("x", x, {kAny, kAny});

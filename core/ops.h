@@ -104,6 +104,13 @@ struct AdafactorScalars {
   float epsilon_scale = 1e-3f;
 };
 
+// Neighbouring rows of one tensor that go to neighbouring rows of another.
+struct RowStretch {
+  std::int64_t to = 0;
+  std::int64_t from = 0;
+  std::int64_t num_rows = 0;
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -127,6 +134,15 @@ class Ops {
   void add_accumulate(Tensor y, Tensor x);  // y += x, f32
   void multiply(Tensor x, float factor);    // x *= factor, f32
   double sum_of_squares(Tensor x);          // f64 sum on the host, f32 input
+
+  // ---- layout of what travels between ranks ----
+  // dst[to + i] = src[from + i] for the rows of every stretch; none is written twice. dst and src
+  // (any, W), of one type and without common memory.
+  void copy_rows(Tensor dst, Tensor src, std::span<const RowStretch> stretches);
+  // dst[b, a] = src[a, b]. dst (B, A, W), src (A, B, W), of one type and without common memory.
+  void swap_leading_axes(Tensor dst, Tensor src);
+  // y = pieces[0] + pieces[1] + ..., added in this order. y (n), pieces (P, n), f32.
+  void sum_pieces(Tensor y, Tensor pieces);
 
   // ---- embedding ----
   // x[n] = table[ids[n]]. x (N, D), table (V, D), ids (N) i32 in [0, V). Of a table of part of the
@@ -242,6 +258,9 @@ class Ops {
   virtual void do_add_accumulate(Tensor y, Tensor x) = 0;
   virtual void do_multiply(Tensor x, float factor) = 0;
   virtual double do_sum_of_squares(Tensor x) = 0;
+  virtual void do_copy_rows(Tensor dst, Tensor src, std::span<const RowStretch> stretches) = 0;
+  virtual void do_swap_leading_axes(Tensor dst, Tensor src) = 0;
+  virtual void do_sum_pieces(Tensor y, Tensor pieces) = 0;
   virtual void do_embedding_forward(Tensor x, Tensor table, Tensor ids,
                                     const VocabularyRange& range) = 0;
   virtual void do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids,

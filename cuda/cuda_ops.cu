@@ -177,6 +177,7 @@ CudaOps::CudaOps(int device_index)
   OPENMOE_CUDA(cudaMallocHost(reinterpret_cast<void**>(&report_), sizeof(Report)));
   OPENMOE_CUDA(cudaMalloc(reinterpret_cast<void**>(&device_report_), sizeof(Report)));
   OPENMOE_CUDA(cudaMemsetAsync(device_report_, 0, sizeof(Report), stream_));
+  OPENMOE_CUDA(cudaStreamCreateWithFlags(&transfer_stream_, cudaStreamNonBlocking));
 }
 
 CudaOps::~CudaOps() {
@@ -184,6 +185,7 @@ CudaOps::~CudaOps() {
   cudaFree(rope_table_.cosines);
   cudaFree(device_report_);
   cudaFreeHost(report_);
+  cudaStreamDestroy(transfer_stream_);
   cudaStreamDestroy(stream_);
 }
 

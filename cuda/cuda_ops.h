@@ -29,6 +29,10 @@ class CudaOps final : public Ops {
   void* allocate_bytes(std::int64_t bytes) override;
   void free_bytes(void* data, std::int64_t bytes) override;
   cudaStream_t stream() const { return stream_; }
+  // What travels between devices has a stream of its own. All communicators share it, so that their
+  // transfers run in the order in which the host started them, which is the same on every rank;
+  // those of two NCCL communicators at once could otherwise wait for each other.
+  cudaStream_t transfer_stream() const { return transfer_stream_; }
 
  private:
   // What an op tells the host, in pinned memory, written by a kernel or a copy and read after the
@@ -60,6 +64,9 @@ class CudaOps final : public Ops {
   void do_add_accumulate(Tensor y, Tensor x) override;
   void do_multiply(Tensor x, float factor) override;
   double do_sum_of_squares(Tensor x) override;
+  void do_copy_rows(Tensor dst, Tensor src, std::span<const RowStretch> stretches) override;
+  void do_swap_leading_axes(Tensor dst, Tensor src) override;
+  void do_sum_pieces(Tensor y, Tensor pieces) override;
   void do_embedding_forward(Tensor x, Tensor table, Tensor ids,
                             const VocabularyRange& range) override;
   void do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids,
@@ -105,7 +112,7 @@ class CudaOps final : public Ops {
                          const SharedMatrix* shared) override;
 
   int device_index_;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, transfer_stream_ = nullptr;
   Report* report_ = nullptr;         // pinned host memory
   Report* device_report_ = nullptr;  // its twin on the device
   cuda::Scratch scratch_;

@@ -8,10 +8,10 @@
 #include <utility>
 #include <vector>
 
-#include "core/moe/token_exchange.h"
+#include "core/moe/routing_plan.h"
 #include "core/op_clock.h"
 #include "core/ops.h"
-#include "parallel/device_communicator.h"
+#include "parallel/communicator.h"
 
 namespace openmoe {
 
@@ -26,14 +26,14 @@ int num_cuda_devices();
 // those built for; each with the way out.
 std::unique_ptr<Ops> make_cuda_ops(int device_index);
 
-// The token exchange for tensors of `ops`, which make_cuda_ops made. `group` are the ep ranks;
-// null: all experts are here. All must outlive it.
-std::unique_ptr<TokenExchange> make_cuda_exchange(Ops& ops, const ExchangeShape& shape,
-                                                  DeviceCommunicator* group);
+// The arithmetic of a token exchange over `ep` ranks for tensors of `ops`, which make_cuda_ops made
+// and which must outlive it.
+std::unique_ptr<RoutingPlanner> make_cuda_planner(Ops& ops, const ExchangeShape& shape,
+                                                  std::int64_t ep);
 
-// The verbs of `group` over NCCL, one rank per device. Collective over the group. Both must outlive
-// it.
-std::unique_ptr<DeviceCommunicator> make_nccl_communicator(Ops& ops, Communicator& group);
+// A DeviceCommunicator over NCCL, one rank per device. Collective over the group, the same ranks in
+// host memory. Both must outlive it.
+std::unique_ptr<Communicator> make_nccl_communicator(Ops& ops, Communicator& group);
 
 // "NVIDIA H100 80GB HBM3, sm_90, 79.1 GiB, driver 13.0, runtime 13.0", for start-up logs.
 std::string describe_cuda_device(int device_index);

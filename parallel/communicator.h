@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -79,6 +80,10 @@ class Communicator {
   // Sub-group of the ranks that pass the same colour (>= 0), ordered by key, then by rank.
   // Collective.
   virtual std::unique_ptr<Communicator> split(int colour, int key) = 0;
+  // make(this group): another way of the same ranks, as that of a device (device_communicator.h).
+  // This must outlive it. A communicator that reports makes one that reports too.
+  using MakeTwin = std::function<std::unique_ptr<Communicator>(Communicator& group)>;
+  virtual std::unique_ptr<Communicator> twin(const MakeTwin& make) { return make(*this); }
 };
 
 // A group of one: every verb is the identity or a copy.

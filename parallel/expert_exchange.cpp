@@ -1,65 +1,59 @@
 #include "parallel/expert_exchange.h"
 
-#include <omp.h>
-
 #include <algorithm>
-#include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "core/base/check.h"
 
 namespace openmoe {
-namespace {
 
-char* row_at(const Tensor& rows, std::int64_t row) {
-  return static_cast<char*>(rows.data) + row * rows.row_bytes();
-}
-
-}  // namespace
-
-ExpertExchange::ExpertExchange(const ExchangeShape& shape, Communicator& group,
-                               const ExchangeRoute& route)
-    : planner_(shape, group.size()),
+ExpertExchange::ExpertExchange(Ops& ops, std::unique_ptr<RoutingPlanner> planner,
+                               Communicator& group, const ExchangeRoute& route)
+    : ops_(ops),
+      planner_(std::move(planner)),
       group_(group),
-      transport_(make_row_transport(route, group)),
+      transport_(make_row_transport(ops, route, group)),
       parts_(static_cast<std::size_t>(route.num_parts)) {
+  OPENMOE_CHECK(planner_->ep() == group.size(), "a planner for ", planner_->ep(), " ranks");
   OPENMOE_CHECK(route.num_parts >= 1 && route.num_parts <= num_local_experts(), route.num_parts,
                 " parts of ", num_local_experts(), " experts");
   next_expert_row_.reserve(static_cast<std::size_t>(num_local_experts()));
+  const auto most = static_cast<std::size_t>(planner_->shape().num_experts);
+  turned_.reserve(most);
   for (Part& part : parts_) {
-    part.blocks.reserve(static_cast<std::size_t>(shape.num_experts));
+    part.own.reserve(most);
+    part.staged.reserve(most);
     for (auto* per_rank : {&part.sent, &part.sent_offsets, &part.received, &part.received_offsets})
       per_rank->resize(static_cast<std::size_t>(group.size()));
   }
 }
 
 void ExpertExchange::allocate_routing(Arena& arena, Routing& routing) {
-  planner_.allocate(arena, routing);
+  planner_->allocate(arena, routing);
 }
 
 void ExpertExchange::allocate_buffers(Arena& arena) {
+  planner_->allocate_buffers(arena);
   std::vector<std::int64_t> rows_per_pair;
   bool needs_staging = false;
   for (std::int64_t part = 0; part < num_parts(); ++part) {
-    rows_per_pair.push_back(planner_.max_rows_per_pair(experts_of(part)));
+    rows_per_pair.push_back(planner_->max_rows_per_pair(experts_of(part)));
     needs_staging = needs_staging || (moves_rows() && !arrives_in_place(part));
   }
   const std::int64_t staged =
-      needs_staging ? (planner_.ep() - 1) * planner_.max_rows_per_pair(num_local_experts()) : 0;
+      needs_staging ? (planner_->ep() - 1) * planner_->max_rows_per_pair(num_local_experts()) : 0;
   staging_ = arena.allocate("staged rows", MemoryCategory::exchange, DType::f32,
-                            {staged, planner_.shape().d_model});
+                            {staged, planner_->shape().d_model});
   if (moves_rows())
     transport_->allocate_buffers(arena, rows_per_pair,
-                                 planner_.shape().d_model * size_of(DType::f32));
+                                 planner_->shape().d_model * size_of(DType::f32));
 }
 
 void ExpertExchange::plan(Routing& routing, Tensor choice, Tensor slot) {
-  planner_.plan_sent(routing, host_elements<std::int32_t>(choice),
-                     host_elements<std::int32_t>(slot),
-                     host_elements<std::int32_t>(routing.row_token),
-                     host_elements<std::int32_t>(routing.assignment_row));
+  planner_->plan_sent(routing, choice, slot);
   group_.all_to_all(routing.sent_per_expert, routing.received_per_source, num_local_experts());
-  planner_.plan_received(routing);
+  planner_->plan_received(routing);
 }
 
 void ExpertExchange::lay_out(const Routing& routing) {
@@ -69,10 +63,10 @@ void ExpertExchange::lay_out(const Routing& routing) {
   std::int64_t staged_row = 0;
   for (std::int64_t p = 0; p < num_parts(); ++p) {
     Part& part = at(p);
-    part.blocks.clear();
-    part.block_rows = 0;
+    part.own.clear();
+    part.staged.clear();
     std::int64_t sent_row = 0;
-    for (std::int64_t rank = 0; rank < planner_.ep(); ++rank) {
+    for (std::int64_t rank = 0; rank < planner_->ep(); ++rank) {
       const auto peer = static_cast<std::size_t>(rank);
       const bool is_own = rank == group_.rank_in_group();
       const std::int64_t* const sent = routing.sent_per_expert.data() + rank * local_experts;
@@ -92,10 +86,8 @@ void ExpertExchange::lay_out(const Routing& routing) {
       std::int64_t outer_row = is_own ? first_sent : staged_row;
       for (std::int64_t e = begin; e < end; ++e) {
         std::int64_t& expert_row = next_expert_row_[static_cast<std::size_t>(e)];
-        if (received[e] > 0 && (is_own || !arrives_in_place(p))) {
-          part.blocks.push_back({is_own, outer_row, expert_row, received[e]});
-          part.block_rows += received[e];
-        }
+        if (received[e] > 0 && (is_own || !arrives_in_place(p)))
+          (is_own ? part.own : part.staged).push_back({expert_row, outer_row, received[e]});
         outer_row += received[e];
         expert_row += received[e];
       }
@@ -105,50 +97,26 @@ void ExpertExchange::lay_out(const Routing& routing) {
   }
 }
 
-void ExpertExchange::copy_blocks(Direction direction, const Part& part, const Tensor& sent,
-                                 const Tensor& expert_rows) const {
-  constexpr std::int64_t kBytesWorthThreads = 1 << 17;
-  const std::int64_t row_bytes = sent.row_bytes();
-#pragma omp parallel if (part.block_rows * row_bytes >= kBytesWorthThreads)
-  {
-    // The rows of all blocks together are divided evenly, since the loads of experts differ widely.
-    const std::int64_t threads = omp_get_num_threads();
-    const std::int64_t thread = omp_get_thread_num();
-    const std::int64_t begin = part.block_rows * thread / threads;
-    const std::int64_t end = part.block_rows * (thread + 1) / threads;
-    std::int64_t first = 0;  // of the block, among the rows of all blocks
-    for (const Block& block : part.blocks) {
-      const std::int64_t from = std::max(begin - first, std::int64_t{0});
-      const std::int64_t to = std::min(end - first, block.num_rows);
-      first += block.num_rows;
-      if (from >= to) continue;
-      char* outer =
-          (block.is_own ? static_cast<char*>(sent.data) : static_cast<char*>(staging_.data)) +
-          (block.outer_row + from) * row_bytes;
-      char* inner = row_at(expert_rows, block.expert_row + from);
-      const auto bytes = static_cast<std::size_t>((to - from) * row_bytes);
-      if (direction == Direction::to_experts)
-        std::memcpy(inner, outer, bytes);
-      else
-        std::memcpy(outer, inner, bytes);
-    }
-  }
+void ExpertExchange::copy_back(Tensor outer, Tensor expert_rows,
+                               const std::vector<RowStretch>& stretches) {
+  turned_.clear();
+  for (const RowStretch& stretch : stretches)
+    turned_.push_back({stretch.from, stretch.to, stretch.num_rows});
+  ops_.copy_rows(outer, expert_rows, turned_);
 }
 
 void ExpertExchange::check_rows(const Tensor& sent, const Tensor& expert_rows,
                                 const Routing& routing) const {
-  OPENMOE_CHECK(sent.device == Device::host && expert_rows.device == Device::host,
-                "rows of a device");
   OPENMOE_CHECK(sent.dtype == expert_rows.dtype && size_of(sent.dtype) <= size_of(DType::f32),
                 name_of(sent.dtype), " and ", name_of(expert_rows.dtype));
-  OPENMOE_CHECK(sent.shape.rank == 2 && sent.size(1) == planner_.shape().d_model &&
+  OPENMOE_CHECK(sent.shape.rank == 2 && sent.size(1) == planner_->shape().d_model &&
                     sent.size(0) >= routing.num_sent,
                 sent.shape.to_string(), " for ", routing.num_sent, " rows of ",
-                planner_.shape().d_model);
-  OPENMOE_CHECK(expert_rows.shape.rank == 2 && expert_rows.size(1) == planner_.shape().d_model &&
+                planner_->shape().d_model);
+  OPENMOE_CHECK(expert_rows.shape.rank == 2 && expert_rows.size(1) == planner_->shape().d_model &&
                     expert_rows.size(0) >= routing.num_received,
                 expert_rows.shape.to_string(), " for ", routing.num_received, " rows of ",
-                planner_.shape().d_model);
+                planner_->shape().d_model);
 }
 
 void ExpertExchange::start_dispatch(Tensor sent, Tensor received, const Routing& routing,
@@ -156,14 +124,14 @@ void ExpertExchange::start_dispatch(Tensor sent, Tensor received, const Routing&
   check_rows(sent, received, routing);
   OPENMOE_CHECK(sent.data != received.data || routing.num_sent == 0, "rows cannot move in place");
   if (part == 0) lay_out(routing);
-  transport_->start(part, sent.data, at(part).sent_blocks(), outer_rows(part, received),
-                    at(part).received_blocks(), sent.row_bytes());
+  transport_->start(part, sent, at(part).sent_blocks(), outer_rows(part, received),
+                    at(part).received_blocks());
 }
 
 void ExpertExchange::finish_dispatch(Tensor sent, Tensor received, std::int64_t part) {
-  transport_->finish(part, outer_rows(part, received), at(part).received_blocks(),
-                     sent.row_bytes());
-  copy_blocks(Direction::to_experts, at(part), sent, received);
+  transport_->finish(part, outer_rows(part, received), at(part).received_blocks());
+  ops_.copy_rows(received, sent, at(part).own);
+  if (!arrives_in_place(part)) ops_.copy_rows(received, staged_rows(received), at(part).staged);
 }
 
 void ExpertExchange::start_combine(Tensor rows, Tensor returned, const Routing& routing,
@@ -172,13 +140,14 @@ void ExpertExchange::start_combine(Tensor rows, Tensor returned, const Routing& 
   OPENMOE_CHECK(rows.data != returned.data || routing.num_received == 0,
                 "rows cannot move in place");
   if (part == 0) lay_out(routing);
-  copy_blocks(Direction::from_experts, at(part), returned, rows);
-  transport_->start(part, outer_rows(part, rows), at(part).received_blocks(), returned.data,
-                    at(part).sent_blocks(), rows.row_bytes());
+  copy_back(returned, rows, at(part).own);
+  if (!arrives_in_place(part)) copy_back(staged_rows(rows), rows, at(part).staged);
+  transport_->start(part, outer_rows(part, rows), at(part).received_blocks(), returned,
+                    at(part).sent_blocks());
 }
 
 void ExpertExchange::finish_combine(Tensor returned, std::int64_t part) {
-  transport_->finish(part, returned.data, at(part).sent_blocks(), returned.row_bytes());
+  transport_->finish(part, returned, at(part).sent_blocks());
 }
 
 }  // namespace openmoe

@@ -8,21 +8,6 @@
 #include "core/base/check.h"
 
 namespace openmoe {
-namespace {
-
-void sum_over(const Tensor& grads, Communicator& group, DeviceCommunicator* device_group) {
-  if (group.size() == 1) return;
-  if (grads.device == Device::host) {
-    group.all_reduce_sum(
-        std::span<float>(grads.as<float>(), static_cast<std::size_t>(grads.num_elements())));
-    return;
-  }
-  OPENMOE_CHECK(device_group != nullptr,
-                "gradients of a device, and no device attached to the grid");
-  device_group->all_reduce_sum(grads);
-}
-
-}  // namespace
 
 double total_norm(const std::array<double, kShardings.size()>& squares, ProcessGrid& grid) {
   const auto of = [&](Sharding sharding) { return squares[static_cast<std::size_t>(sharding)]; };
@@ -40,9 +25,10 @@ GradientReducer::GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid
 }
 
 void GradientReducer::sum(const Tensor& grads, Sharding sharding) {
-  // A device has no tensor group yet: there, who holds all is a data rank.
-  sum_over(grads, grid_.holders(sharding),
-           sharding == Sharding::expert ? grid_.device_replicas() : grid_.device_data());
+  Communicator& holders = grid_.holders(sharding);
+  if (holders.size() > 1)
+    holders.all_reduce_sum(
+        std::span<float>(grads.as<float>(), static_cast<std::size_t>(grads.num_elements())));
 }
 
 void GradientReducer::reduce() {
@@ -51,7 +37,6 @@ void GradientReducer::reduce() {
 
 // From the last parameter of a kind to the first, as the backward pass completes them.
 void GradientReducer::make_buckets(std::int64_t bytes) {
-  OPENMOE_CHECK(params_.params().front().grad.device == Device::host, "gradients of a device");
   for (const Sharding sharding : kShardings) {
     if (grid_.holders(sharding).size() == 1 || params_.grads(sharding).num_elements() == 0)
       continue;

@@ -26,9 +26,9 @@ class GradientReducer {
   // complete() may be used.
   GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid, std::int64_t bucket_bytes = 0);
 
-  // Reduction while the backward pass goes on. The gradients, whole ones in host memory, lie in
-  // buckets in the order of the forward pass; a bucket's sum starts when all of it is complete(),
-  // in the order of the backward pass on every rank. complete() takes a parameter or slices of it
+  // Reduction while the backward pass goes on. The gradients, whole ones, lie in buckets in the
+  // order of the forward pass; a bucket's sum starts when all of it is complete(), in the order of
+  // the backward pass on every rank. complete() takes a parameter or slices of it
   // (Model::observe_gradients), each once; finish() waits for all, and is then the same as
   // reduce().
   bool has_buckets() const { return !buckets_.empty(); }

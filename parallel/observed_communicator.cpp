@@ -94,6 +94,13 @@ class ObservedCommunicator : public Communicator {
     observe("split", 0, [&] { part = inner_.split(colour, key); });
     return observed_group(std::move(part));
   }
+  // Its calls are numbered among those of this group.
+  std::unique_ptr<Communicator> twin(const MakeTwin& make) override {
+    std::unique_ptr<Communicator> other = inner_.twin(make);
+    Communicator& inner = *other;
+    return std::make_unique<ObservedCommunicator>(inner, std::move(other), world_rank_, observers_,
+                                                  group_);
+  }
 
  private:
   static std::size_t bytes_of(const RowBlocks& blocks, std::int64_t row_bytes) {

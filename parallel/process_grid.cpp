@@ -153,9 +153,22 @@ ProcessGrid::ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp)
   tensor_->set_name("tensor");
 }
 
+void ProcessGrid::attach_device(const Communicator::MakeTwin& make) {
+  twins_.clear();
+  for (Communicator* group : {world_, data_.get(), expert_.get(), replicas_.get(), tensor_.get()})
+    if (group->size() > 1) twins_.emplace_back(group, group->twin(make));
+}
+
+Communicator& ProcessGrid::for_tensors(Communicator& group) {
+  for (const auto& [of, twin] : twins_)
+    if (of == &group) return *twin;
+  return group;
+}
+
 Communicator& ProcessGrid::holders(Sharding sharding) {
-  if (sharding == Sharding::expert) return *replicas_;
-  return sharding == Sharding::replicated && tp_ > 1 ? *world_ : *data_;
+  return for_tensors(sharding == Sharding::expert                  ? *replicas_
+                     : sharding == Sharding::replicated && tp_ > 1 ? *world_
+                                                                   : *data_);
 }
 
 std::string ProcessGrid::coordinates() const {

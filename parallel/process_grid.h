@@ -9,11 +9,12 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/config/recipe.h"
 #include "core/param_table.h"
 #include "parallel/communicator.h"
-#include "parallel/device_communicator.h"
 
 namespace openmoe {
 
@@ -43,17 +44,16 @@ class ProcessGrid {
   // The tp ranks of one data rank: activations of the same rows.
   Communicator& tensor() { return *tensor_; }
 
-  // The ranks whose values of such a parameter are the same, and whose gradients are added up.
+  // Where tensors are in the memory of a device: the twins, made by `make`, of all groups of more
+  // than one rank. Collective over the world.
+  void attach_device(const Communicator::MakeTwin& make);
+  void detach_device() { twins_.clear(); }
+  // `group`, one of the above, for tensors of the device that computes: its twin, or on the host
+  // the group itself.
+  Communicator& for_tensors(Communicator& group);
+  // The ranks whose values of such a parameter are the same, and whose gradients are added up; for
+  // tensors.
   Communicator& holders(Sharding sharding);
-
-  // The same groups for tensors of a device. Null until a device is attached.
-  struct DeviceGroups {
-    std::unique_ptr<DeviceCommunicator> data, expert, replicas;
-  };
-  void attach_device(DeviceGroups groups) { device_groups_ = std::move(groups); }
-  DeviceCommunicator* device_data() { return device_groups_.data.get(); }
-  DeviceCommunicator* device_expert() { return device_groups_.expert.get(); }
-  DeviceCommunicator* device_replicas() { return device_groups_.replicas.get(); }
 
   std::string coordinates() const;  // "rank 3 (dp 1, ep 1, tp 0)"
 
@@ -68,7 +68,7 @@ class ProcessGrid {
   Communicator* world_;
   std::int64_t dp_, ep_, tp_, dp_rank_, ep_rank_, tp_rank_;
   std::unique_ptr<Communicator> data_, expert_, replicas_, tensor_;
-  DeviceGroups device_groups_;
+  std::vector<std::pair<const Communicator*, std::unique_ptr<Communicator>>> twins_;
 };
 
 }  // namespace openmoe

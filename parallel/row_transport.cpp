@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <numeric>
 #include <set>
 #include <string>
@@ -28,54 +27,36 @@ class DirectTransport : public RowTransport {
  public:
   explicit DirectTransport(Communicator& group) : group_(group) {}
   void allocate_buffers(Arena&, std::span<const std::int64_t>, std::int64_t) override {}
-  void start(std::int64_t slot, const void* sent, const RowBlocks& sent_blocks, void* received,
-             const RowBlocks& received_blocks, std::int64_t row_bytes) override {
-    group_.start_all_to_all_rows(slot, sent, sent_blocks, received, received_blocks, row_bytes);
+  void start(std::int64_t slot, Tensor sent, const RowBlocks& sent_blocks, Tensor received,
+             const RowBlocks& received_blocks) override {
+    group_.start_all_to_all_rows(slot, sent.data, sent_blocks, received.data, received_blocks,
+                                 sent.row_bytes());
   }
-  void finish(std::int64_t slot, void*, const RowBlocks&, std::int64_t) override {
-    group_.wait_for_rows(slot);
-  }
+  void finish(std::int64_t slot, Tensor, const RowBlocks&) override { group_.wait_for_rows(slot); }
   void advance() override { group_.advance(); }
 
  private:
   Communicator& group_;
 };
 
-// Copies of stretches of rows between two buffers.
-class RowCopier {
- public:
-  RowCopier(void* to, const void* from, std::int64_t row_bytes)
-      : to_(static_cast<char*>(to)), from_(static_cast<const char*>(from)), row_bytes_(row_bytes) {}
-  void copy(std::int64_t to_row, std::int64_t from_row, std::int64_t rows) {
-    if (rows > 0)
-      std::memcpy(to_ + to_row * row_bytes_, from_ + from_row * row_bytes_,
-                  static_cast<std::size_t>(rows * row_bytes_));
-  }
-
- private:
-  char* to_;
-  const char* from_;
-  std::int64_t row_bytes_;
-};
-
+// A kind that brings rows in order before and after they travel.
 class BufferedTransport : public RowTransport {
  protected:
-  // Of one slot. What lies in a buffer must fit in it.
+  BufferedTransport(Ops& ops, const Communicator& group) : ops_(ops) {
+    stretches_.reserve(static_cast<std::size_t>(group.size()));  // more are never noted
+  }
+
+  // Of one slot.
   struct Buffers {
     Tensor out, in;
-    static void* room(const Tensor& buffer, std::int64_t rows, std::int64_t row_bytes) {
-      OPENMOE_CHECK(rows * row_bytes <= buffer.size_bytes(), rows, " rows of ", row_bytes,
-                    " bytes in a buffer of ", buffer.size_bytes());
-      return buffer.data;
-    }
-    void* out_room(std::int64_t rows, std::int64_t row_bytes) const {
-      return room(out, rows, row_bytes);
-    }
-    void* in_room(std::int64_t rows, std::int64_t row_bytes) const {
-      return room(in, rows, row_bytes);
-    }
   };
-
+  // The first rows of a buffer, as those of `like`.
+  static Tensor rows_in(const Tensor& buffer, std::int64_t rows, const Tensor& like) {
+    const Tensor view{buffer.data, like.dtype, buffer.device, {rows, like.size(1)}};
+    OPENMOE_CHECK(view.size_bytes() <= buffer.size_bytes(), rows, " rows of ", like.row_bytes(),
+                  " bytes in a buffer of ", buffer.size_bytes());
+    return view;
+  }
   void make_buffers(Arena& arena, std::int64_t rows, std::int64_t row_bytes) {
     const auto make = [&](const char* name) {
       return arena.allocate(name, MemoryCategory::exchange, DType::u8, {rows * row_bytes});
@@ -86,13 +67,26 @@ class BufferedTransport : public RowTransport {
     return slots_.at(static_cast<std::size_t>(slot));
   }
 
+  // Stretches are noted one by one and copied together.
+  void note(std::int64_t to, std::int64_t from, std::int64_t rows) {
+    if (rows > 0) stretches_.push_back({to, from, rows});
+  }
+  void copy_noted(Tensor to, Tensor from) {
+    ops_.copy_rows(to, from, stretches_);
+    stretches_.clear();
+  }
+
+  Ops& ops_;
   std::vector<Buffers> slots_;
+  std::vector<RowStretch> stretches_;
 };
 
 class FixedCapacityTransport : public BufferedTransport {
  public:
-  explicit FixedCapacityTransport(Communicator& group)
-      : group_(group), counts_(static_cast<std::size_t>(group.size())) {}
+  FixedCapacityTransport(Ops& ops, Communicator& group)
+      : BufferedTransport(ops, group),
+        group_(group),
+        counts_(static_cast<std::size_t>(group.size())) {}
 
   void allocate_buffers(Arena& arena, std::span<const std::int64_t> rows_per_pair,
                         std::int64_t row_bytes) override {
@@ -102,31 +96,32 @@ class FixedCapacityTransport : public BufferedTransport {
       make_buffers(arena, capacity * (group_.size() - 1), row_bytes);
   }
 
-  void start(std::int64_t slot, const void* sent, const RowBlocks& sent_blocks, void*,
-             const RowBlocks&, std::int64_t row_bytes) override {
+  void start(std::int64_t slot, Tensor sent, const RowBlocks& sent_blocks, Tensor,
+             const RowBlocks&) override {
     const std::int64_t rows = fill_counts(slot);
-    RowCopier pack(buffers(slot).out_room(rows, row_bytes), sent, row_bytes);
     std::int64_t place = 0;
     for (std::size_t r = 0; r < counts_.size(); ++r) {
       OPENMOE_CHECK(sent_blocks.num_rows[r] <= counts_[r], sent_blocks.num_rows[r], " rows for ",
                     counts_[r]);
-      pack.copy(place, sent_blocks.row_offsets[r], sent_blocks.num_rows[r]);
+      note(place, sent_blocks.row_offsets[r], sent_blocks.num_rows[r]);
       place += counts_[r];
     }
-    group_.start_all_to_all_rows(slot, buffers(slot).out.data, {counts_, {}},
-                                 buffers(slot).in_room(rows, row_bytes), {counts_, {}}, row_bytes);
+    const Tensor out = rows_in(buffers(slot).out, rows, sent);
+    copy_noted(out, sent);
+    group_.start_all_to_all_rows(slot, out.data, {counts_, {}},
+                                 rows_in(buffers(slot).in, rows, sent).data, {counts_, {}},
+                                 sent.row_bytes());
   }
 
-  void finish(std::int64_t slot, void* received, const RowBlocks& received_blocks,
-              std::int64_t row_bytes) override {
+  void finish(std::int64_t slot, Tensor received, const RowBlocks& received_blocks) override {
     group_.wait_for_rows(slot);
-    fill_counts(slot);
-    RowCopier unpack(received, buffers(slot).in.data, row_bytes);
+    const std::int64_t rows = fill_counts(slot);
     std::int64_t place = 0;
     for (std::size_t r = 0; r < counts_.size(); ++r) {
-      unpack.copy(received_blocks.row_offsets[r], place, received_blocks.num_rows[r]);
+      note(received_blocks.row_offsets[r], place, received_blocks.num_rows[r]);
       place += counts_[r];
     }
+    copy_noted(received, rows_in(buffers(slot).in, rows, received));
   }
   void advance() override { group_.advance(); }
 
@@ -147,8 +142,8 @@ class FixedCapacityTransport : public BufferedTransport {
 // Rank k n + j of the group is rank j of node k, of m nodes of n ranks.
 class TwoLevelTransport : public BufferedTransport {
  public:
-  TwoLevelTransport(Communicator& group, std::int64_t ranks_per_node)
-      : n_(ranks_per_node), m_(group.size() / ranks_per_node) {
+  TwoLevelTransport(Ops& ops, Communicator& group, std::int64_t ranks_per_node)
+      : BufferedTransport(ops, group), n_(ranks_per_node), m_(group.size() / ranks_per_node) {
     OPENMOE_CHECK(n_ >= 1 && n_ * m_ == group.size(), group.size(), " ranks on nodes of ", n_);
     const int rank = group.rank_in_group(), n = static_cast<int>(n_);
     node_ = group.split(rank / n, rank % n);
@@ -166,28 +161,30 @@ class TwoLevelTransport : public BufferedTransport {
     for (const std::int64_t rows : rows_per_pair) make_buffers(arena, n_ * m_ * rows, row_bytes);
   }
 
-  void start(std::int64_t slot, const void* sent, const RowBlocks& sent_blocks, void*,
-             const RowBlocks& received_blocks, std::int64_t row_bytes) override {
+  void start(std::int64_t slot, Tensor sent, const RowBlocks& sent_blocks, Tensor,
+             const RowBlocks& received_blocks) override {
     const Buffers& buffer = buffers(slot);
     // leaving_, and what was sent, by (place of the receiver, its node).
-    RowCopier pack(buffer.out_room(sum(sent_blocks.num_rows), row_bytes), sent, row_bytes);
     std::int64_t next = 0;
     for (std::int64_t j = 0; j < n_; ++j)
       for (std::int64_t k = 0; k < m_; ++k) {
         const auto r = static_cast<std::size_t>(k * n_ + j);
-        pack.copy(next, sent_blocks.row_offsets[r], sent_blocks.num_rows[r]);
+        note(next, sent_blocks.row_offsets[r], sent_blocks.num_rows[r]);
         leaving_[static_cast<std::size_t>(j * m_ + k)] = sent_blocks.num_rows[r];
         next += sent_blocks.num_rows[r];
       }
+    const Tensor leaving = rows_in(buffer.out, next, sent);
+    copy_noted(leaving, sent);
     node_->all_to_all(leaving_, passing_, m_);
     add_up(sent_to_, leaving_, n_, m_);
     add_up(received_from_, passing_, n_, m_);
     const std::int64_t passing_rows = sum(passing_);
-    node_->all_to_all_rows(buffer.out.data, {sent_to_, {}}, buffer.in_room(passing_rows, row_bytes),
-                           {received_from_, {}}, row_bytes);
+    const Tensor passing = rows_in(buffer.in, passing_rows, sent),
+                 turned = rows_in(buffer.out, passing_rows, sent);
+    node_->all_to_all_rows(leaving.data, {sent_to_, {}}, passing.data, {received_from_, {}},
+                           sent.row_bytes());
 
     // From (sender of this node, node of the receiver) to (node of the receiver, sender).
-    RowCopier turn(buffer.out_room(passing_rows, row_bytes), buffer.in.data, row_bytes);
     next = 0;
     sent_to_.assign(static_cast<std::size_t>(m_), 0);
     for (std::int64_t k = 0; k < m_; ++k) {
@@ -196,29 +193,29 @@ class TwoLevelTransport : public BufferedTransport {
         for (std::int64_t other = 0; other < m_; ++other) {
           const std::int64_t rows = passing_[static_cast<std::size_t>(i * m_ + other)];
           if (other == k) {
-            turn.copy(next, from, rows);
+            note(next, from, rows);
             next += rows;
             sent_to_[static_cast<std::size_t>(k)] += rows;
           }
           from += rows;
         }
     }
+    copy_noted(turned, passing);
     add_up(received_from_, received_blocks.num_rows, m_, n_);
-    across_->start_all_to_all_rows(slot, buffer.out.data, {sent_to_, {}},
-                                   buffer.in_room(sum(received_blocks.num_rows), row_bytes),
-                                   {received_from_, {}}, row_bytes);
+    across_->start_all_to_all_rows(slot, turned.data, {sent_to_, {}},
+                                   rows_in(buffer.in, sum(received_blocks.num_rows), sent).data,
+                                   {received_from_, {}}, sent.row_bytes());
   }
 
   // What arrives is by (node, place) of its sender: by rank.
-  void finish(std::int64_t slot, void* received, const RowBlocks& received_blocks,
-              std::int64_t row_bytes) override {
+  void finish(std::int64_t slot, Tensor received, const RowBlocks& received_blocks) override {
     across_->wait_for_rows(slot);
-    RowCopier unpack(received, buffers(slot).in.data, row_bytes);
     std::int64_t next = 0;
     for (std::size_t r = 0; r < received_blocks.num_rows.size(); ++r) {
-      unpack.copy(received_blocks.row_offsets[r], next, received_blocks.num_rows[r]);
+      note(received_blocks.row_offsets[r], next, received_blocks.num_rows[r]);
       next += received_blocks.num_rows[r];
     }
+    copy_noted(received, rows_in(buffers(slot).in, next, received));
   }
   void advance() override { across_->advance(); }
 
@@ -301,11 +298,12 @@ ExchangeRoute planned_route(const ParallelConfig& config, std::int64_t size,
   return route_for(config, size, per_node);
 }
 
-std::unique_ptr<RowTransport> make_row_transport(const ExchangeRoute& route, Communicator& group) {
+std::unique_ptr<RowTransport> make_row_transport(Ops& ops, const ExchangeRoute& route,
+                                                 Communicator& group) {
   if (route.kind == ExchangeKind::fixed_capacity)
-    return std::make_unique<FixedCapacityTransport>(group);
+    return std::make_unique<FixedCapacityTransport>(ops, group);
   if (route.kind == ExchangeKind::two_level)
-    return std::make_unique<TwoLevelTransport>(group, route.ranks_per_node);
+    return std::make_unique<TwoLevelTransport>(ops, group, route.ranks_per_node);
   return std::make_unique<DirectTransport>(group);
 }
 

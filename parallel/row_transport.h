@@ -15,6 +15,7 @@
 
 #include "core/arena.h"
 #include "core/config/recipe.h"
+#include "core/ops.h"
 #include "parallel/communicator.h"
 
 namespace openmoe {
@@ -47,18 +48,19 @@ class RowTransport {
   // rows_per_pair[i] rows between any two ranks, of at most `row_bytes`.
   virtual void allocate_buffers(Arena& arena, std::span<const std::int64_t> rows_per_pair,
                                 std::int64_t row_bytes) = 0;
-  // As Communicator::start_all_to_all_rows; the same blocks are given again to finish(). Blocks
-  // have offsets; none goes from a rank to itself. Of two_level, the step between nodes alone goes
-  // on in the background: it is the slow one.
-  virtual void start(std::int64_t slot, const void* sent, const RowBlocks& sent_blocks,
-                     void* received, const RowBlocks& received_blocks, std::int64_t row_bytes) = 0;
-  virtual void finish(std::int64_t slot, void* received, const RowBlocks& received_blocks,
-                      std::int64_t row_bytes) = 0;
+  // As Communicator::start_all_to_all_rows, of tensors (rows, W); `received` and its blocks are
+  // given again to finish(). Blocks have offsets; none goes from a rank to itself. Of two_level,
+  // the step between nodes alone goes on in the background: it is the slow one.
+  virtual void start(std::int64_t slot, Tensor sent, const RowBlocks& sent_blocks, Tensor received,
+                     const RowBlocks& received_blocks) = 0;
+  virtual void finish(std::int64_t slot, Tensor received, const RowBlocks& received_blocks) = 0;
   // As Communicator::advance, of what was started.
   virtual void advance() = 0;
 };
 
-// `group` must outlive it. Collective over the group.
-std::unique_ptr<RowTransport> make_row_transport(const ExchangeRoute& route, Communicator& group);
+// For tensors of `ops`, which are within reach of `group`; both must outlive it. Collective over
+// the group.
+std::unique_ptr<RowTransport> make_row_transport(Ops& ops, const ExchangeRoute& route,
+                                                 Communicator& group);
 
 }  // namespace openmoe

@@ -38,7 +38,6 @@ void gather_operands(ParamTable& params, ProcessGrid& grid) {
 
 ShardedUpdate::ShardedUpdate(Ops& ops, ParamTable& params, ProcessGrid& grid, TensorGroup& tensor)
     : ops_(ops), params_(params), grid_(grid), tensor_(tensor) {
-  OPENMOE_CHECK(params.params().front().grad.device == Device::host, "gradients of a device");
   for (const Param& param : params.params()) shards_.push_back(make_shard(param));
 }
 
@@ -82,7 +81,7 @@ void ShardedUpdate::reduce() {
     Communicator& holders = grid_.holders(whole.sharding);
     if (shard.is_divided)
       holders.reduce_scatter_sum(elements<float>(whole.grad), shard.values);
-    else
+    else if (holders.size() > 1)
       holders.all_reduce_sum(elements<float>(whole.grad));
   }
 }

@@ -23,8 +23,8 @@ void gather_operands(ParamTable& params, ProcessGrid& grid);
 
 class ShardedUpdate {
  public:
-  // `params` must be allocated for training with whole gradients, in host memory, with a share that
-  // divides updates, of this place in the grid. All references must outlive this.
+  // `params` must be allocated for training with whole gradients and with a share that divides
+  // updates, of this place in the grid. All references must outlive this.
   ShardedUpdate(Ops& ops, ParamTable& params, ProcessGrid& grid, TensorGroup& tensor);
   ShardedUpdate(const ShardedUpdate&) = delete;
   ShardedUpdate& operator=(const ShardedUpdate&) = delete;

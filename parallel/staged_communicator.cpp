@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "core/base/check.h"
@@ -7,82 +9,100 @@
 namespace openmoe {
 namespace {
 
-// An all-reduce passes through host memory in pieces of this many elements.
+// A sum passes through host memory in pieces of this many elements.
 constexpr std::int64_t kPiece = std::int64_t{16} << 20;
 
 class StagedCommunicator final : public DeviceCommunicator {
  public:
-  StagedCommunicator(Ops& ops, Communicator& group) : ops_(ops), group_(group) {}
+  StagedCommunicator(Ops& ops, Communicator& host, std::unique_ptr<Communicator> owned = nullptr)
+      : DeviceCommunicator(host, std::move(owned)), ops_(ops) {}
 
-  const char* name() const override { return "staged"; }
-  Communicator& group() override { return group_; }
-
-  void all_reduce_sum(Tensor data) override {
-    OPENMOE_CHECK(data.dtype == DType::f32, "sum of ", name_of(data.dtype));
-    if (group_.size() == 1) return;
-    const std::int64_t count = data.num_elements();
-    const Tensor flat = data.reshaped({count});
-    for (std::int64_t begin = 0; begin < count; begin += kPiece) {
-      const Tensor piece = flat.rows(begin, std::min(count, begin + kPiece));
-      floats_.resize(static_cast<std::size_t>(piece.num_elements()));
-      const Tensor host = host_view(floats_.data(), piece.shape);
-      ops_.copy(host, piece);
-      group_.all_reduce_sum(std::span<float>(floats_));
-      ops_.copy(piece, host);
-    }
+  using DeviceCommunicator::all_gather;
+  using DeviceCommunicator::all_reduce_sum;
+  void all_reduce_sum(std::span<float> data) override {
+    for (std::size_t begin = 0; begin < data.size(); begin += kPiece)
+      staged(data.subspan(begin, std::min<std::size_t>(kPiece, data.size() - begin)), floats_,
+             [&](std::span<float> piece) { host().all_reduce_sum(piece); });
+  }
+  void reduce_scatter_sum(std::span<float> data, std::span<const std::int64_t> counts) override {
+    staged(data, floats_,
+           [&](std::span<float> values) { host().reduce_scatter_sum(values, counts); });
+  }
+  void all_gather(std::span<float> data, std::span<const std::int64_t> counts) override {
+    staged(data, floats_, [&](std::span<float> values) { host().all_gather(values, counts); });
+  }
+  void all_gather(std::span<BFloat16> data, std::span<const std::int64_t> counts) override {
+    staged(data, halves_, [&](std::span<BFloat16> values) { host().all_gather(values, counts); });
   }
 
-  void all_to_all_rows(Tensor sent, const RowBlocks& sent_blocks, Tensor received,
-                       const RowBlocks& received_blocks) override {
-    OPENMOE_CHECK(sent.dtype == received.dtype && sent.size(1) == received.size(1), "rows of ",
-                  name_of(sent.dtype), " ", sent.shape.to_string(), " and ",
-                  name_of(received.dtype), " ", received.shape.to_string());
-    const std::int64_t row_bytes = sent.size(1) * size_of(sent.dtype);
-    const std::vector<std::int64_t> out_rows = block_rows(sent_blocks),
-                                    in_rows = block_rows(received_blocks);
+  void all_to_all_rows(const void* sent, const RowBlocks& sent_blocks, void* received,
+                       const RowBlocks& received_blocks, std::int64_t row_bytes) override {
+    const std::vector<std::int64_t> out_rows = row_ends(sent_blocks),
+                                    in_rows = row_ends(received_blocks);
     sent_.resize(static_cast<std::size_t>(out_rows.back() * row_bytes));
     received_.resize(static_cast<std::size_t>(in_rows.back() * row_bytes));
     // Blocks lie back to back in host memory, wherever they are on the device.
-    const auto host_rows = [&](std::vector<char>& bytes, std::int64_t first, std::int64_t rows) {
-      return Tensor{
-          bytes.data() + first * row_bytes, sent.dtype, Device::host, {rows, sent.size(1)}};
+    const auto bytes_at = [&](const void* first, Device device, std::int64_t row,
+                              std::int64_t rows) {
+      return Tensor{static_cast<char*>(const_cast<void*>(first)) + row * row_bytes,
+                    DType::u8,
+                    device,
+                    {rows * row_bytes}};
     };
-    for (std::size_t i = 0; i < sent_blocks.num_rows.size(); ++i) {
-      const std::int64_t rows = sent_blocks.num_rows[i],
-                         first = first_row(sent_blocks, out_rows, i);
-      if (rows > 0) ops_.copy(host_rows(sent_, out_rows[i], rows), sent.rows(first, first + rows));
-    }
-    group_.all_to_all_rows(sent_.data(), {sent_blocks.num_rows, {}}, received_.data(),
+    const auto copy_blocks = [&](const RowBlocks& blocks, const std::vector<std::int64_t>& ends,
+                                 const void* device_rows, std::vector<char>& bytes, auto&& copy) {
+      for (std::size_t i = 0; i < blocks.num_rows.size(); ++i)
+        if (blocks.num_rows[i] > 0)
+          copy(bytes_at(device_rows, ops_.device(),
+                        blocks.row_offsets.empty() ? ends[i] : blocks.row_offsets[i],
+                        blocks.num_rows[i]),
+               bytes_at(bytes.data(), Device::host, ends[i], blocks.num_rows[i]));
+    };
+    copy_blocks(sent_blocks, out_rows, sent, sent_,
+                [&](Tensor on_device, Tensor on_host) { ops_.copy(on_host, on_device); });
+    host().all_to_all_rows(sent_.data(), {sent_blocks.num_rows, {}}, received_.data(),
                            {received_blocks.num_rows, {}}, row_bytes);
-    for (std::size_t i = 0; i < received_blocks.num_rows.size(); ++i) {
-      const std::int64_t rows = received_blocks.num_rows[i],
-                         first = first_row(received_blocks, in_rows, i);
-      if (rows > 0)
-        ops_.copy(received.rows(first, first + rows), host_rows(received_, in_rows[i], rows));
-    }
+    copy_blocks(received_blocks, in_rows, received, received_,
+                [&](Tensor on_device, Tensor on_host) { ops_.copy(on_device, on_host); });
+  }
+
+  std::unique_ptr<Communicator> split(int colour, int key) override {
+    std::unique_ptr<Communicator> part = host().split(colour, key);
+    Communicator& ranks = *part;
+    return std::make_unique<StagedCommunicator>(ops_, ranks, std::move(part));
   }
 
  private:
-  // Prefix sums of the blocks' rows.
-  static std::vector<std::int64_t> block_rows(const RowBlocks& blocks) {
-    std::vector<std::int64_t> offsets{0};
-    for (const std::int64_t rows : blocks.num_rows) offsets.push_back(offsets.back() + rows);
-    return offsets;
+  // Where each block begins among all, and where the last one ends.
+  static std::vector<std::int64_t> row_ends(const RowBlocks& blocks) {
+    std::vector<std::int64_t> ends{0};
+    std::partial_sum(blocks.num_rows.begin(), blocks.num_rows.end(), std::back_inserter(ends));
+    return ends;
   }
-  static std::int64_t first_row(const RowBlocks& blocks, const std::vector<std::int64_t>& offsets,
-                                std::size_t i) {
-    return blocks.row_offsets.empty() ? offsets[i] : blocks.row_offsets[i];
+
+  template <typename T, typename Verb>
+  void staged(std::span<T> data, std::vector<T>& room, Verb&& verb) {
+    if (data.empty()) {
+      verb(data);
+      return;
+    }
+    room.resize(data.size());
+    const Tensor on_host = host_view(room.data(), {static_cast<std::int64_t>(data.size())});
+    const Tensor on_device{data.data(), on_host.dtype, ops_.device(), on_host.shape};
+    ops_.copy(on_host, on_device);
+    verb(std::span<T>(room));
+    ops_.copy(on_device, on_host);
   }
 
   Ops& ops_;
-  Communicator& group_;
   std::vector<float> floats_;
+  std::vector<BFloat16> halves_;
   std::vector<char> sent_, received_;
 };
 
 }  // namespace
 
-std::unique_ptr<DeviceCommunicator> make_staged_communicator(Ops& ops, Communicator& group) {
+std::unique_ptr<Communicator> make_staged_communicator(Ops& ops, Communicator& group) {
   return std::make_unique<StagedCommunicator>(ops, group);
 }
 

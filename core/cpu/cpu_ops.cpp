@@ -1,5 +1,6 @@
 #include "core/cpu/cpu_ops.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -12,6 +13,8 @@ namespace openmoe {
 namespace {
 
 constexpr std::int64_t kAlignment = 64;
+// Of copied rows; fewer are copied sooner by one thread.
+constexpr std::int64_t kBytesWorthThreads = 1 << 17;
 
 }  // namespace
 
@@ -101,6 +104,51 @@ double CpuOps::do_sum_of_squares(Tensor x) {
   double total = 0.0;
   for (std::int64_t i = 0; i < count; ++i) total += sums[i];
   return total;
+}
+
+// The rows of all stretches together are divided evenly, since their lengths may differ widely.
+void CpuOps::do_copy_rows(Tensor dst, Tensor src, std::span<const RowStretch> stretches) {
+  const std::int64_t row_bytes = src.row_bytes();
+  std::int64_t rows = 0;
+  for (const RowStretch& stretch : stretches) rows += stretch.num_rows;
+  const std::int64_t chunk = std::max<std::int64_t>(1, kBytesWorthThreads / row_bytes);
+  cpu::for_chunks(rows, chunk, [&](std::int64_t begin, std::int64_t end, std::int64_t) {
+    std::int64_t first = 0;  // of the stretch, among the rows of all
+    for (const RowStretch& stretch : stretches) {
+      const std::int64_t from = std::max(begin - first, std::int64_t{0});
+      const std::int64_t to = std::min(end - first, stretch.num_rows);
+      first += stretch.num_rows;
+      if (from >= to) continue;
+      std::memcpy(static_cast<char*>(dst.data) + (stretch.to + from) * row_bytes,
+                  static_cast<const char*>(src.data) + (stretch.from + from) * row_bytes,
+                  static_cast<std::size_t>((to - from) * row_bytes));
+    }
+  });
+}
+
+void CpuOps::do_swap_leading_axes(Tensor dst, Tensor src) {
+  const std::int64_t A = src.size(0), B = src.size(1), bytes = src.size(2) * size_of(src.dtype);
+  char* const to = static_cast<char*>(dst.data);
+  const char* const from = static_cast<const char*>(src.data);
+  const std::int64_t chunk = std::max<std::int64_t>(1, kBytesWorthThreads / bytes);
+  cpu::for_chunks(A * B, chunk, [=](std::int64_t begin, std::int64_t end, std::int64_t) {
+    for (std::int64_t i = begin; i < end; ++i)
+      std::memcpy(to + (i % B * A + i / B) * bytes, from + i * bytes,
+                  static_cast<std::size_t>(bytes));
+  });
+}
+
+void CpuOps::do_sum_pieces(Tensor y, Tensor pieces) {
+  const std::int64_t P = pieces.size(0), n = y.size(0);
+  float* const sum = y.as<float>();
+  const float* const piece = pieces.as<float>();
+  cpu::for_chunks(n, cpu::kChunkElements, [=](std::int64_t begin, std::int64_t end, std::int64_t) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      float total = piece[i];
+      for (std::int64_t p = 1; p < P; ++p) total += piece[p * n + i];
+      sum[i] = total;
+    }
+  });
 }
 
 }  // namespace openmoe

@@ -46,6 +46,9 @@ class CpuOps final : public Ops {
   void do_add_accumulate(Tensor y, Tensor x) override;
   void do_multiply(Tensor x, float factor) override;
   double do_sum_of_squares(Tensor x) override;
+  void do_copy_rows(Tensor dst, Tensor src, std::span<const RowStretch> stretches) override;
+  void do_swap_leading_axes(Tensor dst, Tensor src) override;
+  void do_sum_pieces(Tensor y, Tensor pieces) override;
   void do_embedding_forward(Tensor x, Tensor table, Tensor ids,
                             const VocabularyRange& range) override;
   void do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids,

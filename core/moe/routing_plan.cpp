@@ -32,7 +32,7 @@ std::int64_t RoutingPlanner::max_rows_per_pair(std::int64_t experts) const {
   return std::min(assignments, slots);
 }
 
-void RoutingPlanner::allocate(Arena& arena, Routing& routing) const {
+void RoutingPlanner::allocate(Arena& arena, Routing& routing) {
   const auto make = [&](const char* name, DType dtype, const Shape& shape) {
     return arena.allocate(name, MemoryCategory::exchange, dtype, shape);
   };
@@ -41,6 +41,12 @@ void RoutingPlanner::allocate(Arena& arena, Routing& routing) const {
   routing.expert_offsets = make("expert_offsets", DType::i64, {num_local_experts() + 1});
   routing.sent_per_expert.assign(static_cast<std::size_t>(shape_.num_experts), 0);
   routing.received_per_source.assign(static_cast<std::size_t>(shape_.num_experts), 0);
+}
+
+void RoutingPlanner::plan_sent(Routing& routing, Tensor choice, Tensor slot) {
+  plan_sent(routing, host_elements<std::int32_t>(choice), host_elements<std::int32_t>(slot),
+            host_elements<std::int32_t>(routing.row_token),
+            host_elements<std::int32_t>(routing.assignment_row));
 }
 
 void RoutingPlanner::plan_sent(Routing& routing, std::span<const std::int32_t> choice,

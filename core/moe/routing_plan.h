@@ -1,7 +1,7 @@
-// RoutingPlanner: the part of a token exchange that is arithmetic on the host: which row of the
-// send order every kept assignment takes, and where received rows lie in expert order. Every
-// exchange (local, MPI, NCCL) shares it, so that all have one row order. No communication, no row
-// is moved.
+// RoutingPlanner: the part of a token exchange that is arithmetic: which row of the send order
+// every kept assignment takes, and where received rows lie in expert order. Every exchange shares
+// it, so that all have one row order. No communication, no row is moved. This one works in host
+// memory; that of a device (cuda/device_planner.h) numbers rows there.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,7 @@ std::span<T> host_elements(const Tensor& tensor) {
 class RoutingPlanner {
  public:
   RoutingPlanner(const ExchangeShape& shape, std::int64_t ep);
+  virtual ~RoutingPlanner() = default;
 
   const ExchangeShape& shape() const { return shape_; }
   std::int64_t ep() const { return ep_; }
@@ -32,12 +33,15 @@ class RoutingPlanner {
   std::int64_t max_received() const { return ep_ * max_rows_per_pair(num_local_experts()); }
 
   // Tensors and vectors of a handle, at the largest sizes the shape allows.
-  void allocate(Arena& arena, Routing& routing) const;
+  virtual void allocate(Arena& arena, Routing& routing);
+  // What all handles share.
+  virtual void allocate_buffers(Arena&) {}
 
-  // choice, slot (N, 2): expert and slot of each assignment, slot -1 where it has no row. Writes
-  // row_token (S), assignment_row (N, 2), num_sent and sent_per_expert. Send order is by (expert,
-  // group, slot): a pure function of the routing decision. The kept slots of a (group, expert) are
-  // 0, 1, ... without gaps; anything else is a programmer error.
+  // choice, slot (N, 2) i32: expert and slot of each assignment, slot -1 where it has no row.
+  // Writes row_token (S), assignment_row (N, 2), num_sent and sent_per_expert. Send order is by
+  // (expert, group, slot): a pure function of the routing decision. The kept slots of a (group,
+  // expert) are 0, 1, ... without gaps; anything else is a programmer error.
+  virtual void plan_sent(Routing& routing, Tensor choice, Tensor slot);
   void plan_sent(Routing& routing, std::span<const std::int32_t> choice,
                  std::span<const std::int32_t> slot, std::span<std::int32_t> row_token,
                  std::span<std::int32_t> assignment_row);

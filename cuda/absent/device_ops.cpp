@@ -27,11 +27,11 @@ std::unique_ptr<Ops> make_cuda_ops(int) {
   refuse();
 }
 
-std::unique_ptr<TokenExchange> make_cuda_exchange(Ops&, const ExchangeShape&, DeviceCommunicator*) {
+std::unique_ptr<RoutingPlanner> make_cuda_planner(Ops&, const ExchangeShape&, std::int64_t) {
   refuse();
 }
 
-std::unique_ptr<DeviceCommunicator> make_nccl_communicator(Ops&, Communicator&) {
+std::unique_ptr<Communicator> make_nccl_communicator(Ops&, Communicator&) {
   refuse();
 }
 

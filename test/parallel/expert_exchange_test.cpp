@@ -38,7 +38,10 @@ class Setup {
  public:
   Setup(const ExchangeShape& shape, Communicator& group, Load load, std::uint64_t seed,
         const ExchangeRoute& route = {})
-      : shape_(shape), group_(group), ops_(make_cpu_ops()), exchange(shape, group, route) {
+      : shape_(shape),
+        group_(group),
+        ops_(make_cpu_ops()),
+        exchange(*ops_, std::make_unique<RoutingPlanner>(shape, group.size()), group, route) {
     Arena dry;
     allocate(dry);
     arena_ = std::make_unique<Arena>(*ops_, dry.used_bytes());

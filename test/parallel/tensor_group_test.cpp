@@ -8,7 +8,7 @@
 
 #include "core/base/rng.h"
 #include "core/cpu/cpu_ops.h"
-#include "parallel/host_tensor_group.h"
+#include "parallel/rank_tensor_group.h"
 #include "test/support/ranks.h"
 
 namespace openmoe::test {
@@ -22,7 +22,7 @@ Tensor view(Floats& values, const Shape& shape) {
 
 // The group of all ranks.
 struct Group {
-  Group() : ops(make_cpu_ops()), tensor(make_host_tensor_group(*ops, mpi().world())) {
+  Group() : ops(make_cpu_ops()), tensor(make_tensor_group(*ops, mpi().world(), mpi().world())) {
     const std::int64_t bytes = 60 * 12 * 4;  // more than any tensor here
     Arena dry;
     tensor->allocate_buffers(dry, bytes, bytes * size());
