@@ -57,6 +57,7 @@ std::string write_rank_file(const fs::path& folder, int world_rank,
       sync_path(path);
       unsynced_bytes = 0;
     }
+    OPENMOE_CHECK(tensor.local.device == Device::host, tensor.name, ": written from a device");
     CheckpointTensor written{
         tensor.name, name_of(tensor.local.dtype), tensor.placement.global_shape, {}};
     for (const Piece& piece : tensor.placement.pieces)
@@ -96,7 +97,6 @@ std::vector<StoredTensor> stored_tensors(const Param& param) {
   const auto add = [&](const char* kind, Tensor Param::*member) {
     const Tensor& local = param.*member;
     if (local.shape.rank == 0) return;  // not allocated
-    OPENMOE_CHECK(local.device == Device::host, param.name, ": checkpoints are of host memory");
     tensors.push_back({kind + param.name, local, param.placement(member)});
   };
   add("value/", &Param::value);

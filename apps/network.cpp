@@ -37,7 +37,17 @@ ParamShare share_of(const RehearsalGrid& grid, const Recipe& recipe, bool traini
           training && recipe.parallel.shard_update};
 }
 
-NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows) {
+AttentionCall attention_call(const Recipe& recipe, std::int64_t rows, std::int64_t tp,
+                             bool training) {
+  const ModelConfig& model = recipe.model;
+  return {.shape = {rows, recipe.data.sequence_length, model.num_heads / tp, model.head_dim},
+          .dtype = recipe.run.compute_type == ComputeType::bf16 ? DType::bf16 : DType::f32,
+          .scale = model.logit_scale(),
+          .backward = training};
+}
+
+NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
+                        bool training) {
   const bool is_dense = recipe.model.num_moe_layers() == 0;
   const ExchangeShape shape = Model::exchange_shape(recipe, rows, grid.tp());
   const std::int64_t ep = is_dense ? 1 : grid.ep();
@@ -48,18 +58,20 @@ NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::
   parts.exchange = make_exchange(ops, std::move(planner), is_dense, grid.for_tensors(grid.expert()),
                                  parts.route);
   parts.tensor = make_tensor_group(ops, grid.for_tensors(grid.tensor()), grid.tensor());
+  parts.attention =
+      ops.choose_attention(recipe.run.attention, attention_call(recipe, rows, grid.tp(), training));
   return parts;
 }
 
 // The one function that both sizes and allocates.
-void allocate(Arena& arena, ParamTable& params, Model& model, CheckpointSnapshot& snapshot,
-              const Recipe& recipe, bool training) {
+void allocate(Arena& arena, Ops& ops, ParamTable& params, Model& model,
+              CheckpointSnapshot& snapshot, const Recipe& recipe, bool training) {
   const GradientMemory gradients = !training                            ? GradientMemory::none
                                    : recipe.parallel.update_in_backward ? GradientMemory::one
                                                                         : GradientMemory::whole;
   params.allocate(arena, gradients, recipe.run.compute_type);
   model.allocate(arena, training);
-  if (training && recipe.run.checkpoint_in_background) snapshot.allocate(arena, params);
+  if (training && recipe.run.checkpoint_in_background) snapshot.allocate(arena, ops, params);
 }
 
 }  // namespace
@@ -67,20 +79,21 @@ void allocate(Arena& arena, ParamTable& params, Model& model, CheckpointSnapshot
 Network::Network(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training)
     : Network(ops, {grid.dp(), grid.ep(), grid.tp(), grid.world_rank()}, recipe, rows, training,
-              make_parts(ops, grid, recipe, rows)) {}
+              make_parts(ops, grid, recipe, rows, training)) {}
 
 Network::Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std::int64_t rows,
                  bool training, NetworkParts parts)
     : ops_(ops),
       params_(recipe.model, recipe.optimizer, share_of(grid, recipe, training)),
       route_(parts.route),
+      attention_(std::move(parts.attention)),
       exchange_(std::move(parts.exchange)),
       tensor_(std::move(parts.tensor)),
       model_(ops, recipe, params_, *exchange_, *tensor_, rows) {
   Arena dry;
-  allocate(dry, params_, model_, snapshot_, recipe, training);
+  allocate(dry, ops, params_, model_, snapshot_, recipe, training);
   arena_ = std::make_unique<Arena>(ops, dry.used_bytes());
-  allocate(*arena_, params_, model_, snapshot_, recipe, training);
+  allocate(*arena_, ops, params_, model_, snapshot_, recipe, training);
 }
 
 void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows,
@@ -99,7 +112,7 @@ void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, s
   const auto tensor = make_tensor_group(*ops, *tensor_group, *tensor_group);
   Model model(*ops, recipe, params, *exchange, *tensor, rows);
   CheckpointSnapshot snapshot;
-  allocate(dry, params, model, snapshot, recipe, training);
+  allocate(dry, *ops, params, model, snapshot, recipe, training);
 }
 
 }  // namespace openmoe

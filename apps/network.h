@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "apps/background_save.h"
 #include "core/arena.h"
@@ -24,6 +25,7 @@ struct NetworkParts {
   ExchangeRoute route;                      // that `exchange` takes
   std::unique_ptr<TokenExchange> exchange;  // of Model::exchange_shape
   std::unique_ptr<TensorGroup> tensor;
+  std::string attention;  // whose kernels, in words: Ops::choose_attention
 };
 
 class Network {
@@ -43,12 +45,14 @@ class Network {
   TensorGroup& tensor() { return *tensor_; }
   CheckpointSnapshot& snapshot() { return snapshot_; }   // run.checkpoint_in_background
   const ExchangeRoute& route() const { return route_; }  // of rows to their experts
+  const std::string& attention() const { return attention_; }
   Ops& ops() { return ops_; }
 
  private:
   Ops& ops_;
   ParamTable params_;
   ExchangeRoute route_;
+  std::string attention_;
   std::unique_ptr<TokenExchange> exchange_;
   std::unique_ptr<TensorGroup> tensor_;
   Model model_;

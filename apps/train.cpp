@@ -111,6 +111,8 @@ void print_header(const Recipe& recipe, const ProcessGrid& grid, Network& networ
               static_cast<long long>(grid.ep()), static_cast<long long>(grid.tp()),
               context.num_threads);
   std::printf("device      %s\n", describe_device(network.ops(), context.mpi).c_str());
+  if (network.ops().device() == Device::cuda)
+    std::printf("attention   %s\n", network.attention().c_str());
   std::printf(
       "parameters  %lld total, %lld active per token, %lld active with embedding and head\n",
       static_cast<long long>(counts.total), static_cast<long long>(counts.active),

@@ -387,14 +387,14 @@ void Trainer::save(std::int64_t next_step) {
   meta.tokenizer_sha256 = stream_.tokenizer().hash();
   if (recipe_.run.on_spike != OnSpike::ignore) meta.trainer_state = spikes_.state();
   const std::string folder = checkpoint_folder(run_folder_, next_step);
-  HostParams host(network_.params(), network_.ops());
-  host.download();
   saved_step_ = next_step;
   rewinds_ = 0;
   if (recipe_.run.checkpoint_in_background) {
-    background_.start(folder, meta, network_.ops(), host.table());
+    background_.start(folder, meta, network_.ops(), network_.params());
     return;
   }
+  HostParams host(network_.params(), network_.ops());
+  host.download();
   save_checkpoint(folder, host.table(), meta, grid_);
   announce_save(folder);
 }

@@ -7,6 +7,9 @@
 #include <string>
 #include <utility>
 
+#include "core/base/check.h"
+#include "core/base/error.h"
+
 namespace openmoe {
 namespace {
 
@@ -145,6 +148,12 @@ void check_grouped(OpCall& call, Named y_named, Named x_named, Named w_named,
   call.does(2.0 * real(offsets[w.size(0)] - offsets[0]) * real(w.size(1)) * real(w.size(2)));
 }
 
+void check_rope(OpCall& call, const char* name, Tensor x, float base) {
+  call.stored(name, x, {kAny, kAny, kAny, kAny});
+  call.that(x.size(3) % 2 == 0, "the head width must be even", static_cast<double>(x.size(3)));
+  call.that(base > 0.0f, "base must be positive", base);
+}
+
 void check_attention_inputs(OpCall& call, Tensor q, Tensor k, Tensor v, Tensor segment_ids,
                             double forward_multiple) {
   call.stored("q", q, {kAny, kAny, kAny, kAny});
@@ -200,6 +209,13 @@ void check_adafactor(OpCall& call, const AdafactorScalars& scalars) {
 
 }  // namespace
 
+std::string Ops::choose_attention(AttentionKind wanted, const AttentionCall&) {
+  if (wanted == AttentionKind::cudnn)
+    throw UserError(concat("run.attention: found cudnn, allowed with --device ", name(),
+                           ": auto, builtin"));
+  return "builtin";
+}
+
 const char* Ops::enter(const char* part) {
   if (profile_ != nullptr) profile_->enter(part);
   return std::exchange(part_, part);
@@ -215,17 +231,32 @@ void Ops::zero(Tensor x) {
   do_zero(x);
 }
 
-void Ops::copy(Tensor dst, Tensor src) {
-  OpCall call("copy", device(), profile_);
-  OPENMOE_CHECK(dst.dtype == src.dtype && dst.shape == src.shape, "copy: src is ",
+namespace {
+
+void check_copy(const OpCall& call, const char* op, Tensor dst, Tensor src) {
+  OPENMOE_CHECK(dst.dtype == src.dtype && dst.shape == src.shape, op, ": src is ",
                 openmoe::name_of(src.dtype), " ", src.shape.to_string(), ", dst is ",
                 openmoe::name_of(dst.dtype), " ", dst.shape.to_string());
   for (const Tensor& x : {dst, src})
-    OPENMOE_CHECK(x.device == device() || x.device == Device::host, "copy: a tensor is on ",
-                  name_of(x.device), ", out of reach of ", name_of(device()));
+    OPENMOE_CHECK(x.device == call.device() || x.device == Device::host, op, ": a tensor is on ",
+                  name_of(x.device), ", out of reach of ", name_of(call.device()));
   call.present("dst", dst);
   call.present("src", src);
+}
+
+}  // namespace
+
+void Ops::copy(Tensor dst, Tensor src) {
+  OpCall call("copy", device(), profile_);
+  check_copy(call, "copy", dst, src);
   do_copy(dst, src);
+}
+
+void Ops::download(Tensor dst, Tensor src) {
+  OpCall call("download", device(), profile_);
+  check_copy(call, "download", dst, src);
+  OPENMOE_CHECK(dst.device == Device::host, "download: dst is on ", name_of(dst.device));
+  do_download(dst, src);
 }
 
 void Ops::convert(Tensor dst, Tensor src) {
@@ -395,18 +426,28 @@ void Ops::grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x, Tensor 
 
 void Ops::rope_forward(Tensor x, float base) {
   OpCall call("rope_forward", device(), profile_);
-  call.stored("x", x, {kAny, kAny, kAny, kAny});
-  call.that(x.size(3) % 2 == 0, "the head width must be even", static_cast<double>(x.size(3)));
-  call.that(base > 0.0f, "base must be positive", base);
+  check_rope(call, "x", x, base);
   do_rope(x, base, false);
 }
 
 void Ops::rope_backward(Tensor dx, float base) {
   OpCall call("rope_backward", device(), profile_);
-  call.stored("dx", dx, {kAny, kAny, kAny, kAny});
-  call.that(dx.size(3) % 2 == 0, "the head width must be even", static_cast<double>(dx.size(3)));
-  call.that(base > 0.0f, "base must be positive", base);
+  check_rope(call, "dx", dx, base);
   do_rope(dx, base, true);
+}
+
+void Ops::rope_forward(Tensor q, Tensor k, float base) {
+  OpCall call("rope_forward", device(), profile_);
+  check_rope(call, "q", q, base);
+  call.stored_as(q, "k", k, q.shape);
+  do_rope_pair(q, k, base, false);
+}
+
+void Ops::rope_backward(Tensor dq, Tensor dk, float base) {
+  OpCall call("rope_backward", device(), profile_);
+  check_rope(call, "dq", dq, base);
+  call.stored_as(dq, "dk", dk, dq.shape);
+  do_rope_pair(dq, dk, base, true);
 }
 
 void Ops::attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,

@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 
 #include "core/config/recipe.h"
 #include "core/op_observer.h"
@@ -95,6 +96,14 @@ struct SharedMatrix {
   std::function<void(std::span<double>)> sum;  // in place, over the ranks
 };
 
+// The calls of attention that a network will make.
+struct AttentionCall {
+  Shape shape;  // of q: (B, T, H, Dh)
+  DType dtype = DType::f32;
+  float scale = 1.0f;
+  bool backward = false;  // beside the forward
+};
+
 // Scalars of one Adafactor update (Shazeer and Stern 2018, as in t5x; see core/train/adafactor.h).
 struct AdafactorScalars {
   float learning_rate = 0.0f;
@@ -122,6 +131,12 @@ class Ops {
   const char* enter(const char* part);
   void enter_layer(std::int64_t layer, Pass pass);  // the same of the layer; -1: none
 
+  // ---- choices before the first step ----
+  // Takes the kernels of attention for calls like `call` and says which, for the start-up log:
+  // "builtin". Without it an op chooses for itself, as with automatic. Throws UserError where
+  // `wanted` cannot be had.
+  virtual std::string choose_attention(AttentionKind wanted, const AttentionCall& call);
+
   // ---- memory of the device ----
   virtual const char* name() const = 0;
   virtual Device device() const = 0;
@@ -129,6 +144,14 @@ class Ops {
   virtual void free_bytes(void* data, std::int64_t bytes) = 0;
   void zero(Tensor x);
   void copy(Tensor dst, Tensor src);  // same dtype and size; either may be on the host
+  // Host memory that copies reach fastest; throws RuntimeFault. On the host, memory as any other.
+  virtual void* allocate_host_bytes(std::int64_t bytes) { return allocate_bytes(bytes); }
+  virtual void free_host_bytes(void* data, std::int64_t bytes) { free_bytes(data, bytes); }
+  // dst, in such memory, = src as it is now, in the background; adafactor, which changes
+  // parameters, waits for it by itself. Nothing else may write src before it is done.
+  void download(Tensor dst, Tensor src);
+  virtual bool downloads_are_done() { return true; }  // all so far
+  virtual void finish_downloads() {}
   // dst = src between f32 and bf16, of one shape; to bf16 by rounding to nearest, ties to even.
   void convert(Tensor dst, Tensor src);
   void add_accumulate(Tensor y, Tensor x);  // y += x, f32
@@ -185,6 +208,9 @@ class Ops {
   // ---- In place on x (B, T, H, Dh), stored; the position is the index t in the row.
   void rope_forward(Tensor x, float base);
   void rope_backward(Tensor dx, float base);  // the inverse rotation, in place
+  // The same of queries and keys of one shape at once.
+  void rope_forward(Tensor q, Tensor k, float base);
+  void rope_backward(Tensor dq, Tensor dk, float base);
 
   // ---- causal attention within a segment ----
   // o = softmax(scale * q k^T) v over positions s <= t with segment_ids[s] == segment_ids[t] > 0;
@@ -254,6 +280,7 @@ class Ops {
  private:
   virtual void do_zero(Tensor x) = 0;
   virtual void do_copy(Tensor dst, Tensor src) = 0;
+  virtual void do_download(Tensor dst, Tensor src) { do_copy(dst, src); }
   virtual void do_convert(Tensor dst, Tensor src) = 0;
   virtual void do_add_accumulate(Tensor y, Tensor x) = 0;
   virtual void do_multiply(Tensor x, float factor) = 0;
@@ -278,6 +305,10 @@ class Ops {
   virtual void do_grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x,
                                                  Tensor expert_offsets) = 0;
   virtual void do_rope(Tensor x, float base, bool inverse) = 0;
+  virtual void do_rope_pair(Tensor q, Tensor k, float base, bool inverse) {
+    do_rope(q, base, inverse);
+    do_rope(k, base, inverse);
+  }
   virtual void do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,
                                     Tensor segment_ids, float scale) = 0;
   virtual void do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q,

@@ -1,6 +1,7 @@
 // Adafactor (Shazeer and Stern 2018) in the fewest passes over memory, as in core/cpu: statistics
 // from g and w; the size of the update from g; then the update itself. Between the passes small
-// kernels finish the sums that blocks left behind, in f64 where they make one number of many.
+// kernels finish the sums that blocks left behind, in f64. Ranks that share a matrix add up these
+// sums after each of the first two passes, of all matrices of a stack at once.
 #include <algorithm>
 
 #include "cuda/cuda_ops.h"
@@ -21,13 +22,23 @@ constexpr std::int64_t kMinTileRows = 64;
 constexpr std::int64_t kFullBlocks = 512;
 
 // A stack of matrices cut into tiles: grid x = row tile * col_tiles + column tile, grid y = matrix.
+// R and C are here, num_rows and num_columns of the whole matrix.
 struct Tiling {
   std::int64_t R, C, tile_rows, row_tiles, col_tiles;
+  double num_rows, num_columns;
 };
 
-Tiling tiling_of(std::int64_t R, std::int64_t C) {
+Tiling tiling_of(std::int64_t R, std::int64_t C, const SharedMatrix* shared) {
   const std::int64_t tile_rows = std::max(kMinTileRows, ceil_div(R, kMaxRowTiles));
-  return {R, C, tile_rows, ceil_div(R, tile_rows), ceil_div(C, kTileColumns)};
+  const bool by_rows = shared != nullptr && shared->axis == SharedMatrix::Axis::rows;
+  const bool by_columns = shared != nullptr && !by_rows;
+  return {R,
+          C,
+          tile_rows,
+          ceil_div(R, tile_rows),
+          ceil_div(C, kTileColumns),
+          static_cast<double>(by_rows ? shared->num_elements / C : R),
+          static_cast<double>(by_columns ? shared->num_elements / R : C)};
 }
 
 // Everything a factored update leaves between its passes, per matrix of the stack.
@@ -36,16 +47,34 @@ struct FactoredSums {
   float* col_part;      // (stack, row_tiles, C): sums of g^2 along a column
   float* w_part;        // (stack, tiles): sums of w^2
   float* u_part;        // (stack, tiles): sums of u^2
-  float* row_sum;       // (stack, row_blocks): sums of row
+  double* row_sum;      // (stack, row_blocks): sums of row
   float* col_factor;    // (stack, C): 1 / sqrt(col)
   double* row_mean;     // (stack)
   double* w_square;     // (stack)
+  double* u_square;     // (stack)
   float* update_scale;  // (stack): factor of u in w -= factor * u
+  // (stack, lines + 2), where ranks share the matrices: sums of g^2 along each line of the axis
+  // that is not shared, of w^2 and, by rows, of row. Of the ranks here, then of all.
+  double* exchanged;
 };
 
 // With decay 0, the first step, the old state is not read: it may hold anything.
 __device__ inline float running_mean(const float* old_value, float fresh, float decay) {
   return decay == 0.0f ? fresh : decay * *old_value + (1.0f - decay) * fresh;
+}
+
+// The mean of g^2 along a line, from its sum over `count` elements.
+__device__ inline float mean_square(double sum, double count, const AdafactorScalars& scalars) {
+  return static_cast<float>(sum / count + static_cast<double>(scalars.epsilon_square));
+}
+
+// Sum over tiles of part (tiles, lines) for one line.
+__device__ inline double line_sum(const float* part, std::int64_t tiles, std::int64_t lines,
+                                  std::int64_t line) {
+  double sum = 0.0;
+  for (std::int64_t tile = 0; tile < tiles; ++tile)
+    sum += static_cast<double>(part[tile * lines + line]);
+  return sum;
 }
 
 __device__ inline float update_factor(const AdafactorScalars& scalars, double w_square,
@@ -122,59 +151,93 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) sums.w_part[part.matrix * gridDim.x + blockIdx.x] = w_square;
 }
 
-// A thread per row. row_sum: what the rows of a block add up to.
+// A thread per row. row_sum: what the rows of a block add up to. kShared: the sums along rows are
+// those of all ranks.
+template <bool kShared>
 __global__ void __launch_bounds__(kThreads)
     factored_rows_kernel(float* row, FactoredSums sums, AdafactorScalars scalars, Tiling tiling) {
-  __shared__ float room[kWarp];
-  const std::int64_t matrix = blockIdx.y,
+  __shared__ double room[kWarp];
+  const std::int64_t matrix = blockIdx.y, R = tiling.R,
                      r = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   float value = 0.0f;
-  if (r < tiling.R) {
-    float sum = 0.0f;
-    for (std::int64_t tile = 0; tile < tiling.col_tiles; ++tile)
-      sum += sums.row_part[(matrix * tiling.col_tiles + tile) * tiling.R + r];
-    float* const at = row + matrix * tiling.R + r;
-    value = running_mean(at, sum / static_cast<float>(tiling.C) + scalars.epsilon_square,
-                         scalars.decay);
+  if (r < R) {
+    const double sum =
+        kShared ? sums.exchanged[matrix * (R + 2) + r]
+                : line_sum(sums.row_part + matrix * tiling.col_tiles * R, tiling.col_tiles, R, r);
+    float* const at = row + matrix * R + r;
+    value = running_mean(at, mean_square(sum, tiling.num_columns, scalars), scalars.decay);
     *at = value;
   }
-  value = block_sum(value, room);
-  if (threadIdx.x == 0) sums.row_sum[matrix * gridDim.x + blockIdx.x] = value;
+  const double total = block_sum(static_cast<double>(value), room);
+  if (threadIdx.x == 0) sums.row_sum[matrix * gridDim.x + blockIdx.x] = total;
 }
 
-// A thread per column.
+// A thread per column. kShared: the sums along columns are those of all ranks.
+template <bool kShared>
 __global__ void __launch_bounds__(kThreads)
     factored_columns_kernel(float* col, FactoredSums sums, AdafactorScalars scalars,
                             Tiling tiling) {
-  const std::int64_t matrix = blockIdx.y,
+  const std::int64_t matrix = blockIdx.y, C = tiling.C,
                      c = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (c >= tiling.C) return;
-  float sum = 0.0f;
-  for (std::int64_t tile = 0; tile < tiling.row_tiles; ++tile)
-    sum += sums.col_part[(matrix * tiling.row_tiles + tile) * tiling.C + c];
-  float* const at = col + matrix * tiling.C + c;
-  const float value =
-      running_mean(at, sum / static_cast<float>(tiling.R) + scalars.epsilon_square, scalars.decay);
+  if (c >= C) return;
+  const double sum =
+      kShared ? sums.exchanged[matrix * (C + 2) + c]
+              : line_sum(sums.col_part + matrix * tiling.row_tiles * C, tiling.row_tiles, C, c);
+  float* const at = col + matrix * C + c;
+  const float value = running_mean(at, mean_square(sum, tiling.num_rows, scalars), scalars.decay);
   *at = value;
-  sums.col_factor[matrix * tiling.C + c] = 1.0f / sqrtf(value);
+  sums.col_factor[matrix * C + c] = 1.0f / sqrtf(value);
 }
 
-__device__ inline double sum_of(const float* values, std::int64_t count, double* room) {
+template <typename T>
+__device__ inline double sum_of(const T* values, std::int64_t count, double* room) {
   double sum = 0.0;
   for (std::int64_t i = threadIdx.x; i < count; i += kThreads)
     sum += static_cast<double>(values[i]);
   return block_sum(sum, room);
 }
 
-// A block per matrix.
+// A thread per line: what this rank knows of the lines that all ranks have, (tiles, lines) per
+// matrix.
 __global__ void __launch_bounds__(kThreads)
-    factored_means_kernel(FactoredSums sums, Tiling tiling, std::int64_t row_blocks) {
+    factored_lines_kernel(double* exchanged, const float* part, std::int64_t tiles,
+                          std::int64_t lines) {
+  const std::int64_t matrix = blockIdx.y,
+                     line = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (line < lines)
+    exchanged[matrix * (lines + 2) + line] =
+        line_sum(part + matrix * tiles * lines, tiles, lines, line);
+}
+
+// Behind the `lines` lines of every matrix: the sums of w^2 and of row, the latter 0 where no rank
+// needs it. A block per matrix.
+__global__ void __launch_bounds__(kThreads)
+    factored_totals_kernel(FactoredSums sums, Tiling tiling, std::int64_t row_blocks,
+                           std::int64_t lines) {
   __shared__ double room[2][kWarp];
   const std::int64_t matrix = blockIdx.x, tiles = tiling.row_tiles * tiling.col_tiles;
-  const double row_sum = sum_of(sums.row_sum + matrix * row_blocks, row_blocks, room[0]);
-  const double w_square = sum_of(sums.w_part + matrix * tiles, tiles, room[1]);
+  const double w_square = sum_of(sums.w_part + matrix * tiles, tiles, room[0]);
+  const double row_sum = sum_of(sums.row_sum + matrix * row_blocks, row_blocks, room[1]);
   if (threadIdx.x != 0) return;
-  sums.row_mean[matrix] = row_sum / static_cast<double>(tiling.R);
+  sums.exchanged[matrix * (lines + 2) + lines] = w_square;
+  sums.exchanged[matrix * (lines + 2) + lines + 1] = row_sum;
+}
+
+// What the passes over the whole matrix need of its statistics. `lines` < 0: nothing was exchanged.
+// A block per matrix.
+__global__ void __launch_bounds__(kThreads)
+    factored_means_kernel(FactoredSums sums, Tiling tiling, std::int64_t row_blocks,
+                          std::int64_t lines, bool shares_rows) {
+  __shared__ double room[2][kWarp];
+  const std::int64_t matrix = blockIdx.x, tiles = tiling.row_tiles * tiling.col_tiles;
+  const double* const exchanged =
+      lines < 0 ? nullptr : sums.exchanged + matrix * (lines + 2) + lines;
+  double row_sum = sum_of(sums.row_sum + matrix * row_blocks, row_blocks, room[0]);
+  double w_square = sum_of(sums.w_part + matrix * tiles, tiles, room[1]);
+  if (threadIdx.x != 0) return;
+  if (exchanged != nullptr) w_square = exchanged[0];
+  if (shares_rows) row_sum = exchanged[1];
+  sums.row_mean[matrix] = row_sum / tiling.num_rows;
   sums.w_square[matrix] = w_square;
 }
 
@@ -218,14 +281,19 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 // A block per matrix.
 __global__ void __launch_bounds__(kThreads)
-    factored_factor_kernel(FactoredSums sums, AdafactorScalars scalars, Tiling tiling) {
+    factored_size_sum_kernel(FactoredSums sums, Tiling tiling) {
   __shared__ double room[kWarp];
   const std::int64_t matrix = blockIdx.x, tiles = tiling.row_tiles * tiling.col_tiles;
   const double u_square = sum_of(sums.u_part + matrix * tiles, tiles, room);
-  if (threadIdx.x == 0)
-    sums.update_scale[matrix] =
-        update_factor(scalars, sums.w_square[matrix], u_square,
-                      static_cast<double>(tiling.R) * static_cast<double>(tiling.C));
+  if (threadIdx.x == 0) sums.u_square[matrix] = u_square;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    factored_factor_kernel(FactoredSums sums, AdafactorScalars scalars, Tiling tiling,
+                           std::int64_t stack) {
+  for (std::int64_t i = global_thread(); i < stack; i += num_global_threads())
+    sums.update_scale[i] = update_factor(scalars, sums.w_square[i], sums.u_square[i],
+                                         tiling.num_rows * tiling.num_columns);
 }
 
 // hot: at least 4 blocks per SM
@@ -281,90 +349,142 @@ __global__ void __launch_bounds__(kThreads)
   u_part[blockIdx.x] = u_square;
 }
 
+// squares (2): the sums of w^2 and of u^2. One block.
 __global__ void __launch_bounds__(kThreads)
-    full_factor_kernel(float* factor, const float* w_part, const float* u_part,
-                       AdafactorScalars scalars, std::int64_t blocks, std::int64_t n) {
+    full_sums_kernel(double* squares, const float* w_part, const float* u_part,
+                     std::int64_t blocks) {
   __shared__ double room[2][kWarp];
   const double w_square = sum_of(w_part, blocks, room[0]),
                u_square = sum_of(u_part, blocks, room[1]);
-  if (threadIdx.x == 0)
-    *factor = update_factor(scalars, w_square, u_square, static_cast<double>(n));
+  if (threadIdx.x != 0) return;
+  squares[0] = w_square;
+  squares[1] = u_square;
 }
 
+// `size`: elements of the whole tensor.
 __global__ void __launch_bounds__(kThreads)
-    full_apply_kernel(float* w, const float* factor, const float* v, const float* g,
-                      std::int64_t n) {
+    full_apply_kernel(float* w, const double* squares, const float* v, const float* g,
+                      AdafactorScalars scalars, double size, std::int64_t n) {
+  __shared__ float factor;
+  if (threadIdx.x == 0) factor = update_factor(scalars, squares[0], squares[1], size);
+  __syncthreads();
   for (std::int64_t i = global_thread(); i < n; i += num_global_threads())
-    w[i] -= *factor * (g[i] / sqrtf(v[i]));
+    w[i] -= factor * (g[i] / sqrtf(v[i]));
 }
 
 }  // namespace
 }  // namespace cuda
 
+void CudaOps::sum_over_ranks(double* values, std::int64_t count, const SharedMatrix& shared) {
+  const std::int64_t bytes = count * static_cast<std::int64_t>(sizeof(double));
+  double* const host = static_cast<double*>(pinned_.reserve(bytes));
+  OPENMOE_CUDA(cudaMemcpyAsync(host, values, static_cast<std::size_t>(bytes),
+                               cudaMemcpyDeviceToHost, stream_));
+  OPENMOE_CUDA(cudaStreamSynchronize(stream_));
+  shared.sum({host, static_cast<std::size_t>(count)});
+  OPENMOE_CUDA(cudaMemcpyAsync(values, host, static_cast<std::size_t>(bytes),
+                               cudaMemcpyHostToDevice, stream_));
+}
+
+// A rank that has nothing of a shared matrix takes part in its sums all the same.
 void CudaOps::do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
                                     const AdafactorScalars& scalars, const SharedMatrix* shared) {
-  OPENMOE_CHECK(shared == nullptr, "a matrix shared by devices");
   const std::int64_t stack = w.size(0), R = w.size(1), C = w.size(2);
-  if (w.num_elements() == 0) return;
-  const cuda::Tiling tiling = cuda::tiling_of(R, C);
+  if (stack == 0 || (shared != nullptr ? shared->num_elements : R * C) == 0) return;
+  wait_for_downloads();
+  const cuda::Tiling tiling = cuda::tiling_of(R, C, shared);
+  const bool shares_rows = shared != nullptr && shared->axis == SharedMatrix::Axis::rows;
+  const bool shares_columns = shared != nullptr && !shares_rows;
   const std::int64_t tiles = tiling.row_tiles * tiling.col_tiles,
-                     row_blocks = cuda::ceil_div(R, cuda::kThreads);
+                     row_blocks = cuda::ceil_div(R, cuda::kThreads),
+                     lines = shared == nullptr ? -1
+                             : shares_rows     ? C
+                                               : R;
   cuda::FactoredSums sums{};
   cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) {
     sums = {cursor.take<float>(stack * tiling.col_tiles * R),
             cursor.take<float>(stack * tiling.row_tiles * C),
             cursor.take<float>(stack * tiles),
             cursor.take<float>(stack * tiles),
-            cursor.take<float>(stack * row_blocks),
+            cursor.take<double>(stack * row_blocks),
             cursor.take<float>(stack * C),
             cursor.take<double>(stack),
             cursor.take<double>(stack),
-            cursor.take<float>(stack)};
+            cursor.take<double>(stack),
+            cursor.take<float>(stack),
+            cursor.take<double>(stack * (lines + 2))};
   });
+  const auto by_line = [&](std::int64_t count) {
+    return cuda::LaunchShape{.blocks = cuda::ceil_div(count, cuda::kThreads),
+                             .threads = cuda::kThreads,
+                             .blocks_y = stack};
+  };
   const cuda::LaunchShape by_tile{.blocks = tiles, .threads = cuda::kThreads, .blocks_y = stack};
-  const cuda::LaunchShape by_row{
-      .blocks = row_blocks, .threads = cuda::kThreads, .blocks_y = stack};
-  const cuda::LaunchShape by_column{
-      .blocks = cuda::ceil_div(C, cuda::kThreads), .threads = cuda::kThreads, .blocks_y = stack};
   const cuda::LaunchShape by_matrix{.blocks = stack, .threads = cuda::kThreads};
-  cuda::with_width<4>(cuda::can_vectorise(4, C, w, g), [&](auto width) {
-    constexpr int kWidth = width.value;
-    float* const weight = w.as<float>();
-    const float* const gradient = g.as<float>();
-    cuda::launch(stream_, by_tile, cuda::factored_statistics_kernel<kWidth>, sums, weight, gradient,
-                 tiling);
-    cuda::launch(stream_, by_row, cuda::factored_rows_kernel, row.as<float>(), sums, scalars,
-                 tiling);
-    cuda::launch(stream_, by_column, cuda::factored_columns_kernel, col.as<float>(), sums, scalars,
-                 tiling);
-    cuda::launch(stream_, by_matrix, cuda::factored_means_kernel, sums, tiling, row_blocks);
-    cuda::launch(stream_, by_tile, cuda::factored_size_kernel<kWidth>, sums, row.as<float>(),
+  const auto rows_kernel =
+      shares_columns ? cuda::factored_rows_kernel<true> : cuda::factored_rows_kernel<false>;
+  const auto columns_kernel =
+      shares_rows ? cuda::factored_columns_kernel<true> : cuda::factored_columns_kernel<false>;
+  const bool vectors = cuda::can_vectorise(4, C, w, g);
+  float* const weight = w.as<float>();
+  const float* const gradient = g.as<float>();
+
+  cuda::with_width<4>(vectors, [&](auto width) {
+    cuda::launch(stream_, by_tile, cuda::factored_statistics_kernel<width.value>, sums, weight,
                  gradient, tiling);
-    cuda::launch(stream_, by_matrix, cuda::factored_factor_kernel, sums, scalars, tiling);
-    cuda::launch(stream_, by_tile, cuda::factored_apply_kernel<kWidth>, weight, sums,
+  });
+  // By columns the row statistics need the sums of all ranks, by rows they go into them.
+  if (!shares_columns)
+    cuda::launch(stream_, by_line(R), rows_kernel, row.as<float>(), sums, scalars, tiling);
+  if (shared != nullptr) {
+    cuda::launch(stream_, by_line(lines), cuda::factored_lines_kernel, sums.exchanged,
+                 shares_rows ? sums.col_part : sums.row_part,
+                 shares_rows ? tiling.row_tiles : tiling.col_tiles, lines);
+    cuda::launch(stream_, by_matrix, cuda::factored_totals_kernel, sums, tiling,
+                 shares_rows ? row_blocks : 0, lines);
+    sum_over_ranks(sums.exchanged, stack * (lines + 2), *shared);
+  }
+  if (shares_columns)
+    cuda::launch(stream_, by_line(R), rows_kernel, row.as<float>(), sums, scalars, tiling);
+  cuda::launch(stream_, by_line(C), columns_kernel, col.as<float>(), sums, scalars, tiling);
+  cuda::launch(stream_, by_matrix, cuda::factored_means_kernel, sums, tiling, row_blocks, lines,
+               shares_rows);
+
+  cuda::with_width<4>(vectors, [&](auto width) {
+    cuda::launch(stream_, by_tile, cuda::factored_size_kernel<width.value>, sums, row.as<float>(),
+                 gradient, tiling);
+  });
+  cuda::launch(stream_, by_matrix, cuda::factored_size_sum_kernel, sums, tiling);
+  if (shared != nullptr) sum_over_ranks(sums.u_square, stack, *shared);
+  cuda::launch(stream_, cuda::blocks_for(stack, cuda::kThreads), cuda::factored_factor_kernel, sums,
+               scalars, tiling, stack);
+  cuda::with_width<4>(vectors, [&](auto width) {
+    cuda::launch(stream_, by_tile, cuda::factored_apply_kernel<width.value>, weight, sums,
                  row.as<float>(), gradient, tiling);
   });
 }
 
 void CudaOps::do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,
                                 const SharedMatrix* shared) {
-  OPENMOE_CHECK(shared == nullptr, "a matrix shared by devices");
-  const std::int64_t n = w.num_elements();
-  if (n == 0) return;
+  const std::int64_t n = w.num_elements(), whole = shared != nullptr ? shared->num_elements : n;
+  if (whole == 0) return;
+  wait_for_downloads();
   const std::int64_t blocks = std::min(cuda::kFullBlocks, cuda::ceil_div(n, cuda::kThreads));
-  float *w_part = nullptr, *u_part = nullptr, *factor = nullptr;
+  float *w_part = nullptr, *u_part = nullptr;
+  double* squares = nullptr;
   cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) {
     w_part = cursor.take<float>(blocks);
     u_part = cursor.take<float>(blocks);
-    factor = cursor.take<float>(1);
+    squares = cursor.take<double>(2);
   });
   const cuda::LaunchShape shape{.blocks = blocks, .threads = cuda::kThreads};
   cuda::launch(stream_, shape, cuda::full_statistics_kernel, v.as<float>(), w_part, u_part,
                w.as<float>(), g.as<float>(), scalars, n);
-  cuda::launch(stream_, {.blocks = 1, .threads = cuda::kThreads}, cuda::full_factor_kernel, factor,
-               w_part, u_part, scalars, blocks, n);
-  cuda::launch(stream_, shape, cuda::full_apply_kernel, w.as<float>(), factor, v.as<float>(),
-               g.as<float>(), n);
+  cuda::launch(stream_, {.blocks = 1, .threads = cuda::kThreads}, cuda::full_sums_kernel, squares,
+               w_part, u_part, blocks);
+  if (shared != nullptr) sum_over_ranks(squares, 2, *shared);
+  cuda::launch(stream_, shape, cuda::full_apply_kernel, w.as<float>(), squares, v.as<float>(),
+               g.as<float>(), scalars, static_cast<double>(whole), n);
 }
 
 }  // namespace openmoe

@@ -2,9 +2,9 @@
 // f32 arithmetic on any device. A block owns a tile of queries (or, for dk and dv, of keys) of one
 // head and walks over the tiles of the other side; the T x T matrix exists a tile at a time. Tiles
 // whose segments cannot meet are skipped.
+#include "cuda/attention.h"
 #include "cuda/attention_shapes.h"
 #include "cuda/attention_tiles.cuh"
-#include "cuda/cuda_ops.h"
 #include "cuda/kernel_shapes.h"
 #include "cuda/launch.h"
 
@@ -73,6 +73,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1)
   constexpr int kRows = kQueries / kSide, kColumns = kKeys / kSide, kOut = kHeadDim / kSide;
   const AttentionShape& shape = args.shape;
   const Place at = place_of(shape, (shape.T + kQueries - 1) / kQueries, true);
+  if (shape.is_elsewhere(at.b)) return;
   const HeadRows head = head_rows(shape, at);
   const std::int32_t* const segments = args.segment_ids + at.b * shape.T;
   const int tx = static_cast<int>(threadIdx.x) % kSide, ty = static_cast<int>(threadIdx.x) / kSide;
@@ -157,6 +158,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const std::int64_t count = shape.B * shape.T * shape.H;
   for (std::int64_t i = global_thread() / kWarp; i < count; i += num_global_threads() / kWarp) {
+    if (shape.is_elsewhere(i / shape.H / shape.T)) continue;
     float sum = 0.0f;
     for (std::int64_t d = lane; d < shape.Dh; d += kWarp)
       sum += to_float(d_o[i * shape.Dh + d]) * to_float(o[i * shape.Dh + d]);
@@ -247,6 +249,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_dq_kernel(Back
   constexpr int kRows = kQueries / kSide, kColumns = kKeys / kSide, kOut = kHeadDim / kSide;
   const AttentionShape& shape = args.shape;
   const Place at = place_of(shape, (shape.T + kQueries - 1) / kQueries, true);
+  if (shape.is_elsewhere(at.b)) return;
   const HeadRows head = head_rows(shape, at);
   const std::int32_t* const segments = args.segment_ids + at.b * shape.T;
   const std::int64_t statistics = (at.b * shape.H + at.h) * shape.T,
@@ -299,6 +302,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_dkv_kernel(Bac
   constexpr int kRows = kQueries / kSide, kColumns = kKeys / kSide, kOut = kHeadDim / kSide;
   const AttentionShape& shape = args.shape;
   const Place at = place_of(shape, (shape.T + kKeys - 1) / kKeys, false);
+  if (shape.is_elsewhere(at.b)) return;
   const HeadRows head = head_rows(shape, at);
   const std::int32_t* const segments = args.segment_ids + at.b * shape.T;
   const std::int64_t statistics = (at.b * shape.H + at.h) * shape.T, first_key = at.tile * kKeys;
@@ -364,84 +368,88 @@ bool use_tensor_cores(const Tensor& q) {
 std::int64_t vector_width(const Tensor& q) {
   return 16 / size_of(q.dtype);
 }
-AttentionShape shape_of(const Tensor& q, float scale, bool vectors) {
-  return {q.size(0), q.size(1), q.size(2), q.size(3), scale, vectors};
+
+template <typename T>
+void portable_forward(cudaStream_t stream, const ForwardArgs<T>& args) {
+  with_head_dim<T>(args.shape.Dh, [&](auto head_dim) {
+    using Tiles = ForwardTiles<head_dim.value>;
+    launch(stream,
+           {.blocks = ceil_div(args.shape.T, Tiles::kQueries) * args.shape.B * args.shape.H,
+            .threads = kAttentionThreads,
+            .shared_bytes = Tiles::kSharedBytes},
+           attention_forward_kernel<T, head_dim.value>, args);
+  });
+}
+
+template <typename T>
+void portable_backward(cudaStream_t stream, const BackwardArgs<T>& args) {
+  with_head_dim<T>(args.shape.Dh, [&](auto head_dim) {
+    constexpr int kHeadDim = head_dim.value;
+    using Tiles = BackwardTiles<kHeadDim>;
+    const std::int64_t blocks = ceil_div(args.shape.T, Tiles::kOwned) * args.shape.B * args.shape.H;
+    launch(stream,
+           {.blocks = blocks,
+            .threads = kAttentionThreads,
+            .shared_bytes = BackwardShared<Tiles::kOwned, Tiles::kWalked, kHeadDim>::kBytes},
+           attention_dq_kernel<T, kHeadDim>, args);
+    launch(stream,
+           {.blocks = blocks,
+            .threads = kAttentionThreads,
+            .shared_bytes = BackwardShared<Tiles::kWalked, Tiles::kOwned, kHeadDim>::kBytes},
+           attention_dkv_kernel<T, kHeadDim>, args);
+  });
 }
 
 }  // namespace
+
+void builtin_attention_forward(cudaStream_t stream, const AttentionForward& x, float scale,
+                               const std::int32_t* elsewhere) {
+  const AttentionShape shape{
+      x.q.size(0), x.q.size(1), x.q.size(2),
+      x.q.size(3), scale,       can_vectorise(vector_width(x.q), x.q.size(3), x.o, x.q, x.k, x.v),
+      elsewhere};
+  const std::int32_t* const segment_ids = x.segment_ids.as<std::int32_t>();
+  if (use_tensor_cores(x.q)) {
+    using T = __nv_bfloat16;
+    mma_attention_forward(stream, x.o.as<T>(), x.log_z.as<float>(), x.q.as<T>(), x.k.as<T>(),
+                          x.v.as<T>(), segment_ids, shape);
+    return;
+  }
+  with_storage(x.q.dtype, [&]<typename T>(std::type_identity<T>) {
+    portable_forward<T>(stream, {x.o.as<T>(), x.log_z.as<float>(), x.q.as<T>(), x.k.as<T>(),
+                                 x.v.as<T>(), segment_ids, shape});
+  });
+}
+
+void builtin_attention_backward(cudaStream_t stream, const AttentionBackward& x, float* delta,
+                                float scale, const std::int32_t* elsewhere) {
+  const AttentionShape shape{
+      x.q.size(0),
+      x.q.size(1),
+      x.q.size(2),
+      x.q.size(3),
+      scale,
+      can_vectorise(vector_width(x.q), x.q.size(3), x.dq, x.dk, x.dv, x.d_o, x.q, x.k, x.v),
+      elsewhere};
+  const std::int32_t* const segment_ids = x.segment_ids.as<std::int32_t>();
+  const float* const log_z = x.log_z.as<float>();
+  with_storage(x.q.dtype, [&]<typename T>(std::type_identity<T>) {
+    launch(stream,
+           blocks_for(shape.B * shape.T * shape.H, kAttentionThreads / kWarp, kAttentionThreads),
+           attention_delta_kernel<T>, delta, x.d_o.as<T>(), x.o.as<T>(), shape);
+  });
+  if (use_tensor_cores(x.q)) {
+    using T = __nv_bfloat16;
+    mma_attention_backward(stream, x.dq.as<T>(), x.dk.as<T>(), x.dv.as<T>(), x.d_o.as<T>(),
+                           x.q.as<T>(), x.k.as<T>(), x.v.as<T>(), segment_ids, log_z, delta, shape);
+    return;
+  }
+  with_storage(x.q.dtype, [&]<typename T>(std::type_identity<T>) {
+    portable_backward<T>(
+        stream, {x.dq.as<T>(), x.dk.as<T>(), x.dv.as<T>(), x.d_o.as<T>(), x.q.as<T>(), x.k.as<T>(),
+                 x.v.as<T>(), segment_ids, log_z, delta, shape});
+  });
+}
+
 }  // namespace cuda
-
-void CudaOps::do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,
-                                   Tensor segment_ids, float scale) {
-  if (q.num_elements() == 0) return;
-  const cuda::AttentionShape shape =
-      cuda::shape_of(q, scale, cuda::can_vectorise(cuda::vector_width(q), q.size(3), o, q, k, v));
-  if (cuda::use_tensor_cores(q)) {
-    using T = __nv_bfloat16;
-    cuda::mma_attention_forward(stream_, o.as<T>(), log_z.as<float>(), q.as<T>(), k.as<T>(),
-                                v.as<T>(), segment_ids.as<std::int32_t>(), shape);
-    return;
-  }
-  cuda::with_storage(q.dtype, [&]<typename T>(std::type_identity<T>) {
-    const cuda::ForwardArgs<T> args{o.as<T>(), log_z.as<float>(), q.as<T>(),
-                                    k.as<T>(), v.as<T>(),         segment_ids.as<std::int32_t>(),
-                                    shape};
-    cuda::with_head_dim<T>(shape.Dh, [&](auto head_dim) {
-      using Tiles = cuda::ForwardTiles<head_dim.value>;
-      cuda::launch(stream_,
-                   {.blocks = cuda::ceil_div(shape.T, Tiles::kQueries) * shape.B * shape.H,
-                    .threads = cuda::kAttentionThreads,
-                    .shared_bytes = Tiles::kSharedBytes},
-                   cuda::attention_forward_kernel<T, head_dim.value>, args);
-    });
-  });
-}
-
-void CudaOps::do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k,
-                                    Tensor v, Tensor o, Tensor segment_ids, Tensor log_z,
-                                    float scale) {
-  if (q.num_elements() == 0) return;
-  const cuda::AttentionShape shape = cuda::shape_of(
-      q, scale, cuda::can_vectorise(cuda::vector_width(q), q.size(3), dq, dk, dv, d_o, q, k, v));
-  const std::int64_t rows = shape.B * shape.T * shape.H;
-  float* const delta =
-      static_cast<float*>(scratch_.reserve(rows * static_cast<std::int64_t>(sizeof(float))));
-  cuda::with_storage(q.dtype, [&]<typename T>(std::type_identity<T>) {
-    cuda::launch(
-        stream_,
-        cuda::blocks_for(rows, cuda::kAttentionThreads / cuda::kWarp, cuda::kAttentionThreads),
-        cuda::attention_delta_kernel<T>, delta, d_o.as<T>(), o.as<T>(), shape);
-  });
-  if (cuda::use_tensor_cores(q)) {
-    using T = __nv_bfloat16;
-    cuda::mma_attention_backward(stream_, dq.as<T>(), dk.as<T>(), dv.as<T>(), d_o.as<T>(),
-                                 q.as<T>(), k.as<T>(), v.as<T>(), segment_ids.as<std::int32_t>(),
-                                 log_z.as<float>(), delta, shape);
-    return;
-  }
-  cuda::with_storage(q.dtype, [&]<typename T>(std::type_identity<T>) {
-    const cuda::BackwardArgs<T> args{
-        dq.as<T>(),        dk.as<T>(), dv.as<T>(), d_o.as<T>(),
-        q.as<T>(),         k.as<T>(),  v.as<T>(),  segment_ids.as<std::int32_t>(),
-        log_z.as<float>(), delta,      shape};
-    cuda::with_head_dim<T>(shape.Dh, [&](auto head_dim) {
-      constexpr int kHeadDim = head_dim.value;
-      using Tiles = cuda::BackwardTiles<kHeadDim>;
-      const std::int64_t blocks = cuda::ceil_div(shape.T, Tiles::kOwned) * shape.B * shape.H;
-      cuda::launch(
-          stream_,
-          {.blocks = blocks,
-           .threads = cuda::kAttentionThreads,
-           .shared_bytes = cuda::BackwardShared<Tiles::kOwned, Tiles::kWalked, kHeadDim>::kBytes},
-          cuda::attention_dq_kernel<T, kHeadDim>, args);
-      cuda::launch(
-          stream_,
-          {.blocks = blocks,
-           .threads = cuda::kAttentionThreads,
-           .shared_bytes = cuda::BackwardShared<Tiles::kWalked, Tiles::kOwned, kHeadDim>::kBytes},
-          cuda::attention_dkv_kernel<T, kHeadDim>, args);
-    });
-  });
-}
-
 }  // namespace openmoe

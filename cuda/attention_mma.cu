@@ -51,6 +51,7 @@ __global__ void __launch_bounds__(kMmaThreads)
   const int lane = static_cast<int>(threadIdx.x) % kWarp,
             warp = static_cast<int>(threadIdx.x) / kWarp;
   const Place at = place_of(shape, true);
+  if (shape.is_elsewhere(at.b)) return;
   const HeadRows head = head_rows(shape, at);
   const std::int32_t* const segments = segment_ids + at.b * shape.T;
   const std::int64_t first_query = at.tile * kOwned;
@@ -155,6 +156,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_dq_kernel(BackwardArgs arg
   const int lane = static_cast<int>(threadIdx.x) % kWarp,
             warp = static_cast<int>(threadIdx.x) / kWarp;
   const Place at = place_of(shape, true);
+  if (shape.is_elsewhere(at.b)) return;
   const HeadRows head = head_rows(shape, at);
   const std::int32_t* const segments = args.segment_ids + at.b * shape.T;
   const std::int64_t first_query = at.tile * kOwned, statistics = (at.b * shape.H + at.h) * shape.T;
@@ -229,6 +231,7 @@ __global__ void __launch_bounds__(kMmaThreads, 2) mma_dkv_kernel(BackwardArgs ar
   const int lane = static_cast<int>(threadIdx.x) % kWarp,
             warp = static_cast<int>(threadIdx.x) / kWarp;
   const Place at = place_of(shape, false);
+  if (shape.is_elsewhere(at.b)) return;
   const HeadRows head = head_rows(shape, at);
   const std::int32_t* const segments = args.segment_ids + at.b * shape.T;
   const std::int64_t first_key = at.tile * kOwned, statistics = (at.b * shape.H + at.h) * shape.T;

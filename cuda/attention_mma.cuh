@@ -91,8 +91,17 @@ __device__ inline unsigned pack_pair(float low, float high) {
   return upper << 16 | lower;
 }
 
+// Two numbers in two pairs of bf16: 0 rounded, 1 what the rounding took. Together 16 bits of each.
+__device__ inline unsigned part_of_pair(int part, float low, float high) {
+  const unsigned rounded = pack_pair(low, high);
+  if (part == 0) return rounded;
+  return pack_pair(low - __int_as_float(static_cast<int>(rounded << 16)),
+                   high - __int_as_float(static_cast<int>(rounded & 0xffff0000u)));
+}
+
 // sum (16, kHeadDim) += weights (16, 8 kTiles) tile (8 kTiles, kHeadDim); the weights are a
-// product's result, rounded to bf16.
+// product's result. They enter with 16 bits: rounded to 8, as fused attention often has them, the
+// gradients would be off by more than their own rounding.
 template <int kHeadDim, int kTiles>
 __device__ inline void mma_add_weighted_rows(float (&sum)[kHeadDim / 8][4],
                                              const float (&weights)[kTiles][4],
@@ -101,18 +110,23 @@ __device__ inline void mma_add_weighted_rows(float (&sum)[kHeadDim / 8][4],
 #pragma unroll
   for (int k = 0; k < kTiles / 2; ++k) {
     // Where a result has its pairs is where an A operand wants them.
-    const unsigned a[4] = {pack_pair(weights[2 * k][0], weights[2 * k][1]),
-                           pack_pair(weights[2 * k][2], weights[2 * k][3]),
-                           pack_pair(weights[2 * k + 1][0], weights[2 * k + 1][1]),
-                           pack_pair(weights[2 * k + 1][2], weights[2 * k + 1][3])};
+    // Rounded, then what the rounding took: one after the other, since registers are short.
+#pragma unroll 1
+    for (int part = 0; part < 2; ++part) {
+      unsigned a[4];
 #pragma unroll
-    for (int n = 0; n < kHeadDim / 8; n += 2) {
-      // Two tiles of 8 columns, each in two halves of 8 rows.
-      unsigned b[4];
-      load_matrices_transposed(
-          b, tile + (16 * k + lane % 16) * kMmaStride<kHeadDim> + 8 * n + lane / 16 * 8);
-      multiply_add(sum[n], a, b[0], b[1]);
-      multiply_add(sum[n + 1], a, b[2], b[3]);
+      for (int i = 0; i < 4; ++i)
+        a[i] = part_of_pair(part, weights[2 * k + i / 2][i % 2 * 2],
+                            weights[2 * k + i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+      for (int n = 0; n < kHeadDim / 8; n += 2) {
+        // Two tiles of 8 columns, each in two halves of 8 rows.
+        unsigned b[4];
+        load_matrices_transposed(
+            b, tile + (16 * k + lane % 16) * kMmaStride<kHeadDim> + 8 * n + lane / 16 * 8);
+        multiply_add(sum[n], a, b[0], b[1]);
+        multiply_add(sum[n + 1], a, b[2], b[3]);
+      }
     }
   }
 }

@@ -12,6 +12,12 @@ struct AttentionShape {
   std::int64_t B, T, H, Dh;
   float scale;
   bool vectors;  // rows of heads can be moved in vectors of 16 bytes
+  // (B) on the device: rows with a value of at least 0 are computed elsewhere; null: none is.
+  const std::int32_t* elsewhere = nullptr;
+
+  __device__ bool is_elsewhere(std::int64_t b) const {
+    return elsewhere != nullptr && elsewhere[b] >= 0;
+  }
 };
 
 // Widest head of the tensor-core kernels.

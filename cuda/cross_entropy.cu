@@ -1,6 +1,7 @@
 // Softmax cross-entropy over a large vocabulary: a block per token. The first pass over the logits
 // takes their maximum, its place and the sum of exponentials at once; the second writes the
-// gradient in place.
+// gradient in place. One kernel does both, unless ranks share the vocabulary: then they add up
+// their sums between the two.
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
@@ -33,9 +34,9 @@ __device__ inline void take(Softmax& state, float logit, std::int64_t place) {
     state.largest = logit;
     state.place = place;
   } else {
-    // Also the way of a NaN and, where all logits so far are -infinity, of another one: both make
-    // the sum NaN, as they should.
-    state.sum += expf(logit - state.largest);
+    // Also the way of a NaN, which makes the sum NaN, as it should. Where nothing but -infinity has
+    // been seen, another one adds nothing; a row of nothing else has the sum 0 and the loss NaN.
+    state.sum += logit == -INFINITY ? 0.0f : expf(logit - state.largest);
     if (logit == state.largest && place < state.place) state.place = place;
   }
 }
@@ -67,6 +68,50 @@ __device__ inline Softmax warp_merge(Softmax state) {
   return state;
 }
 
+// The block's softmax over a row, the same in every thread. `room` has a place per warp.
+template <int kWidth>
+__device__ inline Softmax row_softmax(const float* row, std::int64_t V, Softmax* room) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp,
+            warp = static_cast<int>(threadIdx.x) / kWarp;
+  Softmax state = nothing_seen();
+  for (std::int64_t v = static_cast<std::int64_t>(threadIdx.x) * kWidth; v < V;
+       v += kThreads * kWidth) {
+    float value[kWidth];
+    load(value, row + v);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) take(state, value[j], v + j);
+  }
+  state = warp_merge(state);
+  if (lane == 0) room[warp] = state;
+  __syncthreads();
+  return warp_merge(lane < kThreads / kWarp ? room[lane] : nothing_seen());
+}
+
+// row = factor e^(row - largest), less `at_target` in column `target`, which may be none of these.
+template <int kWidth>
+__device__ inline void write_gradient(float* row, float largest, float factor, std::int64_t target,
+                                      float at_target, std::int64_t V) {
+  for (std::int64_t v = static_cast<std::int64_t>(threadIdx.x) * kWidth; v < V;
+       v += kThreads * kWidth) {
+    float value[kWidth];
+    load(value, row + v);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      value[j] = factor * expf(value[j] - largest);
+      if (v + j == target) value[j] -= at_target;
+    }
+    store(row + v, value);
+  }
+}
+
+template <int kWidth>
+__device__ inline void clear_row(float* row, std::int64_t V) {
+  const float zero[kWidth] = {};
+  for (std::int64_t v = static_cast<std::int64_t>(threadIdx.x) * kWidth; v < V;
+       v += kThreads * kWidth)
+    store(row + v, zero);
+}
+
 // For one token, with p = softmax: d(log Z) = p, so dlogits = scale w ((1 + 2 z_weight log Z) p -
 // onehot(target)). sums (3, n): cross_entropy, log_z_square and correct of each token.
 // hot: at least 3 blocks per SM
@@ -77,19 +122,13 @@ __global__ void __launch_bounds__(kThreads)
                          const std::int32_t* targets, const float* weights, int* bad_target,
                          float z_weight, float scale, std::int64_t n, std::int64_t V) {
   __shared__ Softmax room[kWarp];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp,
-            warp = static_cast<int>(threadIdx.x) / kWarp;
-  const std::int64_t i = blockIdx.x, first = static_cast<std::int64_t>(threadIdx.x) * kWidth,
-                     stride = kThreads * kWidth;
+  const std::int64_t i = blockIdx.x;
   float* const row = logits + i * V;
   const float w = weights[i];
   const std::int32_t target = targets[i];
   const bool known = target >= 0 && target < V;
   if (w == 0.0f || !known) {  // nothing of this row counts, whatever its logits
-    if (scale > 0.0f) {
-      const float zero[kWidth] = {};
-      for (std::int64_t v = first; v < V; v += stride) store(row + v, zero);
-    }
+    if (scale > 0.0f) clear_row<kWidth>(row, V);
     if (threadIdx.x == 0) {
       if (!known) *bad_target = 1;
       for (int k = 0; k < 3; ++k) sums[k * n + i] = 0.0;
@@ -97,17 +136,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     return;
   }
-  Softmax state = nothing_seen();
-  for (std::int64_t v = first; v < V; v += stride) {
-    float value[kWidth];
-    load(value, row + v);
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) take(state, value[j], v + j);
-  }
-  state = warp_merge(state);
-  if (lane == 0) room[warp] = state;
-  __syncthreads();
-  state = warp_merge(lane < kThreads / kWarp ? room[lane] : nothing_seen());
+  const Softmax state = row_softmax<kWidth>(row, V, room);
   const float log_sum = logf(state.sum);
   const double log_z = static_cast<double>(state.largest) + static_cast<double>(log_sum);
   const float target_logit = row[target];
@@ -122,15 +151,62 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (scale <= 0.0f) return;
   const float factor = scale * w * (1.0f + 2.0f * z_weight * static_cast<float>(log_z)) / state.sum;
-  for (std::int64_t v = first; v < V; v += stride) {
-    float value[kWidth];
-    load(value, row + v);
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      value[j] = factor * expf(value[j] - state.largest);
-      if (v + j == target) value[j] -= scale * w;
-    }
-    store(row + v, value);
+  write_gradient<kWidth>(row, state.largest, factor, target, scale * w, V);
+}
+
+// The same in two kernels, of columns [first, first + V) of a vocabulary of `total`. sums (n): of
+// the columns here, 0 for a row that does not count.
+// hot: at least 3 blocks per SM
+// bytes: 4 of 4 per element of logits, 16 in flight per thread
+template <int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    logit_sums_kernel(LogitSums* sums, const float* logits, const std::int32_t* targets,
+                      const float* weights, int* bad_target, VocabularyRange range,
+                      std::int64_t V) {
+  __shared__ Softmax room[kWarp];
+  const std::int64_t i = blockIdx.x, target = targets[i] - range.first;
+  const float* const row = logits + i * V;
+  const bool known = targets[i] >= 0 && targets[i] < range.total;
+  LogitSums result{};
+  if (weights[i] != 0.0f && known) {
+    const Softmax state = row_softmax<kWidth>(row, V, room);
+    result.largest = static_cast<double>(state.largest);
+    result.sum = static_cast<double>(state.sum);
+    if (target >= 0 && target < V) result.target = static_cast<double>(row[target]);
+    // Logits that are all NaN have no largest one.
+    result.argmax = range.first + (state.place < V ? state.place : 0);
+  }
+  if (threadIdx.x != 0) return;
+  if (!known) *bad_target = 1;
+  sums[i] = result;
+}
+
+// `sums` are of the whole vocabulary.
+// hot: at least 3 blocks per SM
+// bytes: 8 of 8 per element of logits, 16 in flight per thread
+template <int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    shared_gradient_kernel(float* logits, const LogitSums* sums, const std::int32_t* targets,
+                           const float* weights, std::int64_t first_id, float z_weight, float scale,
+                           std::int64_t V) {
+  const std::int64_t i = blockIdx.x;
+  float* const row = logits + i * V;
+  if (weights[i] == 0.0f) return clear_row<kWidth>(row, V);
+  const LogitSums z = sums[i];
+  const double log_z = z.largest + log(z.sum), w = static_cast<double>(weights[i]);
+  const double factor =
+      static_cast<double>(scale) * w * (1.0 + 2.0 * static_cast<double>(z_weight) * log_z) / z.sum;
+  write_gradient<kWidth>(row, static_cast<float>(z.largest), static_cast<float>(factor),
+                         targets[i] - first_id, scale * weights[i], V);
+}
+
+__global__ void __launch_bounds__(kSumThreads)
+    shared_token_loss_kernel(float* token_loss, const LogitSums* sums, const float* weights,
+                             std::int64_t n) {
+  for (std::int64_t i = global_thread(); i < n; i += num_global_threads()) {
+    const LogitSums z = sums[i];
+    const double loss = static_cast<double>(weights[i]) * (z.largest + log(z.sum) - z.target);
+    token_loss[i] = weights[i] == 0.0f ? 0.0f : static_cast<float>(loss);
   }
 }
 
@@ -149,12 +225,73 @@ __global__ void __launch_bounds__(kSumThreads)
 }  // namespace
 }  // namespace cuda
 
+// The rows' sums go to the host and, over all ranks, back; the losses of a few thousand rows are
+// then added up on the host while the device writes the gradient, so that there is one trip in all.
+LossSums CudaOps::shared_cross_entropy(Tensor logits, Tensor targets, Tensor weights,
+                                       Tensor token_loss, float z_weight, float scale,
+                                       const SharedVocabulary& shared) {
+  const std::int64_t n = logits.size(0), V = logits.size(1);
+  VocabularyRange range = shared.range;
+  if (range.is_whole()) range.total = V;
+  OPENMOE_CHECK(range.first >= 0 && range.first + V <= range.total,
+                "softmax_cross_entropy: columns [", range.first, ", ", range.first + V, ") of ",
+                range.total);
+  const std::int64_t sums_bytes = n * static_cast<std::int64_t>(sizeof(LogitSums));
+  LogitSums* const sums = static_cast<LogitSums*>(scratch_.reserve(sums_bytes));
+  LogitSums* host_sums = nullptr;
+  float* host_weights = nullptr;
+  std::int32_t* host_targets = nullptr;
+  cuda::carve(pinned_, [&](cuda::ScratchCursor& cursor) {
+    host_sums = cursor.take<LogitSums>(n);
+    host_weights = cursor.take<float>(n);
+    host_targets = cursor.take<std::int32_t>(n);
+  });
+  const auto to_host = [&](void* to, const void* from, std::int64_t bytes) {
+    OPENMOE_CUDA(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost,
+                                 stream_));
+  };
+  const cuda::LaunchShape block_per_row{.blocks = n, .threads = cuda::kThreads};
+  const bool vectors = cuda::can_vectorise(4, V, logits);
+  cuda::with_width<4>(vectors, [&](auto width) {
+    cuda::launch(stream_, block_per_row, cuda::logit_sums_kernel<width.value>, sums,
+                 logits.as<float>(), targets.as<std::int32_t>(), weights.as<float>(),
+                 &device_report_->bad_target, range, V);
+  });
+  to_host(host_sums, sums, sums_bytes);
+  to_host(host_weights, weights.data, weights.size_bytes());
+  to_host(host_targets, targets.data, targets.size_bytes());
+  wait_for_report();
+  shared.combine({host_sums, static_cast<std::size_t>(n)});
+  OPENMOE_CUDA(cudaMemcpyAsync(sums, host_sums, static_cast<std::size_t>(sums_bytes),
+                               cudaMemcpyHostToDevice, stream_));
+  if (scale > 0.0f)
+    cuda::with_width<4>(vectors, [&](auto width) {
+      cuda::launch(stream_, block_per_row, cuda::shared_gradient_kernel<width.value>,
+                   logits.as<float>(), sums, targets.as<std::int32_t>(), weights.as<float>(),
+                   range.first, z_weight, scale, V);
+    });
+  if (token_loss)
+    cuda::launch(stream_, cuda::blocks_for(n, cuda::kSumThreads), cuda::shared_token_loss_kernel,
+                 token_loss.as<float>(), sums, weights.as<float>(), n);
+  LossSums total;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (host_weights[i] == 0.0f) continue;
+    const LogitSums& z = host_sums[i];
+    const double w = static_cast<double>(host_weights[i]), log_z = z.largest + std::log(z.sum);
+    total.cross_entropy += w * (log_z - z.target);
+    total.log_z_square += w * log_z * log_z;
+    total.correct += z.argmax == host_targets[i] ? w : 0.0;
+  }
+  return total;
+}
+
 LossSums CudaOps::do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weights,
                                            Tensor token_loss, float z_weight, float scale,
                                            const SharedVocabulary* shared) {
-  OPENMOE_CHECK(shared == nullptr, "a vocabulary shared by devices");
   const std::int64_t n = logits.size(0), V = logits.size(1);
   if (n == 0) return {};
+  if (shared != nullptr)
+    return shared_cross_entropy(logits, targets, weights, token_loss, z_weight, scale, *shared);
   double* const sums =
       static_cast<double*>(scratch_.reserve(3 * n * static_cast<std::int64_t>(sizeof(double))));
   cuda::with_width<4>(cuda::can_vectorise(4, V, logits), [&](auto width) {

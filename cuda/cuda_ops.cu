@@ -2,6 +2,7 @@
 #include "cuda/cuda_ops.h"
 
 #include <cstddef>
+#include <cstring>
 
 #include "core/base/check.h"
 #include "core/base/error.h"
@@ -36,20 +37,21 @@ __global__ void __launch_bounds__(kThreads)
     y[i] += x[i];
 }
 
-// hot: at least 8 blocks per SM
-// bytes: 6 of 6 per element of to, 4 in flight per thread
-__global__ void __launch_bounds__(kThreads)
-    round_kernel(__nv_bfloat16* to, const float* from, std::int64_t n) {
-  for (std::int64_t i = global_thread(); i < n; i += num_global_threads())
-    to[i] = __float2bfloat16(from[i]);
-}
+// Eight elements at a time: one access of 16 bytes on the bf16 side, two on the f32 side.
+constexpr int kConvertWidth = kVector<__nv_bfloat16>;
 
-// hot: at least 8 blocks per SM
-// bytes: 6 of 6 per element of to, 2 in flight per thread
+// hot: at least 4 blocks per SM
+// bytes: 6 of 6 per element of to, 16 in flight per thread
+template <typename To, typename From>
 __global__ void __launch_bounds__(kThreads)
-    widen_kernel(float* to, const __nv_bfloat16* from, std::int64_t n) {
-  for (std::int64_t i = global_thread(); i < n; i += num_global_threads())
-    to[i] = __bfloat162float(from[i]);
+    convert_kernel(To* to, const From* from, std::int64_t n, std::int64_t vectors) {
+  for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
+    float value[kConvertWidth];
+    load(value, from + kConvertWidth * i);
+    store(to + kConvertWidth * i, value);
+  }
+  for (std::int64_t i = kConvertWidth * vectors + global_thread(); i < n; i += num_global_threads())
+    to[i] = from_float<To>(to_float(from[i]));
 }
 
 // hot: at least 6 blocks per SM
@@ -96,6 +98,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *total = sum;
 }
 
+// Makes the device current.
 void check_device(int device_index) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
@@ -115,6 +118,7 @@ void check_device(int device_index) {
                            " was asked for, this rank sees ", count, " (0 to ", count - 1,
                            "); start no more ranks per host than it has devices, or set "
                            "CUDA_VISIBLE_DEVICES"));
+  OPENMOE_CUDA(cudaSetDevice(device_index));
   cudaFuncAttributes attributes{};
   const cudaError_t image = cudaFuncGetAttributes(&attributes, add_kernel);
   if (image == cudaErrorNoKernelImageForDevice) {
@@ -163,7 +167,6 @@ namespace {
 // The stream of a device that was checked and made current.
 cudaStream_t open_stream(int device_index) {
   check_device(device_index);
-  OPENMOE_CUDA(cudaSetDevice(device_index));
   cudaStream_t stream = nullptr;
   OPENMOE_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return stream;
@@ -173,11 +176,22 @@ cudaStream_t open_stream(int device_index) {
 }  // namespace cuda
 
 CudaOps::CudaOps(int device_index)
-    : device_index_(device_index), stream_(cuda::open_stream(device_index)), gemm_(stream_) {
+    : device_index_(device_index),
+      stream_(cuda::open_stream(device_index)),
+      pinned_(stream_),
+      gemm_(stream_),
+      cudnn_(stream_) {
   OPENMOE_CUDA(cudaMallocHost(reinterpret_cast<void**>(&report_), sizeof(Report)));
   OPENMOE_CUDA(cudaMalloc(reinterpret_cast<void**>(&device_report_), sizeof(Report)));
   OPENMOE_CUDA(cudaMemsetAsync(device_report_, 0, sizeof(Report), stream_));
-  OPENMOE_CUDA(cudaStreamCreateWithFlags(&transfer_stream_, cudaStreamNonBlocking));
+  for (cudaStream_t* stream : {&transfer_stream_, &download_stream_})
+    OPENMOE_CUDA(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking));
+  for (cudaEvent_t* event : {&computed_, &downloaded_})
+    OPENMOE_CUDA(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+  for (Staging& staging : staging_) {
+    OPENMOE_CUDA(cudaMallocHost(&staging.data, static_cast<std::size_t>(kStagingBytes)));
+    OPENMOE_CUDA(cudaEventCreateWithFlags(&staging.is_free, cudaEventDisableTiming));
+  }
 }
 
 CudaOps::~CudaOps() {
@@ -185,7 +199,13 @@ CudaOps::~CudaOps() {
   cudaFree(rope_table_.cosines);
   cudaFree(device_report_);
   cudaFreeHost(report_);
-  cudaStreamDestroy(transfer_stream_);
+  cudaStreamSynchronize(download_stream_);
+  for (const Staging& staging : staging_) {
+    cudaFreeHost(staging.data);
+    cudaEventDestroy(staging.is_free);
+  }
+  for (const cudaEvent_t event : {computed_, downloaded_}) cudaEventDestroy(event);
+  for (const cudaStream_t stream : {transfer_stream_, download_stream_}) cudaStreamDestroy(stream);
   cudaStreamDestroy(stream_);
 }
 
@@ -226,18 +246,76 @@ void CudaOps::do_zero(Tensor x) {
   OPENMOE_CUDA(cudaMemsetAsync(x.data, 0, static_cast<std::size_t>(x.size_bytes()), stream_));
 }
 
+void* CudaOps::allocate_host_bytes(std::int64_t bytes) {
+  void* data = nullptr;
+  const cudaError_t error = cudaMallocHost(&data, static_cast<std::size_t>(bytes > 0 ? bytes : 1));
+  if (error == cudaErrorMemoryAllocation)
+    throw RuntimeFault(
+        concat("cannot allocate ", bytes,
+               " bytes of page-locked host memory for a checkpoint's snapshot; set "
+               "run.checkpoint_in_background to false, or give the job more memory"));
+  OPENMOE_CUDA(error);
+  return data;
+}
+
+void CudaOps::free_host_bytes(void* data, std::int64_t) {
+  OPENMOE_CUDA(cudaFreeHost(data));
+}
+
 // From host memory the call returns when the bytes have left it; to host memory, when they are
 // there.
 void CudaOps::do_copy(Tensor dst, Tensor src) {
   if (src.num_elements() == 0) return;
   const bool from_host = src.device == Device::host, to_host = dst.device == Device::host;
   OPENMOE_CHECK(!(from_host && to_host), "copy between two host tensors on the cuda device");
-  const cudaMemcpyKind kind = from_host ? cudaMemcpyHostToDevice
-                              : to_host ? cudaMemcpyDeviceToHost
-                                        : cudaMemcpyDeviceToDevice;
-  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, static_cast<std::size_t>(src.size_bytes()), kind,
+  if (from_host) return upload(dst, src);
+  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, static_cast<std::size_t>(src.size_bytes()),
+                               to_host ? cudaMemcpyDeviceToHost : cudaMemcpyDeviceToDevice,
                                stream_));
-  if (from_host || to_host) OPENMOE_CUDA(cudaStreamSynchronize(stream_));
+  if (to_host) OPENMOE_CUDA(cudaStreamSynchronize(stream_));
+}
+
+void CudaOps::upload(Tensor dst, Tensor src) {
+  const auto bytes = static_cast<std::size_t>(src.size_bytes());
+  if (src.size_bytes() > kStagingBytes) {
+    OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, bytes, cudaMemcpyHostToDevice, stream_));
+    OPENMOE_CUDA(cudaStreamSynchronize(stream_));
+    return;
+  }
+  const Staging& staging = staging_[next_staging_];
+  next_staging_ = (next_staging_ + 1) % staging_.size();
+  OPENMOE_CUDA(cudaEventSynchronize(staging.is_free));
+  std::memcpy(staging.data, src.data, bytes);
+  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, staging.data, bytes, cudaMemcpyHostToDevice, stream_));
+  OPENMOE_CUDA(cudaEventRecord(staging.is_free, stream_));
+}
+
+// On a stream of its own, after the ops so far.
+void CudaOps::do_download(Tensor dst, Tensor src) {
+  if (src.num_elements() == 0) return;
+  OPENMOE_CUDA(cudaEventRecord(computed_, stream_));
+  OPENMOE_CUDA(cudaStreamWaitEvent(download_stream_, computed_, 0));
+  OPENMOE_CUDA(cudaMemcpyAsync(dst.data, src.data, static_cast<std::size_t>(src.size_bytes()),
+                               cudaMemcpyDeviceToHost, download_stream_));
+  OPENMOE_CUDA(cudaEventRecord(downloaded_, download_stream_));
+  may_download_ = true;
+}
+
+bool CudaOps::downloads_are_done() {
+  const cudaError_t state = cudaEventQuery(downloaded_);
+  if (state == cudaErrorNotReady) return false;
+  OPENMOE_CUDA(state);
+  return true;
+}
+
+void CudaOps::finish_downloads() {
+  OPENMOE_CUDA(cudaEventSynchronize(downloaded_));
+}
+
+void CudaOps::wait_for_downloads() {
+  if (!may_download_) return;
+  OPENMOE_CUDA(cudaStreamWaitEvent(stream_, downloaded_, 0));
+  may_download_ = false;
 }
 
 void CudaOps::do_add_accumulate(Tensor y, Tensor x) {
@@ -248,12 +326,16 @@ void CudaOps::do_add_accumulate(Tensor y, Tensor x) {
 }
 
 void CudaOps::do_convert(Tensor dst, Tensor src) {
+  constexpr int kWidth = cuda::kConvertWidth;
   const std::int64_t n = src.num_elements();
-  const auto blocks = cuda::blocks_for(n, cuda::kThreads);
+  const std::int64_t vectors = cuda::can_vectorise(kWidth, 0, dst, src) ? n / kWidth : 0;
+  const auto shape = cuda::blocks_for(vectors > 0 ? vectors : n, cuda::kThreads);
   if (dst.dtype == DType::bf16)
-    cuda::launch(stream_, blocks, cuda::round_kernel, dst.as<__nv_bfloat16>(), src.as<float>(), n);
+    cuda::launch(stream_, shape, cuda::convert_kernel<__nv_bfloat16, float>,
+                 dst.as<__nv_bfloat16>(), src.as<float>(), n, vectors);
   else
-    cuda::launch(stream_, blocks, cuda::widen_kernel, dst.as<float>(), src.as<__nv_bfloat16>(), n);
+    cuda::launch(stream_, shape, cuda::convert_kernel<float, __nv_bfloat16>, dst.as<float>(),
+                 src.as<__nv_bfloat16>(), n, vectors);
 }
 
 void CudaOps::do_multiply(Tensor x, float factor) {

@@ -2,18 +2,20 @@
 // kernels are templates over the storage type.
 //
 // Every op is enqueued on one stream and returns at once, except those that give a number to the
-// host (sum_of_squares, softmax_cross_entropy, copy to the host), which wait for that stream and
-// nothing else. Results are deterministic: no atomics on floating point, reductions in fixed order,
-// whose shape depends on the sizes alone and not on the device.
+// host (sum_of_squares, softmax_cross_entropy, Adafactor on shared matrices, copy to the host),
+// which wait for that stream and nothing else. Results are deterministic: no atomics on floating
+// point, reductions in fixed order, whose shape depends on the sizes alone and not on the device.
 #pragma once
 
 #include <cublasLt.h>
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
+#include <array>
 #include <vector>
 
 #include "core/ops.h"
+#include "cuda/cudnn_attention.h"
 #include "cuda/gemm.h"
 #include "cuda/scratch.h"
 
@@ -28,6 +30,12 @@ class CudaOps final : public Ops {
   Device device() const override { return Device::cuda; }
   void* allocate_bytes(std::int64_t bytes) override;
   void free_bytes(void* data, std::int64_t bytes) override;
+  void* allocate_host_bytes(std::int64_t bytes) override;
+  void free_host_bytes(void* data, std::int64_t bytes) override;
+  bool downloads_are_done() override;
+  void finish_downloads() override;
+  // "cuDNN 9.19.0", "builtin", or what each direction takes and why.
+  std::string choose_attention(AttentionKind wanted, const AttentionCall& call) override;
   cudaStream_t stream() const { return stream_; }
   // What travels between devices has a stream of its own. All communicators share it, so that their
   // transfers run in the order in which the host started them, which is the same on every rank;
@@ -54,12 +62,31 @@ class CudaOps final : public Ops {
     float base = 0.0f;
   };
 
+  // Page-locked memory through which small tensors of the host reach the device, so that the host
+  // need not wait until they are there.
+  struct Staging {
+    void* data = nullptr;
+    cudaEvent_t is_free = nullptr;
+  };
+  static constexpr std::int64_t kStagingBytes = 1 << 20;
+
+  void upload(Tensor dst, Tensor src);
+  // Before an op changes what downloads read.
+  void wait_for_downloads();
   // Waits for the stream and returns what was reported. Throws where a kernel met a bad index.
   const Report& wait_for_report();
+  const cuda::CudnnAttention::Plan* cudnn_plan(const cuda::AttentionProblem& problem);
   void prepare_rope_table(std::int64_t length, std::int64_t half, float base);
+  void rotate(Tensor first, Tensor second, std::int64_t count, float base, bool inverse);
+  // Replaces `count` numbers on the device by their sums over the ranks that share a matrix: one
+  // trip to the host.
+  void sum_over_ranks(double* values, std::int64_t count, const SharedMatrix& shared);
+  LossSums shared_cross_entropy(Tensor logits, Tensor targets, Tensor weights, Tensor token_loss,
+                                float z_weight, float scale, const SharedVocabulary& shared);
 
   void do_zero(Tensor x) override;
   void do_copy(Tensor dst, Tensor src) override;
+  void do_download(Tensor dst, Tensor src) override;
   void do_convert(Tensor dst, Tensor src) override;
   void do_add_accumulate(Tensor y, Tensor x) override;
   void do_multiply(Tensor x, float factor) override;
@@ -84,6 +111,7 @@ class CudaOps final : public Ops {
   void do_grouped_matmul_backward_weight(Tensor dw, Tensor dy, Tensor x,
                                          Tensor expert_offsets) override;
   void do_rope(Tensor x, float base, bool inverse) override;
+  void do_rope_pair(Tensor q, Tensor k, float base, bool inverse) override;
   void do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,
                             Tensor segment_ids, float scale) override;
   void do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k,
@@ -112,13 +140,20 @@ class CudaOps final : public Ops {
                          const SharedMatrix* shared) override;
 
   int device_index_;
-  cudaStream_t stream_ = nullptr, transfer_stream_ = nullptr;
+  cudaStream_t stream_ = nullptr, transfer_stream_ = nullptr, download_stream_ = nullptr;
+  cudaEvent_t computed_ = nullptr, downloaded_ = nullptr;
+  bool may_download_ = false;  // since stream_ was made to wait for downloaded_
+  std::array<Staging, 4> staging_{};
+  std::size_t next_staging_ = 0;
   Report* report_ = nullptr;         // pinned host memory
   Report* device_report_ = nullptr;  // its twin on the device
   cuda::Scratch scratch_;
+  cuda::PinnedScratch pinned_;
   cuda::Gemm gemm_;
   std::vector<cuda::GemmJob> jobs_;
   RopeTable rope_table_;
+  AttentionKind attention_ = AttentionKind::automatic;
+  cuda::CudnnAttention cudnn_;
 };
 
 }  // namespace openmoe

@@ -10,39 +10,30 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Gradients of y (bf16 where y is) and rows.
-template <typename Body>
-void with_types(const Tensor& y, const Tensor& rows, Body&& body) {
-  with_storage(y.dtype, [&](auto y_type) {
-    with_storage(rows.dtype, [&](auto row_type) { body(y_type, row_type); });
-  });
-}
 constexpr int kRowsPerBlock = kThreads / kWarp;
 
-// hot: at least 6 blocks per SM
+// Rows of D words of any content.
+// hot: at least 5 blocks per SM
 // bytes: 4 of 4 per element of rows (bf16), 16 in flight per thread
-template <typename T, int kWidth>
+template <typename Word>
 __global__ void __launch_bounds__(kThreads)
-    gather_rows_kernel(T* rows, const T* x, const std::int32_t* row_token, std::int64_t num_rows,
-                       std::int64_t D) {
+    gather_rows_kernel(Word* rows, const Word* x, const std::int32_t* row_token,
+                       std::int64_t num_rows, std::int64_t D) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for (std::int64_t s = global_thread() / kWarp; s < num_rows; s += num_global_threads() / kWarp) {
-    const T* const from = x + row_token[s] * D;
-    for (std::int64_t d = lane * kWidth; d < D; d += kWarp * kWidth) {
-      float value[kWidth];
-      load(value, from + d);
-      store(rows + s * D + d, value);
-    }
+    const Word* const from = x + row_token[s] * D;
+    for (std::int64_t d = lane; d < D; d += kWarp)
+      *checked_pointer<Word>(rows + s * D + d) = *checked_pointer<Word>(from + d);
   }
 }
 
 // y[n] += sum over the token's rows of weight * row; kGated: weight is the gate, otherwise 1.
 // hot: at least 5 blocks per SM
 // bytes: 12 of 12 per element of y (f32 y, bf16 rows), 32 in flight per thread
-template <typename Y, typename Row, bool kGated, int kWidth>
+template <typename Row, bool kGated, int kWidth>
 __global__ void __launch_bounds__(kThreads)
-    add_rows_kernel(Y* y, const Row* rows, const float* gate, const std::int32_t* assignment_row,
-                    std::int64_t N, std::int64_t D) {
+    add_rows_kernel(float* y, const Row* rows, const float* gate,
+                    const std::int32_t* assignment_row, std::int64_t N, std::int64_t D) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for (std::int64_t n = global_thread() / kWarp; n < N; n += num_global_threads() / kWarp) {
     const std::int32_t first = assignment_row[2 * n], second = assignment_row[2 * n + 1];
@@ -71,9 +62,9 @@ __global__ void __launch_bounds__(kThreads)
 // hand.
 // hot: at least 4 blocks per SM
 // bytes: 12 of 12 per element of dy (f32 dy, bf16 rows), 32 in flight per thread
-template <typename Y, typename Row, int kWidth>
+template <typename Row, int kWidth>
 __global__ void __launch_bounds__(kThreads)
-    combine_backward_kernel(Row* drows, float* dgate, const Y* dy, const Row* rows,
+    combine_backward_kernel(Row* drows, float* dgate, const float* dy, const Row* rows,
                             const float* gate, const std::int32_t* assignment_row, std::int64_t N,
                             std::int64_t D) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -115,37 +106,41 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace cuda
 
 void CudaOps::do_gather_rows(Tensor rows, Tensor x, Tensor row_token, std::int64_t num_rows) {
-  const std::int64_t D = x.size(1);
-  cuda::with_storage(x.dtype, [&]<typename T>(std::type_identity<T>) {
-    constexpr int kWidth = cuda::kVector<T>;
-    cuda::with_width<kWidth>(cuda::can_vectorise(kWidth, D, rows, x), [&](auto width) {
-      cuda::launch(stream_, cuda::blocks_for(num_rows, cuda::kRowsPerBlock),
-                   cuda::gather_rows_kernel<T, width.value>, rows.as<T>(), x.as<T>(),
-                   row_token.as<std::int32_t>(), num_rows, D);
-    });
-  });
+  const std::int64_t D = x.size(1), width = 16 / size_of(x.dtype);
+  const auto gather = [&]<typename Word>(std::type_identity<Word>, std::int64_t words) {
+    cuda::launch(stream_, cuda::blocks_for(num_rows, cuda::kRowsPerBlock),
+                 cuda::gather_rows_kernel<Word>, static_cast<Word*>(rows.data),
+                 static_cast<const Word*>(x.data), row_token.as<std::int32_t>(), num_rows, words);
+  };
+  if (cuda::can_vectorise(width, D, rows, x))
+    gather(std::type_identity<uint4>{}, D / width);
+  else if (x.dtype == DType::bf16)
+    gather(std::type_identity<std::uint16_t>{}, D);
+  else
+    gather(std::type_identity<std::uint32_t>{}, D);
 }
 
 void CudaOps::do_gather_rows_backward_accumulate(Tensor dx, Tensor drows, Tensor assignment_row) {
   const std::int64_t N = dx.size(0), D = dx.size(1);
-  cuda::with_types(
-      dx, drows, [&]<typename X, typename Row>(std::type_identity<X>, std::type_identity<Row>) {
-        cuda::with_width<4>(cuda::can_vectorise(4, D, dx, drows), [&](auto width) {
-          cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock),
-                       cuda::add_rows_kernel<X, Row, false, width.value>, dx.as<X>(),
-                       drows.as<Row>(), nullptr, assignment_row.as<std::int32_t>(), N, D);
-        });
-      });
+  cuda::with_storage(drows.dtype, [&]<typename Row>(std::type_identity<Row>) {
+    constexpr int kWidth = cuda::kVector<Row>;
+    cuda::with_width<kWidth>(cuda::can_vectorise(kWidth, D, dx, drows), [&](auto width) {
+      cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock),
+                   cuda::add_rows_kernel<Row, false, width.value>, dx.as<float>(), drows.as<Row>(),
+                   nullptr, assignment_row.as<std::int32_t>(), N, D);
+    });
+  });
 }
 
 void CudaOps::do_combine_rows_forward_accumulate(Tensor y, Tensor rows, Tensor gate,
                                                  Tensor assignment_row) {
   const std::int64_t N = y.size(0), D = y.size(1);
   cuda::with_storage(rows.dtype, [&]<typename Row>(std::type_identity<Row>) {
-    cuda::with_width<4>(cuda::can_vectorise(4, D, y, rows), [&](auto width) {
+    constexpr int kWidth = cuda::kVector<Row>;
+    cuda::with_width<kWidth>(cuda::can_vectorise(kWidth, D, y, rows), [&](auto width) {
       cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock),
-                   cuda::add_rows_kernel<float, Row, true, width.value>, y.as<float>(),
-                   rows.as<Row>(), gate.as<float>(), assignment_row.as<std::int32_t>(), N, D);
+                   cuda::add_rows_kernel<Row, true, width.value>, y.as<float>(), rows.as<Row>(),
+                   gate.as<float>(), assignment_row.as<std::int32_t>(), N, D);
     });
   });
 }
@@ -154,9 +149,10 @@ void CudaOps::do_combine_rows_backward(Tensor drows, Tensor dgate, Tensor dy, Te
                                        Tensor gate, Tensor assignment_row) {
   const std::int64_t N = dy.size(0), D = dy.size(1);
   cuda::with_storage(rows.dtype, [&]<typename Row>(std::type_identity<Row>) {
-    cuda::with_width<4>(cuda::can_vectorise(4, D, drows, dy, rows), [&](auto width) {
+    constexpr int kWidth = cuda::kVector<Row>;
+    cuda::with_width<kWidth>(cuda::can_vectorise(kWidth, D, drows, dy, rows), [&](auto width) {
       cuda::launch(stream_, cuda::blocks_for(N, cuda::kRowsPerBlock),
-                   cuda::combine_backward_kernel<float, Row, width.value>, drows.as<Row>(),
+                   cuda::combine_backward_kernel<Row, width.value>, drows.as<Row>(),
                    dgate.as<float>(), dy.as<float>(), rows.as<Row>(), gate.as<float>(),
                    assignment_row.as<std::int32_t>(), N, D);
     });

@@ -13,17 +13,22 @@ __device__ inline float sigmoid(float x) {
   return 1.0f / (1.0f + expf(-x));
 }
 
+// Where b of the i-th vector of h begins: row n of the gate begins at 2 n F.
+template <typename Index>
+__device__ inline std::int64_t gate_place(std::int64_t i, int width, std::int64_t F) {
+  const std::int64_t n = static_cast<Index>(i) / static_cast<Index>(F / width);
+  return i * width + (n + 1) * F;
+}
+
 // swiglu: h = b sigmoid(b) up. gated: h = a b sigmoid(b) up with gate = [a | b] by columns. kWidth
 // neighbours per thread.
 // hot: at least 5 blocks per SM
 // bytes: 6 of 6 per element of h (bf16, swiglu), 32 in flight per thread
-template <typename T, bool kGated, int kWidth>
+template <typename T, bool kGated, int kWidth, typename Index>
 __global__ void __launch_bounds__(kThreads)
     ffn_forward_kernel(T* h, const T* gate, const T* up, std::int64_t vectors, std::int64_t F) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
-    const std::int64_t at = i * kWidth;
-    const std::int64_t b_at =
-        kGated ? at + (at / F + 1) * F : at;  // row n of the gate begins at 2 n F
+    const std::int64_t at = i * kWidth, b_at = kGated ? gate_place<Index>(i, kWidth, F) : at;
     float b[kWidth], u[kWidth], out[kWidth];
     load(b, gate + b_at);
     load(u, up + at);
@@ -44,13 +49,12 @@ __global__ void __launch_bounds__(kThreads)
 // up.
 // hot: at least 4 blocks per SM
 // bytes: 10 of 10 per element of dh (bf16, swiglu), 48 in flight per thread
-template <typename T, bool kGated, int kWidth>
+template <typename T, bool kGated, int kWidth, typename Index>
 __global__ void __launch_bounds__(kThreads)
     ffn_backward_kernel(T* dgate, T* dup, const T* dh, const T* gate, const T* up,
                         std::int64_t vectors, std::int64_t F) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
-    const std::int64_t at = i * kWidth;
-    const std::int64_t b_at = kGated ? at + (at / F + 1) * F : at;
+    const std::int64_t at = i * kWidth, b_at = kGated ? gate_place<Index>(i, kWidth, F) : at;
     float a[kWidth], b[kWidth], u[kWidth], gradient[kWidth], da[kWidth], db[kWidth], du[kWidth];
     if constexpr (kGated) load(a, gate + b_at - F);
     load(b, gate + b_at);
@@ -83,10 +87,12 @@ void CudaOps::do_ffn_activation_forward(Tensor h, Tensor gate, Tensor up, FfnKin
         cuda::can_vectorise(kVectorWidth, F, h, gate, up), [&](auto width) {
           constexpr int kWidth = width.value;
           const std::int64_t vectors = num_rows * F / kWidth;
-          cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
-                       gated ? cuda::ffn_forward_kernel<T, true, kWidth>
-                             : cuda::ffn_forward_kernel<T, false, kWidth>,
-                       h.as<T>(), gate.as<T>(), up.as<T>(), vectors, F);
+          cuda::with_index(vectors, [&]<typename Index>(Index) {
+            cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
+                         gated ? cuda::ffn_forward_kernel<T, true, kWidth, Index>
+                               : cuda::ffn_forward_kernel<T, false, kWidth, Index>,
+                         h.as<T>(), gate.as<T>(), up.as<T>(), vectors, F);
+          });
         });
   });
 }
@@ -101,11 +107,13 @@ void CudaOps::do_ffn_activation_backward(Tensor dgate, Tensor dup, Tensor dh, Te
         cuda::can_vectorise(kVectorWidth, F, dgate, dup, dh, gate, up), [&](auto width) {
           constexpr int kWidth = width.value;
           const std::int64_t vectors = num_rows * F / kWidth;
-          cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
-                       gated ? cuda::ffn_backward_kernel<T, true, kWidth>
-                             : cuda::ffn_backward_kernel<T, false, kWidth>,
-                       dgate.as<T>(), dup.as<T>(), dh.as<T>(), gate.as<T>(), up.as<T>(), vectors,
-                       F);
+          cuda::with_index(vectors, [&]<typename Index>(Index) {
+            cuda::launch(stream_, cuda::blocks_for(vectors, cuda::kThreads),
+                         gated ? cuda::ffn_backward_kernel<T, true, kWidth, Index>
+                               : cuda::ffn_backward_kernel<T, false, kWidth, Index>,
+                         dgate.as<T>(), dup.as<T>(), dh.as<T>(), gate.as<T>(), up.as<T>(), vectors,
+                         F);
+          });
         });
   });
 }

@@ -12,6 +12,7 @@ namespace {
 
 // NVIDIA's recommendation for Hopper; the older ones need less.
 constexpr std::int64_t kWorkspaceBytes = 32 << 20;
+constexpr std::int64_t kLaneWorkspaceBytes = 8 << 20;
 // cuBLASLt never asks for more alignment than this.
 constexpr std::int64_t kMaxAlignment = 256;
 // Jobs whose pointers fit in the arguments of one kernel.
@@ -66,17 +67,22 @@ cublasLtMatrixLayout_t make_layout(DType dtype, std::int64_t rows, std::int64_t 
   return layout;
 }
 
+cublasHandle_t open_handle(cudaStream_t stream, void* workspace, std::int64_t workspace_bytes) {
+  cublasHandle_t handle = nullptr;
+  OPENMOE_CUBLAS(cublasCreate(&handle));
+  OPENMOE_CUBLAS(cublasSetStream(handle, stream));
+  OPENMOE_CUBLAS(cublasSetMathMode(handle, CUBLAS_DEFAULT_MATH));
+  OPENMOE_CUBLAS(cublasSetWorkspace(handle, workspace, static_cast<std::size_t>(workspace_bytes)));
+  return handle;
+}
+
 }  // namespace
 
 Gemm::Gemm(cudaStream_t stream) : stream_(stream) {
-  OPENMOE_CUBLAS(cublasCreate(&handle_));
-  OPENMOE_CUBLAS(cublasSetStream(handle_, stream_));
-  OPENMOE_CUBLAS(cublasSetMathMode(handle_, CUBLAS_DEFAULT_MATH));
-  OPENMOE_CUBLAS(cublasLtCreate(&lt_handle_));
   OPENMOE_CUDA(cudaMalloc(&workspace_, static_cast<std::size_t>(kWorkspaceBytes)));
-  // One workspace serves both libraries: all products run on one stream.
-  OPENMOE_CUBLAS(
-      cublasSetWorkspace(handle_, workspace_, static_cast<std::size_t>(kWorkspaceBytes)));
+  // One workspace serves both libraries on this stream.
+  handle_ = open_handle(stream_, workspace_, kWorkspaceBytes);
+  OPENMOE_CUBLAS(cublasLtCreate(&lt_handle_));
 }
 
 Gemm::~Gemm() {
@@ -87,6 +93,13 @@ Gemm::~Gemm() {
   }
   if (handle_ != nullptr) cublasDestroy(handle_);
   if (lt_handle_ != nullptr) cublasLtDestroy(lt_handle_);
+  for (const Lane& lane : lanes_) {
+    if (lane.handle != nullptr) cublasDestroy(lane.handle);
+    if (lane.stream != nullptr) cudaStreamDestroy(lane.stream);
+    if (lane.done != nullptr) cudaEventDestroy(lane.done);
+    cudaFree(lane.workspace);
+  }
+  if (begun_ != nullptr) cudaEventDestroy(begun_);
   cudaFree(workspace_);
   cudaFree(pointers_);
 }
@@ -157,7 +170,7 @@ void Gemm::product(const GemmJob& job, bool accumulate) {
   if (job.M == 0 || job.N == 0) return;
   if (job.K == 0) return clear_or_keep(job, accumulate);
   const Plan& plan = plan_for(job, accumulate);
-  if (!plan.found) return single(job, accumulate);
+  if (!plan.found) return single(handle_, job, accumulate);
   const float alpha = 1.0f, beta = accumulate ? 1.0f : 0.0f;
   OPENMOE_CUBLAS(cublasLtMatmul(lt_handle_, plan.description, &alpha, job.b.data, plan.a,
                                 job.a.data, plan.b, &beta, job.c, plan.c, job.c, plan.c,
@@ -166,10 +179,10 @@ void Gemm::product(const GemmJob& job, bool accumulate) {
 }
 
 // Without a plan: for sizes that change from call to call.
-void Gemm::single(const GemmJob& job, bool accumulate) {
+void Gemm::single(cublasHandle_t handle, const GemmJob& job, bool accumulate) {
   const float alpha = 1.0f, beta = accumulate ? 1.0f : 0.0f;
   OPENMOE_CUBLAS(cublasGemmEx(
-      handle_, operation(job.b), operation(job.a), as_int(job.N), as_int(job.M), as_int(job.K),
+      handle, operation(job.b), operation(job.a), as_int(job.N), as_int(job.M), as_int(job.K),
       &alpha, job.b.data, library_type(job.b.dtype), as_int(job.b.ld), job.a.data,
       library_type(job.a.dtype), as_int(job.a.ld), &beta, job.c, library_type(job.c_dtype),
       as_int(job.ldc), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
@@ -197,6 +210,73 @@ void Gemm::upload_pointers(const std::vector<GemmJob>& jobs) {
   }
 }
 
+void Gemm::open_lanes() {
+  if (begun_ != nullptr) return;
+  for (Lane& lane : lanes_) {
+    OPENMOE_CUDA(cudaStreamCreateWithFlags(&lane.stream, cudaStreamNonBlocking));
+    OPENMOE_CUDA(cudaEventCreateWithFlags(&lane.done, cudaEventDisableTiming));
+    OPENMOE_CUDA(cudaMalloc(&lane.workspace, static_cast<std::size_t>(kLaneWorkspaceBytes)));
+    lane.handle = open_handle(lane.stream, lane.workspace, kLaneWorkspaceBytes);
+  }
+  OPENMOE_CUDA(cudaEventCreateWithFlags(&begun_, cudaEventDisableTiming));
+}
+
+// The lanes begin when all before is done, and stream_ goes on when all of them are.
+void Gemm::in_lanes(const std::vector<GemmJob>& jobs, bool accumulate) {
+  const std::size_t used = std::min(jobs.size() - 1, kSideLanes);
+  if (used > 0) {
+    open_lanes();
+    OPENMOE_CUDA(cudaEventRecord(begun_, stream_));
+  }
+  for (std::size_t lane = 0; lane < used; ++lane)
+    OPENMOE_CUDA(cudaStreamWaitEvent(lanes_[lane].stream, begun_, 0));
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    const std::size_t lane = i % (used + 1);
+    single(lane == 0 ? handle_ : lanes_[lane - 1].handle, jobs[i], accumulate);
+  }
+  for (std::size_t lane = 0; lane < used; ++lane) {
+    OPENMOE_CUDA(cudaEventRecord(lanes_[lane].done, lanes_[lane].stream));
+    OPENMOE_CUDA(cudaStreamWaitEvent(stream_, lanes_[lane].done, 0));
+  }
+}
+
+// False where cuBLAS has no such call for these products.
+bool Gemm::in_one_call(const std::vector<GemmJob>& jobs, bool accumulate) {
+  const GemmJob& kind = jobs.front();
+  const std::size_t count = jobs.size();
+  std::vector<cublasOperation_t> first(count, operation(kind.b)), second(count, operation(kind.a));
+  std::vector<int> m, n, k, lda, ldb, ldc, size(count, 1);
+  for (const GemmJob& job : jobs) {
+    m.push_back(as_int(job.N));
+    n.push_back(as_int(job.M));
+    k.push_back(as_int(job.K));
+    lda.push_back(as_int(job.b.ld));
+    ldb.push_back(as_int(job.a.ld));
+    ldc.push_back(as_int(job.ldc));
+  }
+  const std::vector<float> alpha(count, 1.0f), beta(count, accumulate ? 1.0f : 0.0f);
+  upload_pointers(jobs);
+  const cublasStatus_t status = cublasGemmGroupedBatchedEx(
+      handle_, first.data(), second.data(), m.data(), n.data(), k.data(), alpha.data(), pointers_,
+      library_type(kind.b.dtype), lda.data(), pointers_ + count, library_type(kind.a.dtype),
+      ldb.data(), beta.data(), const_cast<void* const*>(pointers_ + 2 * count),
+      library_type(kind.c_dtype), ldc.data(), as_int(static_cast<std::int64_t>(count)), size.data(),
+      CUBLAS_COMPUTE_32F);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_ARCH_MISMATCH) return false;
+  OPENMOE_CUBLAS(status);
+  return true;
+}
+
+// What cuBLAS asks of pointers to bf16 in a grouped call. An odd width or a tensor that begins
+// anywhere does not have it.
+bool Gemm::may_group(const GemmJob& job) {
+  if (job.a.dtype != job.b.dtype || job.a.dtype != job.c_dtype) return false;
+  if (job.a.dtype == DType::f32) return true;
+  const std::int64_t sum_bytes = job.K * size_of(job.a.dtype);
+  const std::int64_t wanted = sum_bytes % 16 == 0 ? 16 : sum_bytes % 4 == 0 ? 4 : 2;
+  return std::min({alignment(job.a.data), alignment(job.b.data), alignment(job.c)}) >= wanted;
+}
+
 void Gemm::grouped(const std::vector<GemmJob>& all_jobs, bool accumulate) {
   std::vector<GemmJob> jobs;
   for (const GemmJob& job : all_jobs) {
@@ -207,36 +287,11 @@ void Gemm::grouped(const std::vector<GemmJob>& all_jobs, bool accumulate) {
       jobs.push_back(job);
   }
   if (jobs.empty()) return;
-  const GemmJob& kind = jobs.front();
-  // cuBLAS documents grouped products only where all three matrices have one type.
-  const bool one_type = kind.a.dtype == kind.b.dtype && kind.a.dtype == kind.c_dtype;
-  if (has_grouped_ && one_type) {
-    const std::size_t count = jobs.size();
-    std::vector<cublasOperation_t> first(count, operation(kind.b)),
-        second(count, operation(kind.a));
-    std::vector<int> m, n, k, lda, ldb, ldc, size(count, 1);
-    for (const GemmJob& job : jobs) {
-      m.push_back(as_int(job.N));
-      n.push_back(as_int(job.M));
-      k.push_back(as_int(job.K));
-      lda.push_back(as_int(job.b.ld));
-      ldb.push_back(as_int(job.a.ld));
-      ldc.push_back(as_int(job.ldc));
-    }
-    const std::vector<float> alpha(count, 1.0f), beta(count, accumulate ? 1.0f : 0.0f);
-    upload_pointers(jobs);
-    const cublasStatus_t status = cublasGemmGroupedBatchedEx(
-        handle_, first.data(), second.data(), m.data(), n.data(), k.data(), alpha.data(), pointers_,
-        library_type(kind.b.dtype), lda.data(), pointers_ + count, library_type(kind.a.dtype),
-        ldb.data(), beta.data(), const_cast<void* const*>(pointers_ + 2 * count),
-        library_type(kind.c_dtype), ldc.data(), as_int(static_cast<std::int64_t>(count)),
-        size.data(), CUBLAS_COMPUTE_32F);
-    if (status == CUBLAS_STATUS_SUCCESS) return;
-    if (status != CUBLAS_STATUS_NOT_SUPPORTED && status != CUBLAS_STATUS_ARCH_MISMATCH)
-      OPENMOE_CUBLAS(status);
-    has_grouped_ = false;
+  if (has_grouped_ && std::all_of(jobs.begin(), jobs.end(), may_group)) {
+    has_grouped_ = in_one_call(jobs, accumulate);
+    if (has_grouped_) return;
   }
-  for (const GemmJob& job : jobs) single(job, accumulate);
+  in_lanes(jobs, accumulate);
 }
 
 }  // namespace openmoe::cuda

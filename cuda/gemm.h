@@ -3,6 +3,13 @@
 // nothing.
 //
 // f32 operands are multiplied in f32 (never TF32), bf16 operands with f32 accumulation.
+//
+// Grouped products go to cuBLAS in one call where it documents one: cublasGemmGroupedBatchedEx, for
+// three matrices of one type, those of bf16 aligned to 16 bytes unless their sums are odd.
+// Gradients of bf16 experts (bf16 operands, f32 result, of which each group has another length of
+// the sums) are no case of it, nor of the batched calls, whose products have one size. cublasGemmEx
+// documents these types, so each group is a product of its own; they run side by side in a few
+// lanes, so that the last wave of thread blocks of one expert is filled by the next.
 #pragma once
 
 #include <cublasLt.h>
@@ -46,8 +53,8 @@ class Gemm {
   Gemm& operator=(const Gemm&) = delete;
 
   void product(const GemmJob& job, bool accumulate);
-  // Products of one kind (types and transposes) and any sizes, those of size 0 included, in one
-  // call where cuBLAS can.
+  // Independent products of one kind (types and transposes) and any sizes, those of size 0
+  // included, in one call where cuBLAS can.
   void grouped(const std::vector<GemmJob>& jobs, bool accumulate);
 
  private:
@@ -61,8 +68,22 @@ class Gemm {
     bool found = false;  // false: cuBLASLt has nothing for it, use cuBLAS
   };
 
+  // A stream with a handle and a workspace of its own, as cuBLAS asks of streams that run at once
+  // and are to give the same bits each time.
+  struct Lane {
+    cudaStream_t stream = nullptr;
+    cudaEvent_t done = nullptr;
+    cublasHandle_t handle = nullptr;
+    void* workspace = nullptr;
+  };
+  static constexpr std::size_t kSideLanes = 3;
+
   const Plan& plan_for(const GemmJob& job, bool accumulate);
-  void single(const GemmJob& job, bool accumulate);
+  void single(cublasHandle_t handle, const GemmJob& job, bool accumulate);
+  static bool may_group(const GemmJob& job);
+  bool in_one_call(const std::vector<GemmJob>& jobs, bool accumulate);
+  void in_lanes(const std::vector<GemmJob>& jobs, bool accumulate);
+  void open_lanes();
   void clear_or_keep(const GemmJob& job, bool accumulate);
   void upload_pointers(const std::vector<GemmJob>& jobs);
 
@@ -70,6 +91,8 @@ class Gemm {
   cublasHandle_t handle_ = nullptr;
   cublasLtHandle_t lt_handle_ = nullptr;
   void* workspace_ = nullptr;
+  std::array<Lane, kSideLanes> lanes_;  // beside stream_; opened at their first use
+  cudaEvent_t begun_ = nullptr;         // all before a grouped product is enqueued
   std::map<PlanKey, Plan> plans_;
   bool has_grouped_ = true;          // until cuBLAS says otherwise
   const void** pointers_ = nullptr;  // device: a, b and c of each job of a grouped call

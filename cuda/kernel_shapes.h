@@ -51,6 +51,16 @@ void with_storage(DType dtype, Body&& body) {
     body(std::type_identity<__nv_bfloat16>{});
 }
 
+// Calls body(Index{}) with an integer type that counts to `count`: 32 bits where they are enough,
+// since a device divides 64 bits by a long sequence of instructions.
+template <typename Body>
+void with_index(std::int64_t count, Body&& body) {
+  if (count <= 0xffffffff)
+    body(std::uint32_t{});
+  else
+    body(std::uint64_t{});
+}
+
 // Elements of one 16-byte access.
 template <typename T>
 inline constexpr int kVector = 16 / static_cast<int>(sizeof(T));

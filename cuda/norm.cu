@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/columns.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/device.cuh"
@@ -10,20 +12,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The types of normalised activations and of the weight; the residual stream is f32.
-template <typename Body>
-void with_types(const Tensor& y, const Tensor& w, Body&& body) {
-  with_storage(y.dtype, [&](auto y_type) {
-    with_storage(w.dtype, [&](auto w_type) { body(y_type, w_type); });
-  });
-}
-
 // A warp per row, which it reads twice: the second time from the cache.
 // hot: at least 4 blocks per SM
 // bytes: 6 of 6 per element of y (bf16 y, f32 x), 16 in flight per thread, 4 more from L2
-template <typename Y, typename X, typename W, int kWidth>
+template <typename Y, int kWidth>
 __global__ void __launch_bounds__(kThreads, 4)
-    rms_norm_forward_kernel(Y* y, float* rstd, const X* x, const W* w,
+    rms_norm_forward_kernel(Y* y, float* rstd, const float* x, const float* w,
                             const std::int32_t* segment_ids, float eps, std::int64_t N,
                             std::int64_t D) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -56,12 +50,12 @@ __global__ void __launch_bounds__(kThreads, 4)
 // and keeps its sum of dw in shared memory, where each thread owns its columns; partial (gridDim.x,
 // D) receives it.
 // hot: at least 4 blocks per SM, with 12288 bytes of dynamic shared memory (D 3072)
-// bytes: 14 of 14 per element of dx (bf16 dy, f32 x), 24 in flight per thread, 6 more from L2
-template <typename Y, typename X, typename W, int kWidth>
+// bytes: 16 of 16 per element of dx (f32), 32 in flight per thread, 8 more from L2
+template <int kWidth>
 __global__ void __launch_bounds__(kThreads, 4)
-    rms_norm_backward_kernel(float* dx, float* partial, const Y* dy, const X* x, const W* w,
-                             const std::int32_t* segment_ids, const float* rstd, std::int64_t N,
-                             std::int64_t D) {
+    rms_norm_backward_kernel(float* dx, float* partial, const float* dy, const float* x,
+                             const float* w, const std::int32_t* segment_ids, const float* rstd,
+                             std::int64_t N, std::int64_t D) {
   __shared__ float room[2][kWarp];
   float* const dw = dynamic_shared<float>();
   const std::int64_t first = static_cast<std::int64_t>(threadIdx.x) * kWidth,
@@ -113,12 +107,12 @@ __global__ void __launch_bounds__(kThreads, 4)
 void CudaOps::do_rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Tensor segment_ids,
                                   float eps) {
   const std::int64_t N = x.size(0), D = x.size(1);
-  cuda::with_types(y, w, [&]<typename Y, typename W>(std::type_identity<Y>, std::type_identity<W>) {
-    cuda::with_width<4>(cuda::can_vectorise(4, D, y, x, w), [&](auto width) {
+  cuda::with_storage(y.dtype, [&]<typename Y>(std::type_identity<Y>) {
+    constexpr int kWidth = cuda::kVector<Y>;
+    cuda::with_width<kWidth>(cuda::can_vectorise(kWidth, D, y, x, w), [&](auto width) {
       cuda::launch(stream_, cuda::blocks_for(N, cuda::kThreads / cuda::kWarp),
-                   cuda::rms_norm_forward_kernel<Y, float, W, width.value>, y.as<Y>(),
-                   rstd.as<float>(), x.as<float>(), w.as<W>(), segment_ids.as<std::int32_t>(), eps,
-                   N, D);
+                   cuda::rms_norm_forward_kernel<Y, width.value>, y.as<Y>(), rstd.as<float>(),
+                   x.as<float>(), w.as<float>(), segment_ids.as<std::int32_t>(), eps, N, D);
     });
   });
 }
@@ -129,17 +123,12 @@ void CudaOps::do_rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, T
   if (N == 0 || D == 0) return;
   const std::int64_t blocks = std::min(N, cuda::kMaxPartials), float_bytes = sizeof(float);
   float* const partial = static_cast<float*>(scratch_.reserve(blocks * D * float_bytes));
-  cuda::with_types(
-      dy, w, [&]<typename Y, typename W>(std::type_identity<Y>, std::type_identity<W>) {
-        cuda::with_width<4>(cuda::can_vectorise(4, D, dx, dy, x, w), [&](auto width) {
-          cuda::launch(
-              stream_,
-              {.blocks = blocks, .threads = cuda::kThreads, .shared_bytes = D * float_bytes},
-              cuda::rms_norm_backward_kernel<Y, float, W, width.value>, dx.as<float>(), partial,
-              dy.as<Y>(), x.as<float>(), w.as<W>(), segment_ids.as<std::int32_t>(),
-              rstd.as<float>(), N, D);
-        });
-      });
+  cuda::with_width<4>(cuda::can_vectorise(4, D, dx, dy, x, w), [&](auto width) {
+    cuda::launch(
+        stream_, {.blocks = blocks, .threads = cuda::kThreads, .shared_bytes = D * float_bytes},
+        cuda::rms_norm_backward_kernel<width.value>, dx.as<float>(), partial, dy.as<float>(),
+        x.as<float>(), w.as<float>(), segment_ids.as<std::int32_t>(), rstd.as<float>(), N, D);
+  });
   cuda::add_column_sums(stream_, dw.as<float>(), partial, blocks, D);
 }
 

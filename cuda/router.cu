@@ -1,5 +1,6 @@
 // The router: probabilities and choices per token, queues and sums per group. Small beside the
 // products around it; nothing waits for another block, and every sum has a fixed order.
+#include <algorithm>
 #include <cmath>
 
 #include "cuda/cuda_ops.h"
@@ -12,6 +13,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
+// Groups that a grid has blocks for, each of which strides over the rest.
+constexpr std::int64_t kMaxGroupBlocks = 512;
 
 // RouterOutput without its shapes.
 struct RouterPointers {
@@ -99,41 +102,44 @@ __global__ void __launch_bounds__(kThreads)
 // hot: at least 6 blocks per SM
 // bytes: 4 of 4 per element of prob, 4 in flight per thread, 56 more from L2
 __global__ void __launch_bounds__(kThreads)
-    router_queue_kernel(RouterPointers out, const std::int32_t* routed, std::int64_t G,
-                        std::int64_t E, std::int64_t capacity) {
+    router_queue_kernel(RouterPointers out, const std::int32_t* routed, std::int64_t groups,
+                        std::int64_t G, std::int64_t E, std::int64_t capacity) {
   __shared__ int votes[2][kWarps];
   __shared__ float room[kWarp];
   const int lane = static_cast<int>(threadIdx.x) % kWarp,
             warp = static_cast<int>(threadIdx.x) / kWarp;
   const int expert = static_cast<int>(blockIdx.x);
-  const std::int64_t group = blockIdx.y, first_token = group * G;
-  std::int64_t filled = 0;
-  int turn = 0;
-  for (int k = 0; k < 2; ++k)
-    for (std::int64_t begin = 0; begin < G; begin += kThreads) {
-      const std::int64_t n = first_token + begin + threadIdx.x;
-      const bool inside = begin + threadIdx.x < G;
-      const bool mine = inside && routed[n] != 0 && out.choice[2 * n + k] == expert;
-      const unsigned ballot = __ballot_sync(kFullWarp, mine);
-      if (lane == 0) votes[turn][warp] = __popc(ballot);
-      __syncthreads();
-      int below = __popc(ballot & ((1u << lane) - 1u)), total = 0;
-      for (int i = 0; i < kWarps; ++i) {
-        if (i < warp) below += votes[turn][i];
-        total += votes[turn][i];
+  for (std::int64_t group = blockIdx.y; group < groups; group += gridDim.y) {
+    const std::int64_t first_token = group * G;
+    std::int64_t filled = 0;
+    int turn = 0;
+    for (int k = 0; k < 2; ++k)
+      for (std::int64_t begin = 0; begin < G; begin += kThreads) {
+        const std::int64_t n = first_token + begin + threadIdx.x;
+        const bool inside = begin + threadIdx.x < G;
+        const bool mine = inside && routed[n] != 0 && out.choice[2 * n + k] == expert;
+        const unsigned ballot = __ballot_sync(kFullWarp, mine);
+        if (lane == 0) votes[turn][warp] = __popc(ballot);
+        __syncthreads();
+        int below = __popc(ballot & ((1u << lane) - 1u)), total = 0;
+        for (int i = 0; i < kWarps; ++i) {
+          if (i < warp) below += votes[turn][i];
+          total += votes[turn][i];
+        }
+        const std::int64_t place = filled + below;
+        if (mine) out.slot[2 * n + k] = place < capacity ? static_cast<std::int32_t>(place) : -1;
+        filled += total;
+        turn = 1 - turn;
       }
-      const std::int64_t place = filled + below;
-      if (mine) out.slot[2 * n + k] = place < capacity ? static_cast<std::int32_t>(place) : -1;
-      filled += total;
-      turn = 1 - turn;
+    float prob = 0.0f;
+    for (std::int64_t i = threadIdx.x; i < G; i += kThreads)
+      if (routed[first_token + i] != 0) prob += out.prob[(first_token + i) * E + expert];
+    prob = block_sum(prob, room);
+    if (threadIdx.x == 0) {
+      out.group_picks[group * E + expert] = static_cast<float>(filled);
+      out.group_prob[group * E + expert] = prob;
     }
-  float prob = 0.0f;
-  for (std::int64_t i = threadIdx.x; i < G; i += kThreads)
-    if (routed[first_token + i] != 0) prob += out.prob[(first_token + i) * E + expert];
-  prob = block_sum(prob, room);
-  if (threadIdx.x == 0) {
-    out.group_picks[group * E + expert] = static_cast<float>(filled);
-    out.group_prob[group * E + expert] = prob;
+    __syncthreads();  // votes and room are used again
   }
 }
 
@@ -208,8 +214,10 @@ void CudaOps::do_router_forward(const RouterOutput& out, Tensor logits, Tensor r
   const std::int32_t* const real = routed.as<std::int32_t>();
   cuda::launch(stream_, cuda::blocks_for(N, cuda::kWarps), cuda::router_token_kernel, pointers,
                logits.as<float>(), real, options.normalize_gates, N, E);
-  cuda::launch(stream_, {.blocks = E, .threads = cuda::kThreads, .blocks_y = groups},
-               cuda::router_queue_kernel, pointers, real, G, E, options.capacity);
+  cuda::launch(
+      stream_,
+      {.blocks = E, .threads = cuda::kThreads, .blocks_y = std::min(groups, cuda::kMaxGroupBlocks)},
+      cuda::router_queue_kernel, pointers, real, groups, G, E, options.capacity);
   cuda::launch(stream_, {.blocks = groups, .threads = cuda::kThreads}, cuda::router_group_kernel,
                pointers, real, G);
 }

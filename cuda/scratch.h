@@ -1,7 +1,10 @@
-// Scratch: device memory an op needs only while it runs. All ops run on one stream, so one block
-// serves them all. It grows to the largest demand, which the first step meets; afterwards nothing
-// is allocated.
+// Scratch: device memory an op needs only while it runs, and PinnedScratch: host memory that copies
+// of the stream reach without a stop. All ops run on one stream, so one block of each serves them
+// all. They grow to the largest demand, which the first step meets; afterwards nothing is
+// allocated.
 #pragma once
+
+#include <cuda_runtime.h>
 
 #include <cstdint>
 
@@ -20,6 +23,24 @@ class Scratch {
   std::int64_t capacity_bytes() const { return capacity_bytes_; }
 
  private:
+  void* data_ = nullptr;
+  std::int64_t capacity_bytes_ = 0;
+};
+
+class PinnedScratch {
+ public:
+  explicit PinnedScratch(cudaStream_t stream) : stream_(stream) {}
+  ~PinnedScratch();
+  PinnedScratch(const PinnedScratch&) = delete;
+  PinnedScratch& operator=(const PinnedScratch&) = delete;
+
+  // Room for `bytes`, valid until the next call of reserve. The host may touch it after it has
+  // waited for the stream, since copies of the call before may still read it. Throws RuntimeFault
+  // that names the size.
+  void* reserve(std::int64_t bytes);
+
+ private:
+  cudaStream_t stream_;
   void* data_ = nullptr;
   std::int64_t capacity_bytes_ = 0;
 };
@@ -43,8 +64,8 @@ class ScratchCursor {
 };
 
 // `layout(cursor)` takes the arrays an op needs; it is called to size and again to place them.
-template <typename Layout>
-void carve(Scratch& scratch, Layout&& layout) {
+template <typename Room, typename Layout>
+void carve(Room& scratch, Layout&& layout) {
   ScratchCursor sizing;
   layout(sizing);
   ScratchCursor placing(scratch.reserve(sizing.bytes()));

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what Debian 12 and Ubuntu 24.04 package for building and testing. Safe to run twice: does nothing when nothing is
-# missing. Where it may not install, it says what to install and fails.
+# missing. Where it may not install, it says what to install and fails. Where there is nvcc it also fetches the headers of NVIDIA's
+# cudnn-frontend into build/, for attention by cuDNN; without them the CUDA backend has its own kernels only.
 # Usage: scripts/setup.sh [--analysis]    --analysis: also what tidy.sh and sanitize.sh thread need
 set -euo pipefail
 
@@ -12,6 +13,7 @@ packages=(
   libcli11-dev nlohmann-json3-dev librandom123-dev
   libzip-dev  # PyTorch files are zip archives
   libcpp-httplib-dev  # openmoe serve
+  libboost-context-dev  # threads of emulated devices, in tests
   catch2 clang-format-14
 )
 if [ "${1:-}" = --analysis ]; then
@@ -21,6 +23,25 @@ elif [ $# -gt 0 ]; then
   exit 2
 fi
 
+# The headers come in a Python wheel; nothing of Python is installed.
+frontend_version=1.32.0
+fetch_cudnn_frontend() {
+  local root folder wheels
+  command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || return 0
+  root=$(cd "$(dirname "$0")/.." && pwd)
+  folder=$root/build/cudnn-frontend
+  [ ! -e "$folder/include/cudnn_frontend.h" ] || return 0
+  wheels=$(mktemp -d)
+  if python3 -m pip download -q --no-deps --only-binary=:all: -d "$wheels" "nvidia-cudnn-frontend==$frontend_version" 2>"$wheels/why" &&
+    python3 -m zipfile -e "$wheels"/*.whl "$wheels/all" 2>"$wheels/why" && mkdir -p "$folder" && mv "$wheels/all/include" "$folder/"; then
+    echo "setup: headers of cudnn-frontend $frontend_version are in build/cudnn-frontend/include"
+  else
+    echo "setup: without cuDNN's attention: cannot fetch nvidia-cudnn-frontend $frontend_version with pip ($(tail -n 1 "$wheels/why"));" \
+      "unpack it elsewhere and configure with -DOPENMOE_CUDNN_FRONTEND_INCLUDE_DIR=FOLDER/include" >&2
+  fi
+  rm -rf "$wheels"
+}
+
 missing=()
 for package in "${packages[@]}"; do
   state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
@@ -28,6 +49,7 @@ for package in "${packages[@]}"; do
 done
 if [ ${#missing[@]} = 0 ]; then
   echo "setup: everything is installed"
+  fetch_cudnn_frontend
   exit 0
 fi
 if ! command -v apt-get >/dev/null; then
@@ -49,3 +71,4 @@ echo "setup: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 "${as_root[@]}" apt-get update -q
 "${as_root[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}"
+fetch_cudnn_frontend

@@ -66,6 +66,11 @@ struct EnumNames<ExchangeKind> {
 };
 
 template <>
+struct EnumNames<AttentionKind> {
+  static constexpr std::array<std::string_view, 3> values = {"auto", "cudnn", "builtin"};
+};
+
+template <>
 struct EnumNames<OnNonFinite> {
   static constexpr std::array<std::string_view, 2> values = {"stop", "skip"};
 };

@@ -223,6 +223,9 @@ void visit_fields(std::type_identity<RunConfig>, Visitor&& visit) {
   visit("compute_type", &R::compute_type, rules::any,
         "storage of activations and of weights in products; sums, parameters, gradients and "
         "optimizer state are f32 with both");
+  visit("attention", &R::attention, rules::any,
+        "kernels of attention on CUDA devices; auto: cuDNN's where it has them, cudnn: those or an "
+        "error, builtin: this program's own");
   visit("routing_every", &R::routing_every, rules::count,
         "steps between statistics of the routers in metrics.jsonl, TensorBoard files and routing "
         "logs; 0: never");

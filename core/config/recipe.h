@@ -7,6 +7,7 @@
 // and the recipe reference all follow from that list.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -26,6 +27,8 @@ enum class ComputeType { f32, bf16 };
 enum class Recompute { none, ffn, attention, block };
 // How rows travel to their experts; see parallel/row_transport.h.
 enum class ExchangeKind { automatic, direct, fixed_capacity, two_level };
+// Whose attention kernels a CUDA device runs; see Ops::choose_attention.
+enum class AttentionKind { automatic, cudnn, builtin };
 enum class OnNonFinite { stop, skip };
 enum class OnSpike { ignore, skip, rewind };
 
@@ -61,6 +64,12 @@ struct ModelConfig {
   }
   std::int64_t num_moe_layers() const { return moe_interval > 0 ? num_layers / moe_interval : 0; }
   std::int64_t attention_dim() const { return num_heads * head_dim; }  // A
+  // What the logits of attention are multiplied with.
+  float logit_scale() const {
+    return attention_scale == AttentionScale::rsqrt
+               ? static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)))
+               : 1.0f;
+  }
   // Fg
   std::int64_t gate_dim() const { return ffn == FfnKind::gated_swiglu ? 2 * ffn_dim : ffn_dim; }
 };
@@ -209,6 +218,9 @@ struct RunConfig {
   // Storage of activations and of the weights that products read; parameters, their gradients and
   // the optimizer's state are f32 in either case, and so are checkpoints.
   ComputeType compute_type = ComputeType::f32;
+  // On CUDA devices: cuDNN's fused kernels where they can do it (auto), by all means (cudnn), or
+  // this program's own (builtin). The CPU has its own only.
+  AttentionKind attention = AttentionKind::automatic;
   // Steps between statistics of the routers (apps/routing_monitor.h); 0: never
   std::int64_t routing_every = 0;
   // Seconds after which a rank that makes no progress is named and the job ends; 0: never. A

@@ -20,12 +20,6 @@ void resize(std::vector<float>& rows, std::int64_t count, std::int64_t width) {
   rows.assign(static_cast<std::size_t>(count * padded(width)), 0.0f);
 }
 
-float logit_scale(const ModelConfig& model) {
-  return model.attention_scale == AttentionScale::rsqrt
-             ? static_cast<float>(1.0 / std::sqrt(static_cast<double>(model.head_dim)))
-             : 1.0f;
-}
-
 }  // namespace
 
 Decoder::Decoder(const DecodeWeights& weights, const RoutingConfig& routing,
@@ -172,7 +166,7 @@ void Decoder::attention(const LayerWeights& layer, LayerCache& cache,
   multiply(qkv);
   rotate_and_store(cache, rows);
   const DotKernels& kernels = dot_kernels();
-  const float scale = logit_scale(c);
+  const float scale = c.logit_scale();
   std::int64_t attended = 0;
   for (const DecodeRow& row : rows) attended += row.position + 1;
 #pragma omp parallel for schedule(dynamic, 1) if (attended * H * Dh > kLeastWork)

@@ -1,19 +1,7 @@
 // The attention sublayer: x' = x + attention(rms_norm(x)).
-#include <cmath>
-
 #include "core/model/model.h"
 
 namespace openmoe {
-namespace {
-
-float logit_scale(const ModelConfig& config) {
-  return config.attention_scale == AttentionScale::rsqrt
-             ? static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim)))
-             : 1.0f;
-}
-
-}  // namespace
-
 // q, k, v and o from scratch y. Rows may be on their way to experts meanwhile.
 void Model::attention_output(const AttentionParams& params, AttentionActivations& act) {
   const Shape by_head{rows_, length_, share_.num_heads, config_.head_dim};
@@ -25,11 +13,10 @@ void Model::attention_output(const AttentionParams& params, AttentionActivations
   exchange_.advance();
   ops_.linear_forward(act.v, y, params.v->operand);
   exchange_.advance();
-  ops_.rope_forward(act.q.reshaped(by_head), base);
-  ops_.rope_forward(act.k.reshaped(by_head), base);
+  ops_.rope_forward(act.q.reshaped(by_head), act.k.reshaped(by_head), base);
   ops_.attention_forward(act.o.reshaped(by_head), act.log_z, act.q.reshaped(by_head),
                          act.k.reshaped(by_head), act.v.reshaped(by_head),
-                         batch_.segment_ids.reshaped({rows_, length_}), logit_scale(config_));
+                         batch_.segment_ids.reshaped({rows_, length_}), config_.logit_scale());
   exchange_.advance();
 }
 
@@ -58,9 +45,8 @@ void Model::attention_backward(const AttentionParams& params, AttentionActivatio
   complete(*params.o);
   ops_.attention_backward(
       heads(s.dq), heads(s.dk), heads(s.dv), heads(s.d_o), heads(act.q), heads(act.k), heads(act.v),
-      heads(act.o), batch_.segment_ids.reshaped({rows_, length_}), act.log_z, logit_scale(config_));
-  ops_.rope_backward(heads(s.dq), base);
-  ops_.rope_backward(heads(s.dk), base);
+      heads(act.o), batch_.segment_ids.reshaped({rows_, length_}), act.log_z, config_.logit_scale());
+  ops_.rope_backward(heads(s.dq), heads(s.dk), base);
   // q = y Wq^T, k = y Wk^T, v = y Wv^T
   if (accumulate_dy)
     ops_.linear_backward_input_accumulate(s.dy, s.dq, params.q->operand);

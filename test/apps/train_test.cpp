@@ -1,68 +1,15 @@
 // Whole training runs through the binary: the grid changes nothing, resuming changes nothing, bad
 // input ends every rank.
-#include <cmath>
-
 #include "core/base/check.h"
 #include "test/support/catch.h"
 #include "test/support/run_command.h"
 #include "test/support/tiny_run.h"
+#include "test/support/whole_runs.h"
 
 namespace openmoe::test {
 namespace {
 
 using nlohmann::json;
-
-// Shards of the sample corpus, made once by the fixture test "prepare the sample corpus".
-std::string sample_shards() {
-  return OPENMOE_TEST_SHARDS;
-}
-
-std::string train_arguments(const std::string& recipe, const std::string& run,
-                            const std::string& more = "") {
-  return "train " + source_path("test/recipes/" + recipe) + " --data " + sample_shards() +
-         " --out " + run + " " + more;
-}
-
-std::vector<json> train(int ranks, const std::string& recipe, const std::string& run,
-                        const std::string& more = "") {
-  const CommandResult result = run_openmoe(ranks, train_arguments(recipe, run, more));
-  INFO(result.output);
-  REQUIRE(result.exit_code == 0);
-  return read_json_lines(run + "/metrics.jsonl");
-}
-
-double relative_error(const json& a, const json& b) {
-  const double x = a.get<double>(), y = b.get<double>();
-  return std::abs(x - y) / std::max(std::abs(y), 1e-12);
-}
-
-double assignments(const json& row) {
-  double total = 0.0;
-  for (const json& layer : row.at("moe"))
-    for (const json& load : layer.at("expert_load")) total += load.get<double>();
-  return total;
-}
-
-// Results do not depend on the grid: losses agree to rounding; drops exactly at first, later up to
-// near ties.
-void check_same_run(const std::vector<json>& ours, const std::vector<json>& reference) {
-  REQUIRE(ours.size() == reference.size());
-  for (std::size_t step = 0; step < ours.size(); ++step) {
-    INFO("step " << step);
-    for (const char* key :
-         {"loss", "cross_entropy", "logits_z_loss", "load_balance_loss", "router_z_loss"}) {
-      INFO(key);
-      CHECK(relative_error(ours[step].at(key), reference[step].at(key)) < 1e-4);
-    }
-    for (const char* key : {"positions", "real_tokens", "loss_tokens", "learning_rate"})
-      CHECK(ours[step].at(key) == reference[step].at(key));
-    for (const char* key : {"dropped_first", "dropped_second"}) {
-      const double difference =
-          std::abs(ours[step].at(key).get<double>() - reference[step].at(key).get<double>());
-      CHECK(difference <= (step == 0 ? 0.0 : std::max(1.0, 1e-3 * assignments(reference[step]))));
-    }
-  }
-}
 
 }  // namespace
 
@@ -368,6 +315,8 @@ TEST_CASE("wrong input ends every rank with one clear error", "[errors]") {
              (folder / "nowhere") + " --out " + run,
          "nowhere");
   refuse(2, train_arguments("tiny-released.json", "/proc/nowhere/run"), "/proc/nowhere/run");
+  refuse(2, train_arguments("tiny-released.json", run, "--device cpu --set run.attention=cudnn"),
+         "run.attention: found cudnn, allowed with --device cpu: auto, builtin");
   train(1, "tiny-released.json", run, "--set run.num_steps=1");
   refuse(2, train_arguments("tiny-released.json", run), "--resume");
   refuse(2, train_arguments("tiny-released.json", run, "--resume --set model.ffn_dim=96"), "model");

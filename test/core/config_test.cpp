@@ -149,6 +149,20 @@ TEST_CASE("the key that parallel.recompute was before is still read", "[config]"
             {"parallel.recompute_ffn: unknown key", "did you mean parallel.recompute"});
 }
 
+TEST_CASE("run.attention has three spellings and is auto unless stated", "[config]") {
+  const auto read = [](const std::string& value) {
+    RecipeFolder folder;
+    return load_recipe(folder.write("r.json", recipe_text()), {"run.attention=" + value})
+        .run.attention;
+  };
+  CHECK(parse_recipe(recipe_text(), "r").run.attention == AttentionKind::automatic);
+  CHECK(read("auto") == AttentionKind::automatic);
+  CHECK(read("cudnn") == AttentionKind::cudnn);
+  CHECK(read("builtin") == AttentionKind::builtin);
+  check_has(load_error(recipe_text(), {"run.attention=flash"}),
+            {"run.attention: found \"flash\"", "\"auto\", \"cudnn\", \"builtin\""});
+}
+
 TEST_CASE("ways of updating that exclude each other are refused", "[config]") {
   const std::string in_backward = "parallel.update_in_backward=true",
                     sharded = "parallel.shard_update=true",

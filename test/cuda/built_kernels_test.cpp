@@ -47,8 +47,7 @@ const std::set<std::string> kMustBeHot = {"rms_norm_forward_kernel",
                                           "add_kernel",
                                           "multiply_kernel",
                                           "sum_of_squares_kernel",
-                                          "round_kernel",
-                                          "widen_kernel"};
+                                          "convert_kernel"};
 
 }  // namespace
 

@@ -32,26 +32,57 @@ class OpRun {
 
   Ops& ops() { return ops_; }
 
-  // Normal values, the same for every backend, a function of the name. `misaligned`: the tensor
-  // begins one element past an aligned address, so that no vector access fits.
+  // Normal values, the same for every backend, a function of the name; in bf16 the same ones
+  // rounded. `misaligned`: the tensor begins one element past an aligned address, so that no vector
+  // access fits.
   Tensor normal(const std::string& name, const Shape& shape, double scale = 1.0,
-                bool misaligned = false) {
+                bool misaligned = false, DType dtype = DType::f32) {
+    return floats(name, shape, normal_values(name, shape, scale), misaligned, dtype);
+  }
+  static std::vector<float> normal_values(const std::string& name, const Shape& shape,
+                                          double scale = 1.0) {
     const Rng rng(1, stream_id(name));
     std::vector<float> values(static_cast<std::size_t>(shape.num_elements()));
     for (std::size_t i = 0; i < values.size(); ++i)
       values[i] = static_cast<float>(scale * rng.normal_at(i));
-    return floats(name, shape, values, misaligned);
+    return values;
   }
   // NaN everywhere: what an op leaves alone stays NaN, what it reads spoils its results.
-  Tensor poisoned(const std::string& name, const Shape& shape, bool misaligned = false) {
+  Tensor poisoned(const std::string& name, const Shape& shape, bool misaligned = false,
+                  DType dtype = DType::f32) {
     return floats(name, shape,
                   std::vector<float>(static_cast<std::size_t>(shape.num_elements()),
                                      std::numeric_limits<float>::quiet_NaN()),
-                  misaligned);
+                  misaligned, dtype);
   }
   Tensor floats(const std::string& name, const Shape& shape, const std::vector<float>& values,
-                bool misaligned = false) {
-    return make(name, shape, DType::f32, values.data(), misaligned);
+                bool misaligned = false, DType dtype = DType::f32) {
+    OPENMOE_CHECK(static_cast<std::int64_t>(values.size()) == shape.num_elements(), name);
+    if (dtype == DType::f32) return make(name, shape, dtype, values.data(), misaligned);
+    const std::vector<BFloat16> rounded(values.begin(), values.end());
+    return make(name, shape, dtype, rounded.data(), misaligned);
+  }
+  // The same values rounded to bf16: stored so on the device, as f32 on the CPU backend, whose
+  // results are then those of exact storage.
+  Tensor bf16(const std::string& name, const Shape& shape, const std::vector<float>& values,
+              bool misaligned = false) {
+    if (ops_.device() != Device::host) return floats(name, shape, values, misaligned, DType::bf16);
+    std::vector<float> widened;
+    for (const float value : values) widened.push_back(static_cast<float>(BFloat16(value)));
+    return floats(name, shape, widened, misaligned);
+  }
+  // The same values rounded to bf16: stored so on the device, as f32 on the CPU backend, whose
+  // results are then those of exact storage.
+  Tensor bf16(const std::string& name, const Shape& shape, const std::vector<float>& values,
+              bool misaligned = false) {
+    std::vector<BFloat16> rounded;
+    std::vector<float> widened;
+    for (const float value : values) {
+      rounded.emplace_back(value);
+      widened.push_back(static_cast<float>(rounded.back()));
+    }
+    if (ops_.device() == Device::host) return floats(name, shape, widened, misaligned);
+    return make(name, shape, DType::bf16, rounded.data(), misaligned);
   }
   Tensor ints(const std::string& name, const Shape& shape,
               const std::vector<std::int32_t>& values) {
@@ -64,33 +95,44 @@ class OpRun {
                 std::vector<std::int32_t>(static_cast<std::size_t>(shape.num_elements()), -7));
   }
   void number(const std::string& name, double value) { numbers_.push_back({name, value}); }
+  // Every backend must compute the same bits of `x`: there is one right rounding, or none at all.
+  void exactly(const Tensor& x) {
+    for (Held& held : held_) held.is_exact |= held.tensor.data == x.data;
+  }
 
+  // Of a tensor of f32 or bf16.
   std::vector<float> read_floats(const Tensor& x) {
-    std::vector<float> values(static_cast<std::size_t>(x.num_elements()));
-    if (!values.empty()) ops_.copy(host_view(values.data(), x.shape), x);
-    return values;
+    if (x.dtype == DType::bf16) {
+      const std::vector<BFloat16> stored = read<BFloat16>(x);
+      std::vector<float> values;
+      for (const BFloat16 value : stored) values.push_back(static_cast<float>(value));
+      return values;
+    }
+    return read<float>(x);
   }
-  std::vector<std::int32_t> read_ints(const Tensor& x) {
-    std::vector<std::int32_t> values(static_cast<std::size_t>(x.num_elements()));
-    if (!values.empty()) ops_.copy(host_view(values.data(), x.shape), x);
-    return values;
-  }
+  std::vector<std::int32_t> read_ints(const Tensor& x) { return read<std::int32_t>(x); }
 
   // What the body computed: every tensor it made, and every number.
   struct Result {
     std::string name;
+    DType dtype = DType::f32;
+    bool is_exact = false;
     std::vector<float> floats;
     std::vector<std::int32_t> ints;
     std::vector<double> numbers;
   };
   std::vector<Result> results() {
     std::vector<Result> all;
-    for (const Held& held : held_)
-      if (held.tensor.dtype == DType::f32)
-        all.push_back({held.name, read_floats(held.tensor), {}, {}});
+    for (const Held& held : held_) {
+      Result result{held.name, held.tensor.dtype, held.is_exact, {}, {}, {}};
+      if (held.tensor.dtype == DType::i32)
+        result.ints = read_ints(held.tensor);
       else
-        all.push_back({held.name, {}, read_ints(held.tensor), {}});
-    for (const auto& [name, value] : numbers_) all.push_back({name, {}, {}, {value}});
+        result.floats = read_floats(held.tensor);
+      all.push_back(std::move(result));
+    }
+    for (const auto& [name, value] : numbers_)
+      all.push_back({name, DType::f32, false, {}, {}, {value}});
     return all;
   }
 
@@ -100,7 +142,15 @@ class OpRun {
     void* block;
     std::int64_t block_bytes;
     Tensor tensor;
+    bool is_exact = false;
   };
+
+  template <typename T>
+  std::vector<T> read(const Tensor& x) {
+    std::vector<T> values(static_cast<std::size_t>(x.num_elements()));
+    if (!values.empty()) ops_.copy(host_view(values.data(), x.shape), x);
+    return values;
+  }
 
   Tensor make(const std::string& name, const Shape& shape, DType dtype, const void* values,
               bool misaligned) {
@@ -139,9 +189,42 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
+// The distance to the next bf16 number above |x|.
+inline double bf16_unit(double x) {
+  int exponent = 0;
+  std::frexp(x, &exponent);
+  return std::ldexp(1.0, std::max(exponent, -125) - 8);
+}
+
+// Both sides rounded an f32 value, and these values differ by at most `tolerance` of the tensor's
+// largest one. So the results differ by that and, where the middle of two bf16 numbers lies between
+// the values, by one unit of the last place. That is rare, unless somebody rounds in another way:
+// few elements may differ at all.
+inline void check_rounded(const std::vector<float>& found, const std::vector<float>& expected,
+                          double tolerance) {
+  double largest = 0.0;
+  for (const float value : expected)
+    if (std::isfinite(value)) largest = std::max(largest, std::abs(static_cast<double>(value)));
+  std::size_t far = 0, different = 0;
+  REQUIRE(found.size() == expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const double a = static_cast<double>(found[i]), b = static_cast<double>(expected[i]);
+    if (a == b || (std::isnan(a) && std::isnan(b))) continue;
+    ++different;
+    const double unit = std::max(bf16_unit(a), bf16_unit(b));
+    if (!(std::abs(a - b) <= unit + tolerance * largest)) ++far;
+  }
+  CHECK(far == 0);
+  CHECK(different <= 1 + expected.size() / 50);
+}
+
 using OpBody = std::function<void(OpRun&)>;
 
-// Runs `body` on the CPU backend and, under every schedule, on the device.
+// The types tensors of products and all between them may have.
+inline constexpr DType kStoredTypes[] = {DType::f32, DType::bf16};
+
+// Runs `body` on the CPU backend and, under every schedule, on the device. `tolerance`: of f32
+// results, before any rounding to bf16.
 inline void compare_backends(const OpBody& body, double tolerance = 1e-5) {
   const auto cpu = make_cpu_ops();
   OpRun reference(*cpu);
@@ -158,7 +241,12 @@ inline void compare_backends(const OpBody& body, double tolerance = 1e-5) {
     if (schedule == 0) first = found;
     for (std::size_t i = 0; i < found.size(); ++i) {
       INFO("tensor " << found[i].name << ", schedule " << schedule);
-      CHECK(relative_difference(found[i].floats, expected[i].floats) <= tolerance);
+      if (found[i].is_exact)
+        CHECK(same_bits(found[i].floats, expected[i].floats));
+      else if (found[i].dtype == DType::bf16 && expected[i].dtype == DType::bf16)
+        check_rounded(found[i].floats, expected[i].floats, tolerance);
+      else
+        CHECK(relative_difference(found[i].floats, expected[i].floats) <= tolerance);
       CHECK(found[i].ints == expected[i].ints);
       CHECK(relative_difference(found[i].numbers, expected[i].numbers) <= tolerance);
       CHECK(same_bits(found[i].floats, first[i].floats));

@@ -65,6 +65,11 @@ TEST_CASE("router: experts below, at and above a warp; drops; groups longer than
   }
 }
 
+TEST_CASE("router: more groups than a grid has blocks for", "[cuda]") {
+  const Case c{1040, 2, 2, 1, false};
+  check_router(c, random_logits(c), all_but(c.N, 3));
+}
+
 TEST_CASE("router: ties go to the lower expert, and nobody routed leaves empty queues", "[cuda]") {
   const Case c{8, 6, 4, 2, false};
   std::vector<float> logits(48, 0.0f);

@@ -23,7 +23,7 @@ void set_seed(std::uint64_t seed);
 std::uint64_t seed();
 
 // The hardware. First values: environment OPENMOE_EMULATION_DEVICES (8), OPENMOE_EMULATION_ARCH
-// (90: sm_90), OPENMOE_EMULATION_MEMORY_MB (8192 per device).
+// (90: sm_90), OPENMOE_EMULATION_MEMORY_MB (8192 per device), OPENMOE_EMULATION_DRIVER (13000).
 struct Hardware {
   int num_devices = 8;
   int arch = 90;
@@ -32,6 +32,16 @@ struct Hardware {
 };
 Hardware hardware();
 void set_hardware(const Hardware& hardware);
+
+// The cuDNN that is installed.
+struct Cudnn {
+  bool present = true;
+  int version = 91900;
+  std::string refusal;  // what its heuristics say instead of an engine; "": they find one
+};
+Cudnn cudnn();
+void set_cudnn(const Cudnn& cudnn);
+std::int64_t num_attention_plans();  // built since the start of the process
 
 // Work done since the start of the process.
 struct Counters {

@@ -223,6 +223,28 @@ TEST_CASE("batched and grouped products equal single ones") {
              Contains("array of A") && Contains("a host pointer"));
 }
 
+TEST_CASE("grouped products of bf16 want pointers as aligned as their sums are long") {
+  const Cublas cublas;
+  const DeviceBuffer<__nv_bfloat16> a(values<__nv_bfloat16>(80, 1)),
+      b(values<__nv_bfloat16>(80, 2)), c(values<__nv_bfloat16>(80, 3));
+  const DeviceBuffer<const void*> pb(std::vector<const void*>{b.data()});
+  const DeviceBuffer<void*> pc(std::vector<void*>{c.data()});
+  const auto run = [&](int k, int shift) {
+    const DeviceBuffer<const void*> pa(std::vector<const void*>{a.data() + shift});
+    const cublasOperation_t op = CUBLAS_OP_N;
+    const int m = 4, n = 4, size = 1;
+    const float one = 1.0f, zero = 0.0f;
+    return cublasGemmGroupedBatchedEx(cublas.handle, &op, &op, &m, &n, &k, &one, pa.data(),
+                                      CUDA_R_16BF, &m, pb.data(), CUDA_R_16BF, &k, &zero, pc.data(),
+                                      CUDA_R_16BF, &m, 1, &size, CUBLAS_COMPUTE_32F);
+  };
+  CHECK(run(8, 8) == CUBLAS_STATUS_SUCCESS);
+  CHECK(run(6, 2) == CUBLAS_STATUS_SUCCESS);
+  CHECK(run(5, 1) == CUBLAS_STATUS_SUCCESS);
+  CHECK_THAT(violation_of([&] { run(8, 4); }), Contains("not aligned to 16 bytes"));
+  CHECK_THAT(violation_of([&] { run(6, 1); }), Contains("not aligned to 4 bytes"));
+}
+
 TEST_CASE("cuBLASLt holds callers to what they told the heuristic") {
   const Buffers x;
   const DeviceBuffer<char> workspace(1 << 20);

@@ -155,9 +155,9 @@ void save(ProcessGrid& grid, const std::string& run, std::int64_t step, std::uin
 struct BackgroundTables : Tables {
   explicit BackgroundTables(ProcessGrid& process_grid) : Tables(process_grid), grid(process_grid) {
     Arena dry;
-    snapshot.allocate(dry, table);
+    snapshot.allocate(dry, *ops, table);
     memory.emplace(*ops, dry.used_bytes());
-    snapshot.allocate(*memory, table);
+    snapshot.allocate(*memory, *ops, table);
     save.emplace(snapshot, grid);
   }
   void start(const std::string& run, std::int64_t step, std::uint64_t seed) {

@@ -37,8 +37,8 @@ inline CommandResult run_command(const std::string& command) {
 }
 
 // `openmoe ARGUMENTS` on `ranks` ranks with one thread each.
-inline CommandResult run_openmoe(int ranks, const std::string& arguments) {
-  const std::string binary = OPENMOE_TEST_BINARY;
+inline CommandResult run_openmoe(int ranks, const std::string& arguments,
+                                 const std::string& binary = OPENMOE_TEST_BINARY) {
   if (ranks == 1) return run_command("OMP_NUM_THREADS=1 " + binary + " " + arguments);
   return run_command("OMP_NUM_THREADS=1 " + source_path("scripts/mpirun.sh") + " -np " +
                      std::to_string(ranks) + " " + binary + " " + arguments);

@@ -129,6 +129,17 @@ std::vector<void*> read_pointers(const void* array, int count, int device, const
   return pointers;
 }
 
+// Pointers to bf16 must suit the wide accesses that the length of the sums allows; the device
+// faults where they do not.
+void check_grouped_pointers(const Product& p, int k) {
+  if (p.a.type != CUDA_R_16BF) return;
+  const std::uintptr_t wanted = k * 2 % 16 == 0 ? 16 : k * 2 % 4 == 0 ? 4 : 2;
+  for (const Matrix* matrix : {&p.a, &p.b, &p.c})
+    if (reinterpret_cast<std::uintptr_t>(matrix->data) % wanted != 0)
+      violation(text(p.call, ": a matrix of bf16 with sums over ", k, " is not aligned to ", wanted,
+                     " bytes"));
+}
+
 }  // namespace
 }  // namespace cuda_emulation
 
@@ -284,6 +295,7 @@ cublasStatus_t cublasGemmGroupedBatchedEx(
       p.beta = scalar(static_cast<const char*>(beta_array) + offset, *handle, computeType, "beta");
       if (const cublasStatus_t status = check_product(p); status != CUBLAS_STATUS_SUCCESS)
         return status;
+      check_grouped_pointers(p, k_array[g]);
       run_product(p, stream.device);
     }
   }

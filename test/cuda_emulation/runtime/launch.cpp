@@ -21,6 +21,14 @@ namespace {
 constexpr std::size_t kDefaultSharedBytes = 48 << 10;
 constexpr std::size_t kMostSharedBytes = 227 << 10;  // of any architecture
 constexpr std::size_t kReservedSharedBytes = 1 << 10;
+// The project is compiled for this and later ones (scripts/cmake/OpenmoeCuda.cmake).
+constexpr int kOldestArch = 80;
+
+cudaError_t check_image(const KernelSymbols& kernel) {
+  if (hardware().arch >= kOldestArch) return cudaSuccess;
+  return fail(cudaErrorNoKernelImageForDevice,
+              text("kernel ", kernel.name, " on sm_", hardware().arch));
+}
 
 struct State {
   std::map<const void*, std::size_t> opted_in;  // kernel -> most dynamic shared memory
@@ -176,6 +184,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* function, const
   const std::lock_guard lock(api_mutex());
   if (in_kernel()) violation("a kernel launched from a kernel");
   const KernelSymbols& kernel = symbols_of(function);
+  if (const cudaError_t error = check_image(kernel); error != cudaSuccess) return error;
   if (const cudaError_t error = check_shape(config, kernel); error != cudaSuccess) return error;
   if (const cudaError_t error = check_shared(config, function, kernel); error != cudaSuccess)
     return error;
@@ -215,6 +224,7 @@ cudaError_t set_function_attribute(const void* function, cudaFuncAttribute attri
 cudaError_t function_attributes(cudaFuncAttributes* attributes, const void* function) {
   const std::lock_guard lock(api_mutex());
   const KernelSymbols& kernel = symbols_of(function);
+  if (const cudaError_t error = check_image(kernel); error != cudaSuccess) return error;
   *attributes = cudaFuncAttributes{};
   attributes->sharedSizeBytes = kernel.static_shared_bytes;
   attributes->maxThreadsPerBlock = 1024;

@@ -30,6 +30,8 @@ Settings& settings() {
     made->hardware.arch = static_cast<int>(environment_number("OPENMOE_EMULATION_ARCH", 90));
     made->hardware.memory_bytes =
         static_cast<std::size_t>(environment_number("OPENMOE_EMULATION_MEMORY_MB", 8192)) << 20;
+    made->hardware.driver_version =
+        static_cast<int>(environment_number("OPENMOE_EMULATION_DRIVER", 13000));
     seed_schedule(made->seed);
     return made;
   }();

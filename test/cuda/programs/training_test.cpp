@@ -1,0 +1,177 @@
+// openmoe as it is on emulated devices: what a device computes is what CPUs compute, on any grid,
+// in every way of training, over checkpoints of either; and what is wrong is said.
+#include <filesystem>
+
+#include "core/base/check.h"
+#include "test/support/catch.h"
+#include "test/support/run_command.h"
+#include "test/support/tiny_run.h"
+#include "test/support/whole_runs.h"
+
+namespace openmoe::test {
+namespace {
+
+using nlohmann::json;
+constexpr const char* kRecipe = "tiny-released.json";
+
+std::vector<json> train_on_device(int ranks, const std::string& run, const std::string& more,
+                                  const std::string& recipe = kRecipe) {
+  return train(ranks, recipe, run, "--device cuda " + more, OPENMOE_EMULATED_BINARY);
+}
+
+CommandResult run_emulated(int ranks, const std::string& environment,
+                           const std::string& arguments) {
+  return run_openmoe(ranks, arguments, concat("env ", environment, " ", OPENMOE_EMULATED_BINARY));
+}
+
+// Hashes of a checkpoint's files.
+std::vector<json> files_of(const std::string& run, const std::string& checkpoint) {
+  std::ifstream in(run + "/checkpoints/" + checkpoint + "/manifest.json");
+  const json manifest = json::parse(in);
+  return manifest.at("files").get<std::vector<json>>();
+}
+
+}  // namespace
+
+TEST_CASE("devices lose as CPUs do, on every grid and in every way", "[cuda]") {
+  struct Variant {
+    int ranks;
+    std::int64_t data_ranks;
+    std::int64_t micro_batches;
+    const char* options;
+  };
+  const Variant variants[] = {
+      {1, 1, 1, ""},
+      {1, 1, 3, "--set parallel.recompute=block"},
+      {2, 2, 3, ""},
+      {2, 2, 3, "--set parallel.reduction_bucket_kb=8 --collectives staged"},
+      {2, 2, 1, "--ep 2 --set parallel.exchange_parts=2"},
+      {2, 2, 3, "--ep 2 --collectives staged"},
+      {2, 1, 1, "--tp 2"},
+      {2, 1, 3, "--tp 2 --collectives staged"},
+      {4, 4, 3, "--ep 2 --set parallel.shard_update=true"},
+      {4, 4, 1, "--ep 2 --set parallel.reduction_bucket_kb=8"},
+      {4, 4, 1, "--ep 4 --set parallel.exchange=two_level --set parallel.ranks_per_node=2"},
+      {4, 4, 1, "--ep 4 --set parallel.exchange=fixed_capacity"},
+      {4, 2, 3, "--ep 2 --tp 2 --set parallel.exchange_parts=2 --set parallel.recompute=ffn"},
+      {4, 2, 1, "--tp 2 --set parallel.shard_update=true"},
+      {4, 2, 1, "--ep 2 --tp 2 --set parallel.update_in_backward=true"}};
+  constexpr std::int64_t kRows = 12;  // of a batch
+  const std::string recipe = GENERATE("tiny-released.json", "tiny-paper.json");
+  const TemporaryFolder folder;
+  const std::string steps = concat(
+      " --set run.num_steps=2 --set run.validate_every=0 --set data.batch_rows=", kRows, " ");
+  const auto reference = train(1, recipe, folder / "reference", steps + "--device cpu");
+  REQUIRE(reference.size() == 2);
+  int run = 0;
+  for (const Variant& variant : variants) {
+    const std::string options =
+        concat(variant.options, steps, "--set parallel.micro_batch_rows=",
+               variant.micro_batches == 1 ? 0 : kRows / variant.data_ranks / variant.micro_batches);
+    INFO(recipe << " on " << variant.ranks << " devices, " << options);
+    check_same_run(train_on_device(variant.ranks, folder / std::to_string(++run), options, recipe),
+                   reference);
+  }
+}
+
+TEST_CASE("the schedule of blocks and threads changes no bit of a training", "[cuda]") {
+  const TemporaryFolder folder;
+  const std::string steps =
+      "--set run.num_steps=2 --set run.validate_every=0 --set data.batch_rows=4 --ep 2";
+  const auto first = without_times(train_on_device(2, folder / "0", steps));
+  for (const std::string seed : {"1", "2"}) {
+    INFO("seed " << seed);
+    const CommandResult result =
+        run_emulated(2, "OPENMOE_EMULATION_SEED=" + seed,
+                     train_arguments(kRecipe, folder / seed, "--device cuda " + steps));
+    INFO(result.output);
+    REQUIRE(result.exit_code == 0);
+    CHECK(without_times(read_json_lines(folder / seed + "/metrics.jsonl")) == first);
+  }
+}
+
+TEST_CASE("a run goes on from a CPU to a device and back", "[cuda]") {
+  const TemporaryFolder folder;
+  const std::string rest =
+      " --set run.validate_every=0 --set run.replica_check_every=2 --set data.batch_rows=4";
+  const auto straight =
+      train(1, kRecipe, folder / "straight", "--device cpu --set run.num_steps=6" + rest);
+  const std::string run = folder / "changing";
+  train(1, kRecipe, run, "--device cpu --set run.num_steps=2" + rest);
+  train_on_device(4, run, "--set run.num_steps=4 --ep 2 --tp 2 --resume" + rest);
+  check_same_run(
+      train(2, kRecipe, run, "--device cpu --set run.num_steps=6 --ep 2 --resume" + rest),
+      straight);
+}
+
+TEST_CASE("checkpoints in the background hold what those at once hold", "[cuda]") {
+  const TemporaryFolder folder;
+  const std::string options =
+      "--ep 2 --set run.num_steps=3 --set run.checkpoint_every=1 --set run.keep_checkpoints=4 "
+      "--set run.validate_every=0 --set data.batch_rows=4";
+  const auto at_once = without_times(train_on_device(2, folder / "at-once", options));
+  const auto background = without_times(train_on_device(
+      2, folder / "background", options + " --set run.checkpoint_in_background=true"));
+  CHECK(background == at_once);
+  for (const std::string step : {"step-00000001", "step-00000002", "step-00000003"}) {
+    INFO(step);
+    CHECK(files_of(folder / "background", step) == files_of(folder / "at-once", step));
+  }
+}
+
+TEST_CASE("what a job lacks on devices is said before it starts", "[cuda]") {
+  const TemporaryFolder folder;
+  struct Case {
+    int ranks;
+    const char* environment;
+    const char* options;
+    int exit_code;
+    std::vector<std::string> says;
+  };
+  const Case cases[] = {
+      {1, "OPENMOE_EMULATION_DEVICES=0", "", 2, {"no CUDA device is visible", "--device cpu"}},
+      {1, "OPENMOE_EMULATION_DRIVER=11000", "", 2, {"driver", "older", "--device cpu"}},
+      {1, "OPENMOE_EMULATION_ARCH=70", "", 2, {"sm_70", "CMAKE_CUDA_ARCHITECTURES"}},
+      {2, "OPENMOE_EMULATION_DEVICES=1 CUDA_VISIBLE_DEVICES=0", "--collectives nccl", 1, {"NCCL"}},
+      {4,
+       "OPENMOE_EMULATION_DEVICES=3",
+       "",
+       2,
+       {"device 3 was asked for, this rank sees 3", "no more ranks per host"}},
+      {1, "OPENMOE_EMULATION_MEMORY_MB=2", "", 1, {"cannot allocate", "free", "openmoe plan"}}};
+  int run = 0;
+  for (const Case& c : cases) {
+    const CommandResult result =
+        run_emulated(c.ranks, c.environment,
+                     train_arguments(kRecipe, folder / std::to_string(++run),
+                                     concat("--device cuda ", c.options)));
+    INFO(c.environment << "\n" << result.output);
+    CHECK(result.exit_code == c.exit_code);
+    for (const std::string& words : c.says) {
+      INFO(words);
+      CHECK(result.output.find(words) != std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("auto takes devices where every rank sees one, and says so", "[cuda]") {
+  const TemporaryFolder folder;
+  const std::string steps = "--set run.num_steps=1 --set run.validate_every=0";
+  const CommandResult with = run_emulated(2, "OPENMOE_EMULATION_DEVICES=2",
+                                          train_arguments(kRecipe, folder / "with", steps));
+  INFO(with.output);
+  CHECK(with.exit_code == 0);
+  CHECK(with.output.find("device      cuda: ") != std::string::npos);
+  CHECK(with.output.find("one of 2") != std::string::npos);
+  for (const std::string devices : {"0", "2"}) {  // for three ranks
+    const CommandResult without =
+        run_emulated(3, "OPENMOE_EMULATION_DEVICES=" + devices,
+                     train_arguments(kRecipe, folder / ("without" + devices),
+                                     steps + " --set data.batch_rows=12"));
+    INFO(without.output);
+    CHECK(without.exit_code == 0);
+    CHECK(without.output.find("device      cpu: ") != std::string::npos);
+  }
+}
+
+}  // namespace openmoe::test
