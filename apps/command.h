@@ -47,6 +47,7 @@ void add_recipe_options(CLI::App& command, RecipeOptions& options);
 
 void register_analyze(CLI::App& app, CommandContext& context);
 void register_bench(CLI::App& app, CommandContext& context);
+void register_bench_device(CLI::App& app, CommandContext& context);
 void register_convert(CLI::App& app, CommandContext& context);
 void register_data(CLI::App& app, CommandContext& context);
 void register_evaluate(CLI::App& app, CommandContext& context);

@@ -50,6 +50,7 @@ int run_command(int argc, char** argv, MpiEnvironment& mpi) {
   register_serve(app, context);
   register_selftest(app, context);
   register_bench(app, context);
+  register_bench_device(app, context);
   register_info(app, context);
   for (CLI::App* command : app.get_subcommands({})) command->fallthrough();
   try {

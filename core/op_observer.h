@@ -14,7 +14,9 @@ class OpObserver {
  public:
   virtual ~OpObserver() = default;
 
-  // An op has ended that took so long; names are literals. `flops` is useful arithmetic, 0 for
+  // An op begins; add() follows when it has ended. Ops may lie within ops.
+  virtual void begin() {}
+  // An op has ended that took so long on the host; names are literals. `flops` is useful arithmetic, 0 for
   // everything bound by memory.
   virtual void add(const char* op, double seconds, double flops) = 0;
   // The part of the network (a literal) that the next ops belong to.
@@ -36,6 +38,9 @@ class OpObservers : public OpObserver {
                      observers_.end());
   }
 
+  void begin() override {
+    for (OpObserver* observer : observers_) observer->begin();
+  }
   void add(const char* op, double seconds, double flops) override {
     for (OpObserver* observer : observers_) observer->add(op, seconds, flops);
   }

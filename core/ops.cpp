@@ -38,7 +38,9 @@ class OpCall {
  public:
   OpCall(const char* op, Device device, OpObserver* profile)
       : op_(op), device_(device), profile_(profile) {
-    if (profile_ != nullptr) start_ = Clock::now();
+    if (profile_ == nullptr) return;
+    profile_->begin();
+    start_ = Clock::now();
   }
   ~OpCall() {
     if (profile_ == nullptr) return;

@@ -102,6 +102,8 @@ struct TilePart {
   std::int64_t col_tile, row_tile, matrix, first_row, end_row, first_column;
 };
 
+// hot: at least 4 blocks per SM
+// bytes: 8 of 8 per element of g, 64 in flight per thread
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
     factored_statistics_kernel(FactoredSums sums, const float* w, const float* g, Tiling tiling) {
@@ -240,8 +242,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // u = g sqrt(row_mean / row) / sqrt(col)
+// hot: at least 4 blocks per SM
+// bytes: 4 of 4 per element of g, 32 in flight per thread
 template <int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     factored_size_kernel(FactoredSums sums, const float* row, const float* g, Tiling tiling) {
   constexpr int kChunks = kTileColumns / (kWarp * kWidth);
   __shared__ float room[kWarp];
@@ -292,8 +296,10 @@ __global__ void __launch_bounds__(kThreads)
                                          tiling.num_rows * tiling.num_columns);
 }
 
+// hot: at least 4 blocks per SM
+// bytes: 12 of 12 per element of g, 64 in flight per thread
 template <int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     factored_apply_kernel(float* w, FactoredSums sums, const float* row, const float* g,
                           Tiling tiling) {
   constexpr int kChunks = kTileColumns / (kWarp * kWidth);

@@ -59,8 +59,15 @@ __device__ inline HeadRows head_rows(const AttentionShape& shape, const Place& a
           static_cast<int>(shape.Dh), shape.vectors};
 }
 
+// hot <32>: at least 1 block per SM, with 36352 bytes of dynamic shared memory
+// hot <64>: at least 1 block per SM, with 52736 bytes of dynamic shared memory
+// hot <128>: at least 1 block per SM, with 85504 bytes of dynamic shared memory
+// hot <256>: at least 1 block per SM, with 151040 bytes of dynamic shared memory
+// bytes: 16 of 16 per element of o (f32, T 2048), 128 more from L2
+// flops: 4096 of 4096 per element of o (f32)
 template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(kAttentionThreads) attention_forward_kernel(ForwardArgs<T> args) {
+__global__ void __launch_bounds__(kAttentionThreads, 1)
+    attention_forward_kernel(ForwardArgs<T> args) {
   using Tiles = ForwardTiles<kHeadDim>;
   constexpr int kQueries = Tiles::kQueries, kKeys = Tiles::kKeys, kPStride = Tiles::kPStride;
   constexpr int kRows = kQueries / kSide, kColumns = kKeys / kSide, kOut = kHeadDim / kSide;
@@ -143,6 +150,8 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_forward_kernel(Fo
 }
 
 // delta[b, h, t] = <d_o, o>; a warp per (b, t, h).
+// hot: at least 5 blocks per SM
+// bytes: 4 of 4 per element of o (bf16), 4 in flight per thread
 template <typename T>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_delta_kernel(float* delta, const T* d_o, const T* o, AttentionShape shape) {
@@ -226,8 +235,14 @@ struct BackwardShared {
   int *q_segment, *k_segment;
 };
 
+// hot <32>: at least 1 block per SM, with 72704 bytes of dynamic shared memory
+// hot <64>: at least 1 block per SM, with 105472 bytes of dynamic shared memory
+// hot <128>: at least 1 block per SM, with 120704 bytes of dynamic shared memory
+// hot <256>: at least 1 block per SM, with 142848 bytes of dynamic shared memory
+// bytes: 20 of 20 per element of dq (f32, T 2048), 128 more from L2
+// flops: 6144 of 2048 per element of dq (f32; the scores are computed again)
 template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(kAttentionThreads) attention_dq_kernel(BackwardArgs<T> args) {
+__global__ void __launch_bounds__(kAttentionThreads, 1) attention_dq_kernel(BackwardArgs<T> args) {
   constexpr int kQueries = BackwardTiles<kHeadDim>::kOwned,
                 kKeys = BackwardTiles<kHeadDim>::kWalked;
   using Shared = BackwardShared<kQueries, kKeys, kHeadDim>;
@@ -273,8 +288,14 @@ __global__ void __launch_bounds__(kAttentionThreads) attention_dq_kernel(Backwar
   store_rows(args.dq, head, first_query, dq, factor);
 }
 
+// hot <32>: at least 1 block per SM, with 72704 bytes of dynamic shared memory
+// hot <64>: at least 1 block per SM, with 105472 bytes of dynamic shared memory
+// hot <128>: at least 1 block per SM, with 119424 bytes of dynamic shared memory
+// hot <256>: at least 1 block per SM, with 142848 bytes of dynamic shared memory
+// bytes: 24 of 24 per element of dk (f32, T 2048), 128 more from L2
+// flops: 8192 of 8192 per element of dk (f32)
 template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(kAttentionThreads) attention_dkv_kernel(BackwardArgs<T> args) {
+__global__ void __launch_bounds__(kAttentionThreads, 1) attention_dkv_kernel(BackwardArgs<T> args) {
   constexpr int kQueries = BackwardTiles<kHeadDim>::kWalked,
                 kKeys = BackwardTiles<kHeadDim>::kOwned;
   using Shared = BackwardShared<kQueries, kKeys, kHeadDim>;

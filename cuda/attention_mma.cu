@@ -34,6 +34,10 @@ constexpr std::int64_t forward_bytes() {
   return (kOwned + 2 * kKeys) * kMmaStride<kHeadDim> * 2 + (kOwned + kKeys) * 4;
 }
 
+// hot <64>: at least 4 blocks per SM, with 28160 bytes of dynamic shared memory
+// hot <128>: at least 2 blocks per SM, with 52736 bytes of dynamic shared memory
+// bytes: 8 of 8 per element of o (T 2048), 64 more from L2
+// flops: 4096 of 4096 per element of o (tensor cores)
 template <int kHeadDim>
 __global__ void __launch_bounds__(kMmaThreads)
     mma_forward_kernel(Element* o, float* log_z, const Element* q, const Element* k,
@@ -135,8 +139,12 @@ constexpr std::int64_t dq_bytes() {
   return (2 * kOwned + 2 * kKeys) * kMmaStride<kHeadDim> * 2 + (kOwned + kKeys) * 4;
 }
 
+// hot <64>: at least 2 blocks per SM, with 37376 bytes of dynamic shared memory
+// hot <128>: at least 2 blocks per SM, with 70144 bytes of dynamic shared memory
+// bytes: 10 of 10 per element of dq (T 2048), 64 more from L2
+// flops: 6144 of 2048 per element of dq (tensor cores; the scores are computed again)
 template <int kHeadDim>
-__global__ void __launch_bounds__(kMmaThreads) mma_dq_kernel(BackwardArgs args) {
+__global__ void __launch_bounds__(kMmaThreads, 2) mma_dq_kernel(BackwardArgs args) {
   constexpr int kTiles = kKeys / 8, kStride = kMmaStride<kHeadDim>;
   Element* const q_tile = dynamic_shared<Element>();
   Element* const d_o_tile = q_tile + kOwned * kStride;
@@ -204,8 +212,12 @@ constexpr std::int64_t dkv_bytes() {
 }
 
 // Everything transposed: a warp's rows are keys, the columns of its products queries.
+// hot <64>: at least 2 blocks per SM, with 37888 bytes of dynamic shared memory
+// hot <128>: at least 2 blocks per SM, with 52864 bytes of dynamic shared memory
+// bytes: 12 of 12 per element of dk (T 2048), 64 more from L2
+// flops: 8192 of 8192 per element of dk (tensor cores)
 template <int kHeadDim>
-__global__ void __launch_bounds__(kMmaThreads) mma_dkv_kernel(BackwardArgs args) {
+__global__ void __launch_bounds__(kMmaThreads, 2) mma_dkv_kernel(BackwardArgs args) {
   constexpr int kWalked = kQueries<kHeadDim>, kTiles = kWalked / 8, kStride = kMmaStride<kHeadDim>;
   Element* const k_tile = dynamic_shared<Element>();
   Element* const v_tile = k_tile + kOwned * kStride;

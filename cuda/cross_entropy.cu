@@ -114,6 +114,8 @@ __device__ inline void clear_row(float* row, std::int64_t V) {
 
 // For one token, with p = softmax: d(log Z) = p, so dlogits = scale w ((1 + 2 z_weight log Z) p -
 // onehot(target)). sums (3, n): cross_entropy, log_z_square and correct of each token.
+// hot: at least 3 blocks per SM
+// bytes: 12 of 8 per element of logits (a row outgrows the cache), 16 in flight per thread
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
     cross_entropy_kernel(float* logits, double* sums, float* token_loss,
@@ -154,6 +156,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // The same in two kernels, of columns [first, first + V) of a vocabulary of `total`. sums (n): of
 // the columns here, 0 for a row that does not count.
+// hot: at least 3 blocks per SM
+// bytes: 4 of 4 per element of logits, 16 in flight per thread
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
     logit_sums_kernel(LogitSums* sums, const float* logits, const std::int32_t* targets,
@@ -178,6 +182,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // `sums` are of the whole vocabulary.
+// hot: at least 3 blocks per SM
+// bytes: 8 of 8 per element of logits, 16 in flight per thread
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
     shared_gradient_kernel(float* logits, const LogitSums* sums, const std::int32_t* targets,

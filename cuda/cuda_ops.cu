@@ -21,6 +21,8 @@ namespace {
 constexpr std::int64_t kSumBlocks = 1024;
 constexpr int kThreads = 256;
 
+// hot: at least 6 blocks per SM
+// bytes: 12 of 12 per element of y, 32 in flight per thread
 __global__ void __launch_bounds__(kThreads)
     add_kernel(float* y, const float* x, std::int64_t n, std::int64_t vectors) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
@@ -38,6 +40,8 @@ __global__ void __launch_bounds__(kThreads)
 // Eight elements at a time: one access of 16 bytes on the bf16 side, two on the f32 side.
 constexpr int kConvertWidth = kVector<__nv_bfloat16>;
 
+// hot: at least 4 blocks per SM
+// bytes: 6 of 6 per element of to, 16 in flight per thread
 template <typename To, typename From>
 __global__ void __launch_bounds__(kThreads)
     convert_kernel(To* to, const From* from, std::int64_t n, std::int64_t vectors) {
@@ -50,6 +54,8 @@ __global__ void __launch_bounds__(kThreads)
     to[i] = from_float<To>(to_float(from[i]));
 }
 
+// hot: at least 6 blocks per SM
+// bytes: 8 of 8 per element of x, 16 in flight per thread
 __global__ void __launch_bounds__(kThreads)
     multiply_kernel(float* x, float factor, std::int64_t n, std::int64_t vectors) {
   for (std::int64_t i = global_thread(); i < vectors; i += num_global_threads()) {
@@ -65,6 +71,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // partial[block] = sum of x^2 over the block's elements. Four squares add up in f32 before they go
 // into f64, which is scarce on many devices.
+// hot: at least 6 blocks per SM
+// bytes: 4 of 4 per element of x, 16 in flight per thread
 __global__ void __launch_bounds__(kThreads)
     sum_of_squares_kernel(double* partial, const float* x, std::int64_t n, std::int64_t vectors) {
   __shared__ double room[kWarp];

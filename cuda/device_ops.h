@@ -5,8 +5,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/moe/routing_plan.h"
+#include "core/op_clock.h"
 #include "core/ops.h"
 #include "parallel/communicator.h"
 
@@ -34,5 +37,20 @@ std::unique_ptr<Communicator> make_nccl_communicator(Ops& ops, Communicator& gro
 
 // "NVIDIA H100 80GB HBM3, sm_90, 79.1 GiB, driver 13.0, runtime 13.0", for start-up logs.
 std::string describe_cuda_device(int device_index);
+
+// The clock of the device, by events on the stream of `ops`, which make_cuda_ops made and which
+// must outlive it. Resolution about half a microsecond.
+std::unique_ptr<OpClock> make_cuda_clock(Ops& ops);
+
+struct CudaDevice {
+  std::string name;      // "NVIDIA H100 80GB HBM3"
+  int architecture = 0;  // 90
+  std::int64_t memory_bytes = 0;
+  std::int64_t multiprocessors = 0;
+};
+CudaDevice current_cuda_device();  // of the ops that were made last
+
+// Of the driver, the runtime and the libraries that this executable calls: {"NCCL", "2.28.9"}.
+std::vector<std::pair<std::string, std::string>> cuda_library_versions();
 
 }  // namespace openmoe

@@ -22,6 +22,8 @@ __device__ inline std::int64_t gate_place(std::int64_t i, int width, std::int64_
 
 // swiglu: h = b sigmoid(b) up. gated: h = a b sigmoid(b) up with gate = [a | b] by columns. kWidth
 // neighbours per thread.
+// hot: at least 5 blocks per SM
+// bytes: 6 of 6 per element of h (bf16, swiglu), 32 in flight per thread
 template <typename T, bool kGated, int kWidth, typename Index>
 __global__ void __launch_bounds__(kThreads)
     ffn_forward_kernel(T* h, const T* gate, const T* up, std::int64_t vectors, std::int64_t F) {
@@ -45,6 +47,8 @@ __global__ void __launch_bounds__(kThreads)
 // With s = b sigmoid(b): dup = dh a s, da = dh s up, db = dh a up s', s' = sigmoid(b) (1 + b (1 -
 // sigmoid(b))). All of a place is read before any of it is written: dgate and dup may be gate and
 // up.
+// hot: at least 4 blocks per SM
+// bytes: 10 of 10 per element of dh (bf16, swiglu), 48 in flight per thread
 template <typename T, bool kGated, int kWidth, typename Index>
 __global__ void __launch_bounds__(kThreads)
     ffn_backward_kernel(T* dgate, T* dup, const T* dh, const T* gate, const T* up,

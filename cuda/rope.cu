@@ -31,6 +31,8 @@ struct RopeTensors {
 
 // Rotates the pairs (j, j + half) of every head, kWidth neighbouring j per thread. `sign` -1 is the
 // inverse.
+// hot: at least 6 blocks per SM
+// bytes: 4 of 4 per element of x (bf16), 32 in flight per thread, 4 more from L2
 template <typename X, int kWidth, typename Index>
 __global__ void __launch_bounds__(kThreads)
     rope_kernel(RopeTensors<X> tensors, const float* cosines, const float* sines, float sign,

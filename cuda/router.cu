@@ -55,6 +55,8 @@ __device__ inline Candidate from_lane(const Candidate& mine, int offset) {
 
 // A warp per token: softmax in f32, best two experts, gates. A NaN logit counts as -infinity in the
 // choice, which keeps the indices valid; it reaches the loss through prob.
+// hot: at least 6 blocks per SM
+// bytes: 8 of 8 per element of logits, 4 in flight per thread, 8 more from L2
 __global__ void __launch_bounds__(kThreads)
     router_token_kernel(RouterPointers out, const float* logits, const std::int32_t* routed,
                         bool normalize, std::int64_t N, std::int64_t E) {
@@ -97,6 +99,8 @@ __global__ void __launch_bounds__(kThreads)
 // Block (expert, group): walks the group's first choices, then its second ones, kThreads at a time,
 // and gives those that chose this expert the next places of its queue. Also the sum of the expert's
 // probability over the group.
+// hot: at least 6 blocks per SM
+// bytes: 4 of 4 per element of prob, 4 in flight per thread, 56 more from L2
 __global__ void __launch_bounds__(kThreads)
     router_queue_kernel(RouterPointers out, const std::int32_t* routed, std::int64_t groups,
                         std::int64_t G, std::int64_t E, std::int64_t capacity) {
@@ -163,6 +167,8 @@ __global__ void __launch_bounds__(kThreads)
 // log_z^2, where f is a constant and P_e = group_prob / routed. With q_e = d total / d prob_e:
 // dlogit_e = prob_e (q_e - sum_j q_j prob_j), plus 2 scale.z log_z prob_e. A normalised gate g_k =
 // p_k / (p_1 + p_2) passes on (dg_k - sum_j dg_j g_j) / (p_1 + p_2).
+// hot: at least 5 blocks per SM
+// bytes: 8 of 8 per element of prob, 4 in flight per thread, 4 more from L2
 __global__ void __launch_bounds__(kThreads)
     router_backward_kernel(float* dlogits, const float* dgate, const std::int32_t* routed,
                            RouterPointers saved, RouterLossScale scale, bool normalize,

@@ -65,6 +65,10 @@ class Model {
   // logits; of a shared vocabulary, with the columns of this rank.
   using LogitsObserver = std::function<void(std::int64_t, Tensor)>;
   void observe_logits(LogitsObserver observer) { logits_observer_ = std::move(observer); }
+  // Called with the routers' logits (N, E) f32 of each MoE layer before anything is chosen; may
+  // overwrite them, the same way on every rank of a tensor group.
+  using RouterOverride = std::function<void(Tensor)>;
+  void override_router_logits(RouterOverride set) { router_override_ = std::move(set); }
   // Routing of the last forward pass, one per MoE layer.
   std::vector<const MoeActivations*> moe_activations() const;
 
@@ -182,6 +186,7 @@ class Model {
   std::vector<float> host_picks_, host_prob_, host_routed_, host_z_;
   std::vector<std::int32_t> host_slot_, host_wanted_;
   LogitsObserver logits_observer_;
+  RouterOverride router_override_;
   GradientObserver gradient_observer_;
 };
 

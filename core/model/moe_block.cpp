@@ -23,6 +23,7 @@ void Model::route(const MoeParams& params, MoeActivations& act, bool training) {
   ops_.enter("experts");
   ops_.linear_forward(own(s.router_logits), router_input(), params.router->value);
   tensor_.gather_rows(s.router_logits);
+  if (router_override_) router_override_(s.router_logits);
   ops_.router_forward(act.router, s.router_logits, batch_.routed, router_options(training));
   exchange_.plan(act.routing, act.router.choice, act.router.slot);
 }

@@ -39,4 +39,16 @@ std::string describe_cuda_device(int) {
   refuse();
 }
 
+std::unique_ptr<OpClock> make_cuda_clock(Ops&) {
+  refuse();
+}
+
+CudaDevice current_cuda_device() {
+  refuse();
+}
+
+std::vector<std::pair<std::string, std::string>> cuda_library_versions() {
+  return {};
+}
+
 }  // namespace openmoe

@@ -34,7 +34,15 @@ if(OPENMOE_HAVE_CUDA)
                              OPENMOE_TEST_CUDA_OBJECTS="${CMAKE_BINARY_DIR}/cuda/CMakeFiles/openmoe_cuda.dir")
   add_dependencies(test_cuda_kernels openmoe_cuda)
   openmoe_discover_tests(test_cuda_kernels cuda TIMEOUT 60 LABELS cuda)
+  add_test(NAME "cuda: the table of kernels is that of this build"
+           COMMAND ${CMAKE_SOURCE_DIR}/scripts/kernel_table.py ${CMAKE_BINARY_DIR} --check)
+  set_tests_properties("cuda: the table of kernels is that of this build" PROPERTIES TIMEOUT 60 LABELS cuda SKIP_RETURN_CODE 77)
 endif()
+
+# scripts/bench_gpu.sh, from its command line to its report.
+add_test(NAME "cuda: bench_gpu.sh on two emulated devices"
+         COMMAND ${CMAKE_SOURCE_DIR}/test/cuda/bench_gpu_test.py $<TARGET_FILE:openmoe_emulated>)
+set_tests_properties("cuda: bench_gpu.sh on two emulated devices" PROPERTIES TIMEOUT 300 LABELS cuda PROCESSORS 2)
 
 # The real cuDNN, over a driver that stands before any real one.
 if(OPENMOE_HAVE_CUDNN)

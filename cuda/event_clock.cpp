@@ -1,0 +1,92 @@
+// What a benchmark wants to know of a device: its time, its name, its libraries.
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include <nccl.h>
+
+#include "core/base/check.h"
+#include "cuda/check.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/device_ops.h"
+
+namespace openmoe {
+namespace {
+
+// Events are kept for the next round of places.
+class EventClock final : public OpClock {
+ public:
+  explicit EventClock(CudaOps& ops) : ops_(ops) {}
+  ~EventClock() override {
+    cudaStreamSynchronize(ops_.stream());
+    for (const cudaEvent_t event : events_) cudaEventDestroy(event);
+  }
+  EventClock(const EventClock&) = delete;
+  EventClock& operator=(const EventClock&) = delete;
+
+  std::int64_t mark() override {
+    if (used_ == events_.size()) {
+      cudaEvent_t event = nullptr;
+      OPENMOE_CUDA(cudaEventCreate(&event));
+      events_.push_back(event);
+    }
+    OPENMOE_CUDA(cudaEventRecord(events_[used_], ops_.stream()));
+    return static_cast<std::int64_t>(used_++);
+  }
+
+  double seconds(std::int64_t from, std::int64_t to) override {
+    OPENMOE_CHECK(0 <= from && from <= to && static_cast<std::size_t>(to) < used_, "from place ",
+                  from, " to ", to, " of ", used_);
+    const cudaEvent_t first = events_[static_cast<std::size_t>(from)],
+                      last = events_[static_cast<std::size_t>(to)];
+    float milliseconds = 0.0f;
+    OPENMOE_CUDA(cudaEventSynchronize(last));
+    if (from == to) return 0.0;
+    OPENMOE_CUDA(cudaEventElapsedTime(&milliseconds, first, last));
+    return 1e-3 * static_cast<double>(milliseconds);
+  }
+
+  void forget() override { used_ = 0; }
+
+ private:
+  CudaOps& ops_;
+  std::vector<cudaEvent_t> events_;
+  std::size_t used_ = 0;
+};
+
+// 22809 is 2.28.9 where the parts are two digits each, as all but CUDA's own are.
+std::string version_text(std::int64_t number) {
+  return concat(number / 10000, ".", number / 100 % 100, ".", number % 100);
+}
+
+std::string cuda_version_text(int number) {
+  return concat(number / 1000, ".", number % 1000 / 10);
+}
+
+}  // namespace
+
+std::unique_ptr<OpClock> make_cuda_clock(Ops& ops) {
+  auto* const cuda_ops = dynamic_cast<CudaOps*>(&ops);
+  OPENMOE_CHECK(cuda_ops != nullptr, "a clock of a CUDA device for ", ops.name());
+  return std::make_unique<EventClock>(*cuda_ops);
+}
+
+CudaDevice current_cuda_device() {
+  int index = 0;
+  cudaDeviceProp properties{};
+  OPENMOE_CUDA(cudaGetDevice(&index));
+  OPENMOE_CUDA(cudaGetDeviceProperties(&properties, index));
+  return {properties.name, properties.major * 10 + properties.minor,
+          static_cast<std::int64_t>(properties.totalGlobalMem), properties.multiProcessorCount};
+}
+
+std::vector<std::pair<std::string, std::string>> cuda_library_versions() {
+  int driver = 0, runtime = 0, nccl = 0;
+  OPENMOE_CUDA(cudaDriverGetVersion(&driver));
+  OPENMOE_CUDA(cudaRuntimeGetVersion(&runtime));
+  OPENMOE_CHECK(ncclGetVersion(&nccl) == ncclSuccess, "ncclGetVersion");
+  return {{"driver", cuda_version_text(driver)},
+          {"runtime", cuda_version_text(runtime)},
+          {"cuBLASLt", version_text(static_cast<std::int64_t>(cublasLtGetVersion()))},
+          {"NCCL", version_text(nccl)}};
+}
+
+}  // namespace openmoe
