@@ -71,19 +71,6 @@ class OpRun {
     for (const float value : values) widened.push_back(static_cast<float>(BFloat16(value)));
     return floats(name, shape, widened, misaligned);
   }
-  // The same values rounded to bf16: stored so on the device, as f32 on the CPU backend, whose
-  // results are then those of exact storage.
-  Tensor bf16(const std::string& name, const Shape& shape, const std::vector<float>& values,
-              bool misaligned = false) {
-    std::vector<BFloat16> rounded;
-    std::vector<float> widened;
-    for (const float value : values) {
-      rounded.emplace_back(value);
-      widened.push_back(static_cast<float>(rounded.back()));
-    }
-    if (ops_.device() == Device::host) return floats(name, shape, widened, misaligned);
-    return make(name, shape, DType::bf16, rounded.data(), misaligned);
-  }
   Tensor ints(const std::string& name, const Shape& shape,
               const std::vector<std::int32_t>& values) {
     OPENMOE_CHECK(static_cast<std::int64_t>(values.size()) == shape.num_elements(), name);
