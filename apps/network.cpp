@@ -63,15 +63,36 @@ NetworkParts make_parts(Ops& ops, ProcessGrid& grid, const Recipe& recipe, std::
   return parts;
 }
 
+WorkSizes work_sizes(const Recipe& recipe, const ParamTable& params, const Model& model,
+                     std::int64_t tp, bool training) {
+  WorkSizes sizes{.num_tokens = model.rows() * recipe.data.sequence_length,
+                  .d_model = recipe.model.d_model,
+                  .loss_rows = model.loss_chunk_rows(),
+                  .attention = attention_call(recipe, model.rows(), tp, training),
+                  .updates = {}};
+  for (const Param& param : params.params()) {
+    const Shape& shape = param.local_shape;
+    const std::int64_t columns = shape[shape.rank - 1];
+    sizes.updates.push_back({param.stack(),
+                             columns == 0 ? 0 : shape.num_elements() / param.stack() / columns,
+                             columns, param.factored});
+  }
+  return sizes;
+}
+
 // The one function that both sizes and allocates.
 void allocate(Arena& arena, Ops& ops, ParamTable& params, Model& model,
-              CheckpointSnapshot& snapshot, const Recipe& recipe, bool training) {
+              CheckpointSnapshot& snapshot, const Recipe& recipe, std::int64_t tp, bool training) {
   const GradientMemory gradients = !training                            ? GradientMemory::none
                                    : recipe.parallel.update_in_backward ? GradientMemory::one
                                                                         : GradientMemory::whole;
   params.allocate(arena, gradients, recipe.run.compute_type);
   model.allocate(arena, training);
   if (training && recipe.run.checkpoint_in_background) snapshot.allocate(arena, ops, params);
+  const std::int64_t work = ops.workspace_bytes(work_sizes(recipe, params, model, tp, training));
+  const Tensor workspace =
+      arena.allocate("workspace", MemoryCategory::workspace, DType::u8, {work});
+  if (!arena.is_dry() && work > 0) ops.use_workspace(workspace);
 }
 
 }  // namespace
@@ -91,9 +112,18 @@ Network::Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std:
       tensor_(std::move(parts.tensor)),
       model_(ops, recipe, params_, *exchange_, *tensor_, rows) {
   Arena dry;
-  allocate(dry, ops, params_, model_, snapshot_, recipe, training);
-  arena_ = std::make_unique<Arena>(ops, dry.used_bytes());
-  allocate(*arena_, ops, params_, model_, snapshot_, recipe, training);
+  allocate(dry, ops, params_, model_, snapshot_, recipe, grid.tp, training);
+  try {
+    arena_ = std::make_unique<Arena>(ops, dry.used_bytes());
+  } catch (const RuntimeFault& fault) {
+    throw RuntimeFault(
+        concat(fault.what(), "\nmemory of rank ", grid.world_rank, "\n", dry.table()));
+  }
+  allocate(*arena_, ops, params_, model_, snapshot_, recipe, grid.tp, training);
+}
+
+Network::~Network() {
+  ops_.use_workspace({});
 }
 
 void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, std::int64_t rows,
@@ -112,7 +142,7 @@ void size_network(Arena& dry, const Recipe& recipe, const RehearsalGrid& grid, s
   const auto tensor = make_tensor_group(*ops, *tensor_group, *tensor_group);
   Model model(*ops, recipe, params, *exchange, *tensor, rows);
   CheckpointSnapshot snapshot;
-  allocate(dry, *ops, params, model, snapshot, recipe, training);
+  allocate(dry, *ops, params, model, snapshot, recipe, grid.tp, training);
 }
 
 }  // namespace openmoe

@@ -37,6 +37,9 @@ class Network {
   // The same with parts of the caller's own, on a rank of a grid that may not exist.
   Network(Ops& ops, const RehearsalGrid& grid, const Recipe& recipe, std::int64_t rows,
           bool training, NetworkParts parts);
+  ~Network();
+  Network(const Network&) = delete;
+  Network& operator=(const Network&) = delete;
 
   ParamTable& params() { return params_; }
   const ParamTable& params() const { return params_; }

@@ -27,6 +27,8 @@ const char* name_of(MemoryCategory category) {
       return "loss";
     case MemoryCategory::batch:
       return "batch";
+    case MemoryCategory::workspace:
+      return "workspace";
     case MemoryCategory::snapshot:
       return "snapshot";
   }

@@ -22,9 +22,10 @@ enum class MemoryCategory {
   exchange,
   loss,
   batch,
-  snapshot  // of what a checkpoint holds; shown only where there is one
+  workspace,  // Ops::workspace_bytes
+  snapshot    // of what a checkpoint holds
 };
-inline constexpr int kNumMemoryCategories = 8;
+inline constexpr int kNumMemoryCategories = 9;
 const char* name_of(MemoryCategory category);
 
 class Arena {
@@ -48,7 +49,9 @@ class Arena {
   std::int64_t used_bytes(MemoryCategory category) const;
   // Whether the category has a line in tables of memory.
   bool shows(MemoryCategory category) const {
-    return category != MemoryCategory::snapshot || used_bytes(category) > 0;
+    const bool is_special =
+        category == MemoryCategory::snapshot || category == MemoryCategory::workspace;
+    return !is_special || used_bytes(category) > 0;
   }
   // One line per category and the total, for the start-up log.
   std::string table() const;

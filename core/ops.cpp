@@ -211,8 +211,8 @@ void check_adafactor(OpCall& call, const AdafactorScalars& scalars) {
 
 std::string Ops::choose_attention(AttentionKind wanted, const AttentionCall&) {
   if (wanted == AttentionKind::cudnn)
-    throw UserError(concat("run.attention: found cudnn, allowed with --device ", name(),
-                           ": auto, builtin"));
+    throw UserError(
+        concat("run.attention: found cudnn, allowed with --device ", name(), ": auto, builtin"));
   return "builtin";
 }
 

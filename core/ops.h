@@ -21,6 +21,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/config/recipe.h"
 #include "core/op_observer.h"
@@ -104,6 +105,19 @@ struct AttentionCall {
   bool backward = false;  // beside the forward
 };
 
+// The calls that a network will make on this rank, as far as memory depends on them.
+struct WorkSizes {
+  struct Update {  // of Adafactor, or of a parameter's norm
+    std::int64_t stack = 0, rows = 0, columns = 0;
+    bool factored = false;
+  };
+  std::int64_t num_tokens = 0;
+  std::int64_t d_model = 0;
+  std::int64_t loss_rows = 0;  // of a chunk of logits
+  AttentionCall attention;
+  std::vector<Update> updates;
+};
+
 // Scalars of one Adafactor update (Shazeer and Stern 2018, as in t5x; see core/train/adafactor.h).
 struct AdafactorScalars {
   float learning_rate = 0.0f;
@@ -144,6 +158,10 @@ class Ops {
   virtual void free_bytes(void* data, std::int64_t bytes) = 0;
   void zero(Tensor x);
   void copy(Tensor dst, Tensor src);  // same dtype and size; either may be on the host
+  // Memory that ops need while they run, beside their tensors; the host's find it by themselves.
+  virtual std::int64_t workspace_bytes(const WorkSizes&) { return 0; }
+  // Ops work in it until another is given; {}: in what they allocate.
+  virtual void use_workspace(Tensor) {}
   // Host memory that copies reach fastest; throws RuntimeFault. On the host, memory as any other.
   virtual void* allocate_host_bytes(std::int64_t bytes) { return allocate_bytes(bytes); }
   virtual void free_host_bytes(void* data, std::int64_t bytes) { free_bytes(data, bytes); }

@@ -8,6 +8,7 @@
 #include "cuda/device.cuh"
 #include "cuda/kernel_shapes.h"
 #include "cuda/launch.h"
+#include "cuda/scratch_sizes.h"
 
 namespace openmoe {
 namespace cuda {
@@ -372,7 +373,48 @@ __global__ void __launch_bounds__(kThreads)
     w[i] -= factor * (g[i] / sqrtf(v[i]));
 }
 
+// `lines`: of the statistic that ranks share; -1: none.
+FactoredSums take_factored_sums(ScratchCursor& cursor, std::int64_t stack, const Tiling& tiling,
+                                std::int64_t lines) {
+  const std::int64_t tiles = tiling.row_tiles * tiling.col_tiles;
+  return {cursor.take<float>(stack * tiling.col_tiles * tiling.R),
+          cursor.take<float>(stack * tiling.row_tiles * tiling.C),
+          cursor.take<float>(stack * tiles),
+          cursor.take<float>(stack * tiles),
+          cursor.take<double>(stack * ceil_div(tiling.R, kThreads)),
+          cursor.take<float>(stack * tiling.C),
+          cursor.take<double>(stack),
+          cursor.take<double>(stack),
+          cursor.take<double>(stack),
+          cursor.take<float>(stack),
+          cursor.take<double>(stack * (lines + 2))};
+}
+
+struct FullScratch {
+  float *w_part = nullptr, *u_part = nullptr;
+  double* squares = nullptr;
+
+  void take(ScratchCursor& cursor, std::int64_t blocks) {
+    w_part = cursor.take<float>(blocks);
+    u_part = cursor.take<float>(blocks);
+    squares = cursor.take<double>(2);
+  }
+};
+
 }  // namespace
+
+std::int64_t adafactor_factored_scratch(std::int64_t stack, std::int64_t R, std::int64_t C) {
+  return carved_bytes([&](ScratchCursor& cursor) {
+    take_factored_sums(cursor, stack, tiling_of(R, C, nullptr), std::max(R, C));
+  });
+}
+
+std::int64_t adafactor_full_scratch(std::int64_t n) {
+  return carved_bytes([&](ScratchCursor& cursor) {
+    FullScratch().take(cursor, std::min(kFullBlocks, ceil_div(n, kThreads)));
+  });
+}
+
 }  // namespace cuda
 
 void CudaOps::sum_over_ranks(double* values, std::int64_t count, const SharedMatrix& shared) {
@@ -402,17 +444,7 @@ void CudaOps::do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
                                                : R;
   cuda::FactoredSums sums{};
   cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) {
-    sums = {cursor.take<float>(stack * tiling.col_tiles * R),
-            cursor.take<float>(stack * tiling.row_tiles * C),
-            cursor.take<float>(stack * tiles),
-            cursor.take<float>(stack * tiles),
-            cursor.take<double>(stack * row_blocks),
-            cursor.take<float>(stack * C),
-            cursor.take<double>(stack),
-            cursor.take<double>(stack),
-            cursor.take<double>(stack),
-            cursor.take<float>(stack),
-            cursor.take<double>(stack * (lines + 2))};
+    sums = cuda::take_factored_sums(cursor, stack, tiling, lines);
   });
   const auto by_line = [&](std::int64_t count) {
     return cuda::LaunchShape{.blocks = cuda::ceil_div(count, cuda::kThreads),
@@ -470,13 +502,10 @@ void CudaOps::do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorSca
   if (whole == 0) return;
   wait_for_downloads();
   const std::int64_t blocks = std::min(cuda::kFullBlocks, cuda::ceil_div(n, cuda::kThreads));
-  float *w_part = nullptr, *u_part = nullptr;
-  double* squares = nullptr;
-  cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) {
-    w_part = cursor.take<float>(blocks);
-    u_part = cursor.take<float>(blocks);
-    squares = cursor.take<double>(2);
-  });
+  cuda::FullScratch work;
+  cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) { work.take(cursor, blocks); });
+  float *const w_part = work.w_part, *const u_part = work.u_part;
+  double* const squares = work.squares;
   const cuda::LaunchShape shape{.blocks = blocks, .threads = cuda::kThreads};
   cuda::launch(stream_, shape, cuda::full_statistics_kernel, v.as<float>(), w_part, u_part,
                w.as<float>(), g.as<float>(), scalars, n);

@@ -98,6 +98,27 @@ const cuda::CudnnAttention::Plan* CudaOps::cudnn_plan(const cuda::AttentionProbl
   return &plan;
 }
 
+// As the two calls below take it.
+std::int64_t CudaOps::attention_scratch(const AttentionCall& call) {
+  std::int64_t most = 0;
+  for (const bool backward : {false, true}) {
+    if (backward && !call.backward) break;
+    const cuda::CudnnAttention::Plan* const plan =
+        cudnn_plan(cuda::problem_of(call.shape, call.dtype, call.scale, backward));
+    const cuda::AttentionShape shape{call.shape[0], call.shape[1], call.shape[2],
+                                     call.shape[3], call.scale,    false};
+    most = std::max(most, cuda::carved_bytes([&](cuda::ScratchCursor& cursor) {
+                      if (backward) cursor.take<float>(shape.B * shape.H * shape.T);
+                      if (plan == nullptr) return;
+                      cuda::Sequences sequences;
+                      sequences.take(cursor, shape);
+                      cursor.take<float>(sequences.max * shape.H * shape.T);
+                      cursor.take<char>(plan->workspace_bytes);
+                    }));
+  }
+  return most;
+}
+
 void CudaOps::do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, Tensor v,
                                    Tensor segment_ids, float scale) {
   if (q.num_elements() == 0) return;

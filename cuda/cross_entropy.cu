@@ -8,6 +8,7 @@
 #include "cuda/device.cuh"
 #include "cuda/kernel_shapes.h"
 #include "cuda/launch.h"
+#include "cuda/scratch_sizes.h"
 
 namespace openmoe {
 namespace cuda {
@@ -223,6 +224,12 @@ __global__ void __launch_bounds__(kSumThreads)
 }
 
 }  // namespace
+
+std::int64_t cross_entropy_scratch(std::int64_t rows) {
+  static_assert(sizeof(LogitSums) >= 3 * sizeof(double));
+  return rows * static_cast<std::int64_t>(sizeof(LogitSums));
+}
+
 }  // namespace cuda
 
 // The rows' sums go to the host and, over all ranks, back; the losses of a few thousand rows are
@@ -237,7 +244,7 @@ LossSums CudaOps::shared_cross_entropy(Tensor logits, Tensor targets, Tensor wei
                 "softmax_cross_entropy: columns [", range.first, ", ", range.first + V, ") of ",
                 range.total);
   const std::int64_t sums_bytes = n * static_cast<std::int64_t>(sizeof(LogitSums));
-  LogitSums* const sums = static_cast<LogitSums*>(scratch_.reserve(sums_bytes));
+  LogitSums* const sums = static_cast<LogitSums*>(scratch_.reserve(cuda::cross_entropy_scratch(n)));
   LogitSums* host_sums = nullptr;
   float* host_weights = nullptr;
   std::int32_t* host_targets = nullptr;
@@ -292,8 +299,7 @@ LossSums CudaOps::do_softmax_cross_entropy(Tensor logits, Tensor targets, Tensor
   if (n == 0) return {};
   if (shared != nullptr)
     return shared_cross_entropy(logits, targets, weights, token_loss, z_weight, scale, *shared);
-  double* const sums =
-      static_cast<double*>(scratch_.reserve(3 * n * static_cast<std::int64_t>(sizeof(double))));
+  double* const sums = static_cast<double*>(scratch_.reserve(cuda::cross_entropy_scratch(n)));
   cuda::with_width<4>(cuda::can_vectorise(4, V, logits), [&](auto width) {
     cuda::launch(stream_, {.blocks = n, .threads = cuda::kThreads},
                  cuda::cross_entropy_kernel<width.value>, logits.as<float>(), sums,

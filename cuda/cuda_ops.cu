@@ -1,6 +1,7 @@
 // The device, its memory, and the element-wise ops.
 #include "cuda/cuda_ops.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 
@@ -11,6 +12,7 @@
 #include "cuda/device_ops.h"
 #include "cuda/kernel_shapes.h"
 #include "cuda/launch.h"
+#include "cuda/scratch_sizes.h"
 
 namespace openmoe {
 namespace cuda {
@@ -237,6 +239,42 @@ void* CudaOps::allocate_bytes(std::int64_t bytes) {
   return data;
 }
 
+namespace {
+
+constexpr std::int64_t kWorkspaceAlignment = 256;
+
+}  // namespace
+
+std::int64_t CudaOps::workspace_bytes(const WorkSizes& sizes) {
+  std::int64_t scratch =
+      std::max({cuda::sum_of_squares_scratch(),
+                cuda::embedding_backward_scratch(sizes.num_tokens, sizes.d_model),
+                cuda::norm_backward_scratch(sizes.num_tokens, sizes.d_model),
+                cuda::cross_entropy_scratch(sizes.loss_rows), attention_scratch(sizes.attention)});
+  for (const WorkSizes::Update& update : sizes.updates)
+    scratch = std::max(
+        scratch, update.factored
+                     ? cuda::adafactor_factored_scratch(update.stack, update.rows, update.columns)
+                     : cuda::adafactor_full_scratch(update.stack * update.rows * update.columns));
+  return cuda::Gemm::workspace_bytes() + scratch + kWorkspaceAlignment;
+}
+
+void CudaOps::use_workspace(Tensor memory) {
+  if (!memory) {
+    OPENMOE_CUDA(cudaStreamSynchronize(stream_));
+    gemm_.use_workspace(nullptr);
+    scratch_.use(nullptr, 0);
+    return;
+  }
+  const auto address = reinterpret_cast<std::uintptr_t>(memory.data);
+  const auto skip = static_cast<std::int64_t>(
+      (kWorkspaceAlignment - address % kWorkspaceAlignment) % kWorkspaceAlignment);
+  char* const begin = static_cast<char*>(memory.data) + skip;
+  gemm_.use_workspace(begin);
+  scratch_.use(begin + cuda::Gemm::workspace_bytes(),
+               memory.size_bytes() - skip - cuda::Gemm::workspace_bytes());
+}
+
 void CudaOps::free_bytes(void* data, std::int64_t) {
   OPENMOE_CUDA(cudaFree(data));
 }
@@ -345,13 +383,16 @@ void CudaOps::do_multiply(Tensor x, float factor) {
                x.as<float>(), factor, n, vectors);
 }
 
+std::int64_t cuda::sum_of_squares_scratch() {
+  return kSumBlocks * static_cast<std::int64_t>(sizeof(double));
+}
+
 double CudaOps::do_sum_of_squares(Tensor x) {
   const std::int64_t n = x.num_elements();
   if (n == 0) return 0.0;
   const std::int64_t vectors = cuda::can_vectorise(4, 0, x) ? n / 4 : 0;
   const std::int64_t blocks = std::min(cuda::kSumBlocks, cuda::ceil_div(n, 4 * cuda::kThreads));
-  double* const partial =
-      static_cast<double*>(scratch_.reserve(blocks * static_cast<std::int64_t>(sizeof(double))));
+  double* const partial = static_cast<double*>(scratch_.reserve(cuda::sum_of_squares_scratch()));
   cuda::launch(stream_, {.blocks = blocks, .threads = cuda::kThreads}, cuda::sum_of_squares_kernel,
                partial, x.as<float>(), n, vectors);
   cuda::launch(stream_, {.blocks = 1, .threads = cuda::kThreads}, cuda::sum_kernel,

@@ -32,6 +32,8 @@ class CudaOps final : public Ops {
   void free_bytes(void* data, std::int64_t bytes) override;
   void* allocate_host_bytes(std::int64_t bytes) override;
   void free_host_bytes(void* data, std::int64_t bytes) override;
+  std::int64_t workspace_bytes(const WorkSizes& sizes) override;
+  void use_workspace(Tensor memory) override;
   bool downloads_are_done() override;
   void finish_downloads() override;
   // "cuDNN 9.19.0", "builtin", or what each direction takes and why.
@@ -75,6 +77,7 @@ class CudaOps final : public Ops {
   void wait_for_downloads();
   // Waits for the stream and returns what was reported. Throws where a kernel met a bad index.
   const Report& wait_for_report();
+  std::int64_t attention_scratch(const AttentionCall& call);
   const cuda::CudnnAttention::Plan* cudnn_plan(const cuda::AttentionProblem& problem);
   void prepare_rope_table(std::int64_t length, std::int64_t half, float base);
   void rotate(Tensor first, Tensor second, std::int64_t count, float base, bool inverse);

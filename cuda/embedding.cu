@@ -3,6 +3,7 @@
 #include "cuda/device.cuh"
 #include "cuda/kernel_shapes.h"
 #include "cuda/launch.h"
+#include "cuda/scratch_sizes.h"
 #include "cuda/sort.h"
 
 namespace openmoe {
@@ -120,7 +121,27 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+struct EmbeddingScratch {
+  SortBuffers buffers{};
+  float *head = nullptr, *tail = nullptr;  // (runs, D)
+
+  void take(ScratchCursor& cursor, std::int64_t N, std::int64_t D) {
+    for (int i = 0; i < 2; ++i) {
+      buffers.keys[i] = cursor.take<std::int32_t>(N);
+      buffers.order[i] = cursor.take<std::int32_t>(N);
+    }
+    buffers.counts = cursor.take<std::int32_t>(sort_counts(N));
+    head = cursor.take<float>(ceil_div(N, kRun) * D);
+    tail = cursor.take<float>(ceil_div(N, kRun) * D);
+  }
+};
+
 }  // namespace
+
+std::int64_t embedding_backward_scratch(std::int64_t N, std::int64_t D) {
+  return carved_bytes([&](ScratchCursor& cursor) { EmbeddingScratch().take(cursor, N, D); });
+}
+
 }  // namespace cuda
 
 void CudaOps::do_embedding_forward(Tensor x, Tensor table, Tensor ids,
@@ -142,17 +163,10 @@ void CudaOps::do_embedding_backward(Tensor dtable, Tensor dx, Tensor ids,
   const cuda::TableRows rows = cuda::rows_of(dtable, range);
   if (N == 0 || D == 0) return;
   const std::int64_t runs = cuda::ceil_div(N, cuda::kRun);
-  cuda::SortBuffers buffers{};
-  float *head = nullptr, *tail = nullptr;
-  cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) {
-    for (int i = 0; i < 2; ++i) {
-      buffers.keys[i] = cursor.take<std::int32_t>(N);
-      buffers.order[i] = cursor.take<std::int32_t>(N);
-    }
-    buffers.counts = cursor.take<std::int32_t>(cuda::sort_counts(N));
-    head = cursor.take<float>(runs * D);
-    tail = cursor.take<float>(runs * D);
-  });
+  cuda::EmbeddingScratch work;
+  cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) { work.take(cursor, N, D); });
+  const cuda::SortBuffers& buffers = work.buffers;
+  float *const head = work.head, *const tail = work.tail;
   cuda::launch(stream_, cuda::blocks_for(N, cuda::kThreads), cuda::embedding_keys_kernel,
                buffers.keys[0], &device_report_->bad_id, ids.as<std::int32_t>(), rows, N);
   const int sorted = cuda::sort_keys(stream_, buffers, N, rows.V);

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "core/base/check.h"
+#include "core/base/error.h"
 #include "cuda/check.h"
 #include "cuda/launch.h"
 
@@ -67,22 +68,55 @@ cublasLtMatrixLayout_t make_layout(DType dtype, std::int64_t rows, std::int64_t 
   return layout;
 }
 
-cublasHandle_t open_handle(cudaStream_t stream, void* workspace, std::int64_t workspace_bytes) {
+cublasHandle_t open_handle(cudaStream_t stream) {
   cublasHandle_t handle = nullptr;
   OPENMOE_CUBLAS(cublasCreate(&handle));
   OPENMOE_CUBLAS(cublasSetStream(handle, stream));
   OPENMOE_CUBLAS(cublasSetMathMode(handle, CUBLAS_DEFAULT_MATH));
-  OPENMOE_CUBLAS(cublasSetWorkspace(handle, workspace, static_cast<std::size_t>(workspace_bytes)));
   return handle;
 }
 
 }  // namespace
 
 Gemm::Gemm(cudaStream_t stream) : stream_(stream) {
-  OPENMOE_CUDA(cudaMalloc(&workspace_, static_cast<std::size_t>(kWorkspaceBytes)));
-  // One workspace serves both libraries on this stream.
-  handle_ = open_handle(stream_, workspace_, kWorkspaceBytes);
+  handle_ = open_handle(stream_);
   OPENMOE_CUBLAS(cublasLtCreate(&lt_handle_));
+}
+
+std::int64_t Gemm::workspace_bytes() {
+  return kWorkspaceBytes + static_cast<std::int64_t>(kSideLanes) * kLaneWorkspaceBytes;
+}
+
+void Gemm::use_workspace(void* data) {
+  if (owns_workspace_) OPENMOE_CUDA(cudaFree(workspace_));  // waits for the products in it
+  owns_workspace_ = false;
+  workspace_ = nullptr;
+  if (data != nullptr) set_workspace(data);
+}
+
+void Gemm::prepare_workspace() {
+  if (workspace_ != nullptr) return;
+  void* own = nullptr;
+  const cudaError_t error = cudaMalloc(&own, static_cast<std::size_t>(workspace_bytes()));
+  if (error != cudaSuccess)
+    throw RuntimeFault(concat("cannot allocate ", workspace_bytes(),
+                              " bytes of device memory for products: ", cudaGetErrorString(error)));
+  set_workspace(own);
+  owns_workspace_ = true;
+}
+
+// One part serves both libraries on stream_.
+void Gemm::set_workspace(void* data) {
+  workspace_ = static_cast<char*>(data);
+  OPENMOE_CUBLAS(
+      cublasSetWorkspace(handle_, workspace_, static_cast<std::size_t>(kWorkspaceBytes)));
+  char* next = workspace_ + kWorkspaceBytes;
+  for (const Lane& lane : lanes_) {
+    if (lane.handle != nullptr)
+      OPENMOE_CUBLAS(
+          cublasSetWorkspace(lane.handle, next, static_cast<std::size_t>(kLaneWorkspaceBytes)));
+    next += kLaneWorkspaceBytes;
+  }
 }
 
 Gemm::~Gemm() {
@@ -97,10 +131,9 @@ Gemm::~Gemm() {
     if (lane.handle != nullptr) cublasDestroy(lane.handle);
     if (lane.stream != nullptr) cudaStreamDestroy(lane.stream);
     if (lane.done != nullptr) cudaEventDestroy(lane.done);
-    cudaFree(lane.workspace);
   }
   if (begun_ != nullptr) cudaEventDestroy(begun_);
-  cudaFree(workspace_);
+  if (owns_workspace_) cudaFree(workspace_);
   cudaFree(pointers_);
 }
 
@@ -169,6 +202,7 @@ void Gemm::clear_or_keep(const GemmJob& job, bool accumulate) {
 void Gemm::product(const GemmJob& job, bool accumulate) {
   if (job.M == 0 || job.N == 0) return;
   if (job.K == 0) return clear_or_keep(job, accumulate);
+  prepare_workspace();
   const Plan& plan = plan_for(job, accumulate);
   if (!plan.found) return single(handle_, job, accumulate);
   const float alpha = 1.0f, beta = accumulate ? 1.0f : 0.0f;
@@ -215,9 +249,9 @@ void Gemm::open_lanes() {
   for (Lane& lane : lanes_) {
     OPENMOE_CUDA(cudaStreamCreateWithFlags(&lane.stream, cudaStreamNonBlocking));
     OPENMOE_CUDA(cudaEventCreateWithFlags(&lane.done, cudaEventDisableTiming));
-    OPENMOE_CUDA(cudaMalloc(&lane.workspace, static_cast<std::size_t>(kLaneWorkspaceBytes)));
-    lane.handle = open_handle(lane.stream, lane.workspace, kLaneWorkspaceBytes);
+    lane.handle = open_handle(lane.stream);
   }
+  set_workspace(workspace_);
   OPENMOE_CUDA(cudaEventCreateWithFlags(&begun_, cudaEventDisableTiming));
 }
 
@@ -287,6 +321,7 @@ void Gemm::grouped(const std::vector<GemmJob>& all_jobs, bool accumulate) {
       jobs.push_back(job);
   }
   if (jobs.empty()) return;
+  prepare_workspace();
   if (has_grouped_ && std::all_of(jobs.begin(), jobs.end(), may_group)) {
     has_grouped_ = in_one_call(jobs, accumulate);
     if (has_grouped_) return;

@@ -52,6 +52,11 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
+  // Memory that the libraries work in: `data`, of someone else, 256-byte aligned; null: own memory,
+  // from the next product on.
+  static std::int64_t workspace_bytes();
+  void use_workspace(void* data);
+
   void product(const GemmJob& job, bool accumulate);
   // Independent products of one kind (types and transposes) and any sizes, those of size 0
   // included, in one call where cuBLAS can.
@@ -74,7 +79,6 @@ class Gemm {
     cudaStream_t stream = nullptr;
     cudaEvent_t done = nullptr;
     cublasHandle_t handle = nullptr;
-    void* workspace = nullptr;
   };
   static constexpr std::size_t kSideLanes = 3;
 
@@ -84,13 +88,16 @@ class Gemm {
   bool in_one_call(const std::vector<GemmJob>& jobs, bool accumulate);
   void in_lanes(const std::vector<GemmJob>& jobs, bool accumulate);
   void open_lanes();
+  void prepare_workspace();
+  void set_workspace(void* data);
   void clear_or_keep(const GemmJob& job, bool accumulate);
   void upload_pointers(const std::vector<GemmJob>& jobs);
 
   cudaStream_t stream_;
   cublasHandle_t handle_ = nullptr;
   cublasLtHandle_t lt_handle_ = nullptr;
-  void* workspace_ = nullptr;
+  char* workspace_ = nullptr;  // of stream_, then of each lane
+  bool owns_workspace_ = false;
   std::array<Lane, kSideLanes> lanes_;  // beside stream_; opened at their first use
   cudaEvent_t begun_ = nullptr;         // all before a grouped product is enqueued
   std::map<PlanKey, Plan> plans_;

@@ -5,6 +5,7 @@
 #include "cuda/device.cuh"
 #include "cuda/kernel_shapes.h"
 #include "cuda/launch.h"
+#include "cuda/scratch_sizes.h"
 
 namespace openmoe {
 namespace cuda {
@@ -117,12 +118,16 @@ void CudaOps::do_rms_norm_forward(Tensor y, Tensor rstd, Tensor x, Tensor w, Ten
   });
 }
 
+std::int64_t cuda::norm_backward_scratch(std::int64_t N, std::int64_t D) {
+  return std::min(N, kMaxPartials) * D * static_cast<std::int64_t>(sizeof(float));
+}
+
 void CudaOps::do_rms_norm_backward_accumulate(Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w,
                                               Tensor segment_ids, Tensor rstd) {
   const std::int64_t N = x.size(0), D = x.size(1);
   if (N == 0 || D == 0) return;
   const std::int64_t blocks = std::min(N, cuda::kMaxPartials), float_bytes = sizeof(float);
-  float* const partial = static_cast<float*>(scratch_.reserve(blocks * D * float_bytes));
+  float* const partial = static_cast<float*>(scratch_.reserve(cuda::norm_backward_scratch(N, D)));
   cuda::with_width<4>(cuda::can_vectorise(4, D, dx, dy, x, w), [&](auto width) {
     cuda::launch(
         stream_, {.blocks = blocks, .threads = cuda::kThreads, .shared_bytes = D * float_bytes},

@@ -9,15 +9,28 @@
 namespace openmoe::cuda {
 
 Scratch::~Scratch() {
-  if (data_ != nullptr) cudaFree(data_);
+  if (is_own_ && data_ != nullptr) cudaFree(data_);
+}
+
+void Scratch::release() {
+  // cudaFree waits for the kernels that still use the block.
+  if (is_own_ && data_ != nullptr) OPENMOE_CUDA(cudaFree(data_));
+  data_ = nullptr;
+  is_own_ = true;
+  capacity_bytes_ = 0;
+}
+
+void Scratch::use(void* data, std::int64_t bytes) {
+  release();
+  if (data == nullptr) return;
+  data_ = data;
+  is_own_ = false;
+  capacity_bytes_ = bytes;
 }
 
 void* Scratch::reserve(std::int64_t bytes) {
   if (bytes <= capacity_bytes_) return data_;
-  // cudaFree waits for the kernels that still use the old block.
-  if (data_ != nullptr) OPENMOE_CUDA(cudaFree(data_));
-  data_ = nullptr;
-  capacity_bytes_ = 0;
+  release();
   const std::int64_t wanted = std::max<std::int64_t>(bytes, std::int64_t{1} << 20);
   const cudaError_t error = cudaMalloc(&data_, static_cast<std::size_t>(wanted));
   if (error != cudaSuccess) {

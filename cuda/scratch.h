@@ -1,7 +1,7 @@
 // Scratch: device memory an op needs only while it runs, and PinnedScratch: host memory that copies
 // of the stream reach without a stop. All ops run on one stream, so one block of each serves them
-// all. They grow to the largest demand, which the first step meets; afterwards nothing is
-// allocated.
+// all. A network gives ops what they will need (Ops::use_workspace); without, they grow to the
+// largest demand.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,10 +20,14 @@ class Scratch {
   // Room for `bytes`, valid until the next call of reserve. Throws RuntimeFault that names the
   // size.
   void* reserve(std::int64_t bytes);
-  std::int64_t capacity_bytes() const { return capacity_bytes_; }
+  // From now on `data`, of someone else, as far as it goes; null: own memory again.
+  void use(void* data, std::int64_t bytes);
 
  private:
+  void release();
+
   void* data_ = nullptr;
+  bool is_own_ = true;
   std::int64_t capacity_bytes_ = 0;
 };
 
@@ -64,11 +68,15 @@ class ScratchCursor {
 };
 
 // `layout(cursor)` takes the arrays an op needs; it is called to size and again to place them.
-template <typename Room, typename Layout>
-void carve(Room& scratch, Layout&& layout) {
+template <typename Layout>
+std::int64_t carved_bytes(Layout&& layout) {
   ScratchCursor sizing;
   layout(sizing);
-  ScratchCursor placing(scratch.reserve(sizing.bytes()));
+  return sizing.bytes();
+}
+template <typename Room, typename Layout>
+void carve(Room& scratch, Layout&& layout) {
+  ScratchCursor placing(scratch.reserve(carved_bytes(layout)));
   layout(placing);
 }
 
