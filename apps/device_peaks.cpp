@@ -8,9 +8,10 @@ struct DataSheet {
   double f32, bf16, memory;
 };
 
-// NVIDIA's data sheets of the A100, H100, H200 and H100 NVL; bf16 without sparsity. The first that
-// fits counts.
-constexpr DataSheet kDataSheets[] = {{"H200", 67e12, 989.4e12, 4.8e12},
+// NVIDIA's data sheets of the A100, H100 and H200; bf16 without sparsity. The first that fits
+// counts. A GH200, whose name ends like one of them, has memory of its own and is none.
+constexpr DataSheet kDataSheets[] = {{"NVIDIA H200 NVL", 60e12, 835e12, 4.8e12},
+                                     {"NVIDIA H200", 67e12, 989.4e12, 4.8e12},
                                      {"H100 PCIe", 51e12, 756e12, 2.0e12},
                                      {"H100 NVL", 60e12, 835e12, 3.9e12},
                                      {"H100", 67e12, 989.4e12, 3.35e12},

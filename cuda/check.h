@@ -6,11 +6,15 @@
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 namespace openmoe::cuda {
 
 [[noreturn]] void throw_cuda_fault(cudaError_t error, const char* call, const char* file, int line);
 [[noreturn]] void throw_cublas_fault(cublasStatus_t status, const char* call, const char* file,
                                      int line);
+// Of the current device, where a block of a kernel asks for more of it than there is.
+[[noreturn]] void throw_shared_memory_fault(std::int64_t wanted_bytes);
 
 }  // namespace openmoe::cuda
 

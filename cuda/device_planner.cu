@@ -16,18 +16,20 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kScanThreads = 1024;
 
-// Block (expert, group): the rows that the expert keeps of the group's assignments.
+// Block (group, expert), since a grid may be long but not high: the rows that the expert keeps of
+// the group's assignments.
 __global__ void __launch_bounds__(kThreads)
     count_rows_kernel(std::int32_t* queue_rows, const std::int32_t* choice,
                       const std::int32_t* slot, std::int64_t assignments) {
   __shared__ int room[kWarp];
-  const std::int64_t first = blockIdx.y * assignments;
+  const std::int64_t group = blockIdx.x, first = group * assignments;
+  const auto expert = static_cast<std::int32_t>(blockIdx.y);
   int count = 0;
   for (std::int64_t i = threadIdx.x; i < assignments; i += kThreads)
-    count += slot[first + i] >= 0 && choice[first + i] == static_cast<std::int32_t>(blockIdx.x);
+    count += slot[first + i] >= 0 && choice[first + i] == expert;
   count = block_sum(count, room);
   if (threadIdx.x == 0)
-    queue_rows[static_cast<std::int64_t>(blockIdx.x) * gridDim.y + blockIdx.y] = count;
+    queue_rows[static_cast<std::int64_t>(expert) * gridDim.x + group] = count;
 }
 
 // queue_rows (E, groups) become the first rows of the queues; expert_rows (E) the rows of each
@@ -96,7 +98,7 @@ void DevicePlanner::plan_sent(Routing& routing, Tensor choice, Tensor slot) {
   const auto* const choices = choice.as<std::int32_t>();
   const auto* const slots = slot.as<std::int32_t>();
   auto* const queues = queue_begin_.as<std::int32_t>();
-  cuda::launch(stream, {.blocks = E, .threads = cuda::kThreads, .blocks_y = groups},
+  cuda::launch(stream, {.blocks = groups, .threads = cuda::kThreads, .blocks_y = E},
                cuda::count_rows_kernel, queues, choices, slots, per_group);
   cuda::launch(stream, {.blocks = 1, .threads = cuda::kScanThreads}, cuda::scan_queues_kernel,
                queues, expert_rows_.as<std::int64_t>(), E, groups);

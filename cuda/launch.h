@@ -43,9 +43,12 @@ void launch(cudaStream_t stream, const LaunchShape& shape, void (*kernel)(Params
   if (shape.blocks == 0 || shape.blocks_y == 0 || shape.blocks_z == 0) return;
   OPENMOE_CHECK(shape.blocks <= 0x7fffffff && shape.blocks_y <= 65535 && shape.blocks_z <= 65535,
                 "grid of ", shape.blocks, " x ", shape.blocks_y, " x ", shape.blocks_z);
-  if (shape.shared_bytes > kDefaultSharedBytes)
-    OPENMOE_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(shape.shared_bytes)));
+  if (shape.shared_bytes > kDefaultSharedBytes) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
+    if (error == cudaErrorInvalidValue) throw_shared_memory_fault(shape.shared_bytes);
+    OPENMOE_CUDA(error);
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(shape.blocks_y),
                         static_cast<unsigned>(shape.blocks_z));

@@ -167,10 +167,11 @@ class NcclCommunicator final : public DeviceCommunicator {
 
   void check(ncclResult_t result, const char* call) const {
     if (result == ncclSuccess) return;
-    const char* const details = comm_ == nullptr ? "" : ncclGetLastError(comm_);
-    throw RuntimeFault(
-        concat("NCCL: ", call, " failed on ", description(), ": ", ncclGetErrorString(result), "; ",
-               details, ". NCCL_DEBUG=INFO says more; --collectives staged does without NCCL"));
+    // NCCL keeps the words for the process, so there are some where no communicator came to be too.
+    throw RuntimeFault(concat("NCCL: ", call, " failed on ", description(), ": ",
+                              ncclGetErrorString(result), "; ", ncclGetLastError(comm_),
+                              ". NCCL_DEBUG=INFO says more; --collectives staged does without "
+                              "NCCL"));
   }
 
   cudaStream_t stream() const { return ops_.transfer_stream(); }

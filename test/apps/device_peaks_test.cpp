@@ -8,11 +8,13 @@ TEST_CASE("peaks of devices by name, and what the command line puts in their pla
   CHECK(data_sheet_peaks("NVIDIA H100 80GB HBM3").memory == 3.35e12);
   CHECK(data_sheet_peaks("NVIDIA H100 PCIe").memory == 2.0e12);
   CHECK(data_sheet_peaks("NVIDIA H200").memory == 4.8e12);
+  CHECK(data_sheet_peaks("NVIDIA H200 NVL").bf16 == 835e12);
   CHECK(data_sheet_peaks("NVIDIA A100-SXM4-80GB").memory == 2.039e12);
   CHECK(data_sheet_peaks("NVIDIA A100-SXM4-40GB").memory == 1.555e12);
   CHECK(data_sheet_peaks("NVIDIA A100 80GB PCIe").products(DType::bf16) == 312e12);
   CHECK(data_sheet_peaks("NVIDIA A100 80GB PCIe").products(DType::f32) == 19.5e12);
   CHECK_FALSE(data_sheet_peaks("Emulated CUDA device").is_complete());
+  CHECK_FALSE(data_sheet_peaks("NVIDIA GH200 480GB").is_complete());  // memory of its own
 
   const Peaks given{0.0, 1e15, 0.0, ""};
   const Peaks peaks = override_peaks(data_sheet_peaks("NVIDIA H100 PCIe"), given);

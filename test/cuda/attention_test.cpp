@@ -1,4 +1,5 @@
 // This program's own kernels: cudnn_attention_test.cpp has cuDNN's.
+#include "core/base/error.h"
 #include "test/cuda/attention_runs.h"
 
 using namespace openmoe;
@@ -60,4 +61,31 @@ TEST_CASE("attention: unaligned heads, segments out of order, nothing but paddin
   check_attention({1, 6, 1, 4}, {2, 1, 2, 0, 1, 3});
   check_attention({1, 70, 1, 4}, std::vector<std::int32_t>(70, 0));
   check_attention({0, 8, 1, 4}, {});
+}
+
+TEST_CASE("attention: a device with less shared memory computes what fits, and says what does not",
+          "[cuda]") {
+  const auto before = cuda_emulation::hardware();
+  auto consumer = before;
+  consumer.arch = 89;
+  cuda_emulation::set_hardware(consumer);
+  const auto run_on = [](std::int64_t Dh, Storage storage) -> std::string {
+    const auto ops = make_cuda_ops(0);
+    OpRun run(*ops);
+    const AttentionCase c{1, 20, 1, Dh};
+    test::choose(run, AttentionKind::builtin, c, storage);
+    try {
+      test::run_attention(run, c, packed_segments(1, 20), storage);
+    } catch (const RuntimeFault& fault) {
+      return fault.what();
+    }
+    return "";
+  };
+  CHECK(run_on(128, Storage::bf16) == "");
+  CHECK(run_on(32, Storage::f32) == "");
+  CHECK_THAT(run_on(64, Storage::f32),
+             Catch::Matchers::Contains("needs 105472 bytes of shared memory for each block, and "
+                                       "device 0 has 101376") &&
+                 Catch::Matchers::Contains("run.compute_type=bf16"));
+  cuda_emulation::set_hardware(before);
 }

@@ -161,7 +161,11 @@ void run_blocks(const Grid& grid, const KernelSymbols& kernel) {
 }  // namespace
 
 std::size_t shared_limit() {
-  return hardware().arch >= 90 ? kMostSharedBytes : std::size_t{163} << 10;
+  // CUDA programming guide, technical specifications per compute capability.
+  const int arch = hardware().arch;
+  if (arch == 80 || arch == 87) return std::size_t{163} << 10;
+  if (arch < 90 || arch >= 120) return std::size_t{99} << 10;
+  return kMostSharedBytes;
 }
 
 bool in_dynamic_shared(std::uintptr_t address, std::size_t bytes, bool* inside) {
