@@ -15,6 +15,7 @@
 #include "apps/command.h"
 #include "apps/decode_model.h"
 #include "apps/device.h"
+#include "apps/device_peaks.h"
 #include "apps/host_params.h"
 #include "apps/mixtures.h"
 #include "apps/network.h"
@@ -29,6 +30,7 @@
 #include "core/config/recipe_io.h"
 #include "core/cpu/peak.h"
 #include "core/op_profile.h"
+#include "cuda/device_ops.h"
 #include "data/batch_stream.h"
 #include "parallel/observed_communicator.h"
 #include "parallel/process_grid.h"
@@ -145,6 +147,14 @@ std::int64_t traced_step(const TrainOptions& options, std::int64_t first_step,
                          first_step, " to ", last));
 }
 
+// FLOP/s that this rank's speed is a share of: measured of CPUs, of devices by their data sheet; 0
+// for a device without one.
+double peak_flops_of(const Ops& ops, const Recipe& recipe) {
+  if (ops.device() == Device::host) return cpu::measure_peak_flops(kPeakSeconds);
+  const Peaks peaks = data_sheet_peaks(current_cuda_device().name);
+  return recipe.run.compute_type == ComputeType::bf16 ? peaks.bf16 : peaks.f32;
+}
+
 // Null where the recipe or a single rank wants none.
 std::unique_ptr<Watchdog> start_watchdog(const Recipe& recipe, ProcessGrid& grid,
                                          RunObservers& observers) {
@@ -233,7 +243,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   Trainer trainer(network, grid, recipe, stream, options.run_folder, signals, observers,
                   log ? &*log : nullptr, progress ? &*progress : nullptr);
   world->barrier();  // all ranks measure at the same time
-  double peak_flops[] = {cpu::measure_peak_flops(kPeakSeconds)};
+  double peak_flops[] = {peak_flops_of(*ops, recipe)};
   world->all_reduce_sum(std::span<double>(peak_flops));
   trainer.set_peak_flops(peak_flops[0]);
   trainer.restore(start.trainer_state);

@@ -100,15 +100,27 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *total = sum;
 }
 
+std::string version_text(int number) {
+  return concat(number / 1000, ".", number % 1000 / 10);
+}
+
 // Makes the device current.
 void check_device(int device_index) {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error == cudaErrorInsufficientDriver)
-    throw UserError(
-        "--device cuda: the NVIDIA driver of this machine is older than the CUDA toolkit openmoe "
-        "was built with; "
-        "update the driver, build with an older toolkit, or use --device cpu");
+  if (error == cudaErrorInsufficientDriver) {
+    int driver = 0;  // stays 0 where the runtime finds no libcuda.so.1 at all
+    OPENMOE_CUDA(cudaDriverGetVersion(&driver));
+    if (driver == 0)
+      throw UserError(
+          "--device cuda: this machine has no NVIDIA driver (its libcuda.so.1 is not to be found); "
+          "install the driver, run on a machine that has one, or use --device cpu");
+    throw UserError(concat("--device cuda: the NVIDIA driver of this machine is for CUDA ",
+                           version_text(driver), ", older than the CUDA ",
+                           version_text(CUDART_VERSION),
+                           " openmoe was built with; update the driver, build with an older "
+                           "toolkit, or use --device cpu"));
+  }
   if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0))
     throw UserError(
         "--device cuda: no CUDA device is visible here (nvidia-smi lists them; "
@@ -157,10 +169,9 @@ std::string describe_cuda_device(int device_index) {
   OPENMOE_CUDA(cudaGetDeviceProperties(&properties, device_index));
   OPENMOE_CUDA(cudaDriverGetVersion(&driver));
   OPENMOE_CUDA(cudaRuntimeGetVersion(&runtime));
-  const auto version = [](int number) { return concat(number / 1000, ".", number % 1000 / 10); };
   return concat(properties.name, ", sm_", properties.major, properties.minor, ", ",
                 static_cast<double>(properties.totalGlobalMem >> 20) / 1024.0, " GiB, driver ",
-                version(driver), ", runtime ", version(runtime));
+                cuda::version_text(driver), ", runtime ", cuda::version_text(runtime));
 }
 
 namespace cuda {

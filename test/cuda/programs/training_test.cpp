@@ -130,7 +130,8 @@ TEST_CASE("what a job lacks on devices is said before it starts", "[cuda]") {
   };
   const Case cases[] = {
       {1, "OPENMOE_EMULATION_DEVICES=0", "", 2, {"no CUDA device is visible", "--device cpu"}},
-      {1, "OPENMOE_EMULATION_DRIVER=11000", "", 2, {"driver", "older", "--device cpu"}},
+      {1, "OPENMOE_EMULATION_DRIVER=11000", "", 2, {"CUDA 11.0", "older", "--device cpu"}},
+      {1, "OPENMOE_EMULATION_DRIVER=0", "", 2, {"no NVIDIA driver", "--device cpu"}},
       {1, "OPENMOE_EMULATION_ARCH=70", "", 2, {"sm_70", "CMAKE_CUDA_ARCHITECTURES"}},
       {2,
        "OPENMOE_EMULATION_DEVICES=1 CUDA_VISIBLE_DEVICES=0",
@@ -170,6 +171,7 @@ TEST_CASE("auto takes devices where every rank sees one, and says so", "[cuda]")
                                           train_arguments(kRecipe, folder / "with", steps));
   INFO(with.output);
   CHECK(with.exit_code == 0);
+  CHECK(with.output.find("% peak") == std::string::npos);  // that of the CPU says nothing here
   CHECK(with.output.find("device      cuda: ") != std::string::npos);
   CHECK(with.output.find("one of 2") != std::string::npos);
   for (const std::string devices : {"0", "2"}) {  // for three ranks
