@@ -1,8 +1,9 @@
 // Communicator: one group of ranks and the verbs in use. All calls are collective over the group,
-// blocking, host memory. Only the main thread may call (MPI_THREAD_FUNNELED). Every verb accepts
-// zero sizes. Sizes are in elements and 64-bit; an implementation splits what its library cannot
-// take in one piece. Failures throw RuntimeFault with the call and the group's coordinates. In
-// place means that the result replaces the argument on every rank.
+// blocking, and of host memory, but for tensors of a device (device_communicator.h). Only the main
+// thread may call (MPI_THREAD_FUNNELED). Every verb accepts zero sizes. Sizes are in elements and
+// 64-bit; an implementation splits what its library cannot take in one piece. Failures throw
+// RuntimeFault with the call and the group's coordinates. In place means that the result replaces
+// the argument on every rank.
 #pragma once
 
 #include <cstdint>
