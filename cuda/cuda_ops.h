@@ -70,6 +70,11 @@ class CudaOps final : public Ops {
   };
   static constexpr std::int64_t kStagingBytes = 1 << 20;
 
+  struct StreamOwner {
+    cudaStream_t stream;
+    ~StreamOwner() { cudaStreamDestroy(stream); }
+  };
+
   void upload(Tensor dst, Tensor src);
   // Before an op changes what downloads read.
   void wait_for_downloads();
@@ -141,6 +146,8 @@ class CudaOps final : public Ops {
 
   int device_index_;
   cudaStream_t stream_ = nullptr, transfer_stream_ = nullptr, download_stream_ = nullptr;
+  // Declared before the libraries' handles, which refer to the stream until they are destroyed.
+  StreamOwner owner_{stream_};
   cudaEvent_t computed_ = nullptr, downloaded_ = nullptr;
   bool may_download_ = false;  // since stream_ was made to wait for downloaded_
   std::array<Staging, 4> staging_{};
