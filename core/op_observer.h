@@ -16,8 +16,8 @@ class OpObserver {
 
   // An op begins; add() follows when it has ended. Ops may lie within ops.
   virtual void begin() {}
-  // An op has ended that took so long on the host; names are literals. `flops` is useful arithmetic, 0 for
-  // everything bound by memory.
+  // An op has ended that took so long on the host; names are literals. `flops` is useful
+  // arithmetic, 0 for everything bound by memory.
   virtual void add(const char* op, double seconds, double flops) = 0;
   // The part of the network (a literal) that the next ops belong to.
   virtual void enter(const char* part) = 0;

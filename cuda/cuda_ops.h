@@ -1,10 +1,11 @@
-// CudaOps: the CUDA backend of Ops. One file per op family, named as in core/cpu. f32 today; the
-// kernels are templates over the storage type.
+// CudaOps: the CUDA backend of Ops. One file per op family, named as in core/cpu. The kernels are
+// templates over the storage type, f32 or bf16.
 //
 // Every op is enqueued on one stream and returns at once, except those that give a number to the
-// host (sum_of_squares, softmax_cross_entropy, Adafactor on shared matrices, copy to the host),
-// which wait for that stream and nothing else. Results are deterministic: no atomics on floating
-// point, reductions in fixed order, whose shape depends on the sizes alone and not on the device.
+// host (sum_of_squares, softmax_cross_entropy, Adafactor on shared matrices, copy to the host) and
+// copies from the host of more than kStagingBytes, which wait for that stream and nothing else.
+// Results are deterministic: no atomics on floating point, reductions in fixed order, whose shape
+// depends on the sizes alone and not on the device.
 #pragma once
 
 #include <cublasLt.h>
