@@ -219,7 +219,6 @@ CudaOps::~CudaOps() {
   }
   for (const cudaEvent_t event : {computed_, downloaded_}) cudaEventDestroy(event);
   for (const cudaStream_t stream : {transfer_stream_, download_stream_}) cudaStreamDestroy(stream);
-  cudaStreamDestroy(stream_);
 }
 
 const CudaOps::Report& CudaOps::wait_for_report() {

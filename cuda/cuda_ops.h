@@ -1,10 +1,11 @@
-// CudaOps: the CUDA backend of Ops. One file per op family, named as in core/cpu. f32 today; the
-// kernels are templates over the storage type.
+// CudaOps: the CUDA backend of Ops. One file per op family, named as in core/cpu. The kernels are
+// templates over the storage type, f32 or bf16.
 //
 // Every op is enqueued on one stream and returns at once, except those that give a number to the
-// host (sum_of_squares, softmax_cross_entropy, Adafactor on shared matrices, copy to the host),
-// which wait for that stream and nothing else. Results are deterministic: no atomics on floating
-// point, reductions in fixed order, whose shape depends on the sizes alone and not on the device.
+// host (sum_of_squares, softmax_cross_entropy, Adafactor on shared matrices, copy to the host) and
+// copies from the host of more than kStagingBytes, which wait for that stream and nothing else.
+// Results are deterministic: no atomics on floating point, reductions in fixed order, whose shape
+// depends on the sizes alone and not on the device.
 #pragma once
 
 #include <cublasLt.h>
@@ -71,6 +72,11 @@ class CudaOps final : public Ops {
     cudaEvent_t is_free = nullptr;
   };
   static constexpr std::int64_t kStagingBytes = 1 << 20;
+
+  struct StreamOwner {
+    cudaStream_t stream;
+    ~StreamOwner() { cudaStreamDestroy(stream); }
+  };
 
   void upload(Tensor dst, Tensor src);
   // Before an op changes what downloads read.
@@ -144,6 +150,8 @@ class CudaOps final : public Ops {
 
   int device_index_;
   cudaStream_t stream_ = nullptr, transfer_stream_ = nullptr, download_stream_ = nullptr;
+  // Declared before the libraries' handles, which refer to the stream until they are destroyed.
+  StreamOwner owner_{stream_};
   cudaEvent_t computed_ = nullptr, downloaded_ = nullptr;
   bool may_download_ = false;  // since stream_ was made to wait for downloaded_
   std::array<Staging, 4> staging_{};

@@ -28,8 +28,7 @@ __global__ void __launch_bounds__(kThreads)
   for (std::int64_t i = threadIdx.x; i < assignments; i += kThreads)
     count += slot[first + i] >= 0 && choice[first + i] == expert;
   count = block_sum(count, room);
-  if (threadIdx.x == 0)
-    queue_rows[static_cast<std::int64_t>(expert) * gridDim.x + group] = count;
+  if (threadIdx.x == 0) queue_rows[static_cast<std::int64_t>(expert) * gridDim.x + group] = count;
 }
 
 // queue_rows (E, groups) become the first rows of the queues; expert_rows (E) the rows of each

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <utility>
 #include <vector>
 
@@ -35,7 +36,10 @@ class NcclCommunicator final : public DeviceCommunicator {
     for (cudaEvent_t* event : {&ready_, &sums_done_})
       OPENMOE_CUDA(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
   }
+  // Destroying it takes all ranks of a host. A rank that fails leaves it to the end of the process,
+  // since the others may not come here before they have learnt of the failure.
   ~NcclCommunicator() override {
+    if (std::uncaught_exceptions() > 0) return;
     cudaStreamSynchronize(ops_.transfer_stream());
     ncclCommDestroy(comm_);
     cudaEventDestroy(ready_);

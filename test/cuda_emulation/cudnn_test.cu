@@ -290,6 +290,7 @@ TEST_CASE("cudnn: uninitialised operands, a small workspace, a stream without or
   CHECK_THAT(ready.violation(), Contains("another stream wrote"));
   require(cudaDeviceSynchronize());
   CHECK(ready.violation() == "");
+  REQUIRE(detail::set_stream(ready.handle, nullptr) == CUDNN_STATUS_SUCCESS);
   require(cudaStreamDestroy(first));
   require(cudaStreamDestroy(second));
 }

@@ -269,3 +269,22 @@ TEST_CASE("cuBLASLt holds callers to what they told the heuristic") {
   cublasLtMatmulHeuristicResult_t none{};
   CHECK(LtProduct(3, 16).choose(none) == CUBLAS_STATUS_INVALID_VALUE);
 }
+
+TEST_CASE("cuBLASLt must be told to add up parts of bf16 results in f32") {
+  LtProduct product(4, 16);
+  cublasLtMatrixLayout_t narrow = nullptr;
+  REQUIRE(cublasLtMatrixLayoutCreate(&narrow, CUDA_R_16BF, 4, 4, 4) == CUBLAS_STATUS_SUCCESS);
+  cublasStatus_t status = CUBLAS_STATUS_NOT_INITIALIZED;
+  const auto choose = [&] {
+    cublasLtMatmulHeuristicResult_t result{};
+    int count = 0;
+    status = cublasLtMatmulAlgoGetHeuristic(product.handle, product.desc, narrow, narrow, narrow,
+                                            narrow, product.preference, 1, &result, &count);
+  };
+  CHECK_THAT(violation_of(choose), Contains("added up in bf16"));
+  product.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+              std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
+  CHECK(violation_of(choose) == "");
+  CHECK(status == CUBLAS_STATUS_SUCCESS);
+  cublasLtMatrixLayoutDestroy(narrow);
+}

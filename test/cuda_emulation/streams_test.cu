@@ -218,3 +218,17 @@ TEST_CASE("memory runs out, drivers are old, devices are missing") {
   CHECK(cudaGetDeviceCount(&count) == cudaErrorInsufficientDriver);
   set_hardware(before);
 }
+
+TEST_CASE("a write is ordered after what another stream reads, though its own has read since") {
+  const Stream first, second;
+  const DeviceBuffer<float> x(std::vector<float>(kSize, 1.0f)), y(kSize), z(kSize);
+  fill(y, first);
+  fill(z, second);
+  add(y, x, first);
+  add(z, x, second);
+  CHECK_THAT(violation_of([&] { fill(x, second); }), Contains("memory that another stream reads"));
+  const Event event;
+  require(cudaEventRecord(event.handle, first.handle));
+  require(cudaStreamWaitEvent(second.handle, event.handle, 0));
+  fill(x, second);
+}

@@ -164,6 +164,18 @@ TEST_CASE("what a job lacks on devices is said before it starts", "[cuda]") {
   }
 }
 
+TEST_CASE("a device that fails alone does not wait for the others", "[cuda]") {
+  const TemporaryFolder folder;
+  const CommandResult result = run_openmoe(
+      2, train_arguments(kRecipe, folder / "run", "--device cuda --ep 2"),
+      concat("sh -c 'export OPENMOE_EMULATION_TIMEOUT_S=10; "
+             "[ $OMPI_COMM_WORLD_RANK = 0 ] || export OPENMOE_EMULATION_MEMORY_MB=34; exec ",
+             OPENMOE_EMULATED_BINARY, " \"$@\"' sh"));
+  INFO(result.output);
+  CHECK(result.exit_code == 1);
+  CHECK(result.output.find("openmoe: error on rank 1: cannot allocate") != std::string::npos);
+}
+
 TEST_CASE("auto takes devices where every rank sees one, and says so", "[cuda]") {
   const TemporaryFolder folder;
   const std::string steps = "--set run.num_steps=1 --set run.validate_every=0";

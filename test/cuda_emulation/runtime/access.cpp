@@ -47,7 +47,9 @@ void check_read(std::uintptr_t address, std::size_t bytes, bool may_be_uninitial
                      describe_operation(g_access.current)));
     if (is_unordered(writer))
       report_unordered("read of memory that another stream wrote", address_of(granule), writer);
-    g_access.reader[granule] = g_access.current;
+    // A reader that nothing orders before this one stays: a later write on this stream comes after
+    // this read, but perhaps not after that one. (Of two such readers one is forgotten.)
+    if (!is_unordered(g_access.reader[granule])) g_access.reader[granule] = g_access.current;
   }
 }
 

@@ -27,7 +27,7 @@ struct OperationRecord {
 struct AccessState {
   std::uintptr_t base = 0;               // of the first mapping; the second follows
   std::uint32_t* writer = nullptr;       // shadow: last write
-  std::uint32_t* reader = nullptr;       // shadow: last read; 0: none since the last write
+  std::uint32_t* reader = nullptr;       // shadow: a read that a write must come after; 0: none
   std::uint32_t current = 0;             // the running operation
   const std::uint32_t* clock = nullptr;  // per stream: what the running operation is ordered after
   std::size_t clock_size = 0;

@@ -152,7 +152,9 @@ cublasStatus_t cublasCreate(cublasHandle_t* handle) {
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasDestroy(cublasHandle_t handle) {
+  const std::lock_guard lock(api_mutex());
   if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
+  stream_of(handle->stream, "cublasDestroy");  // which may wait for it
   delete handle;
   return CUBLAS_STATUS_SUCCESS;
 }

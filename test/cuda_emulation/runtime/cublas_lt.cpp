@@ -29,6 +29,7 @@ struct cublasLtMatrixLayoutOpaque_t {
 struct cublasLtMatmulPreferenceOpaque_t {
   std::uint64_t workspace_bytes = 0;
   std::uint32_t alignment[4] = {256, 256, 256, 256};  // of A, B, C, D
+  std::uint32_t reduction_schemes = CUBLASLT_REDUCTION_SCHEME_MASK;
 };
 
 namespace cuda_emulation {
@@ -247,6 +248,9 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
       attribute <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES)
     return take(preference->alignment[attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES],
                 value, bytes, "CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT");
+  if (attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK)
+    return take(preference->reduction_schemes, value, bytes,
+                "CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK");
   return refuse(CUBLAS_STATUS_NOT_SUPPORTED,
                 text("cublasLtMatmulPreferenceSetAttribute: attribute ",
                      static_cast<int>(attribute), ": not emulated"));
@@ -264,6 +268,14 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
   const Layouts layouts{Adesc, Bdesc, Cdesc, Ddesc};
   if (const cublasStatus_t status = check_layouts(*desc, layouts); status != CUBLAS_STATUS_SUCCESS)
     return status;
+  // A device may then choose to, and nothing but less accurate numbers would show it.
+  constexpr std::uint32_t kInOutputType =
+      CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
+  if (Ddesc->type == CUDA_R_16BF && desc->compute == CUBLAS_COMPUTE_32F &&
+      (preference->reduction_schemes & kInOutputType) != 0)
+    violation(
+        "cublasLtMatmulAlgoGetHeuristic: parts of sums may be added up in bf16; "
+        "CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK forbids it");
   cublasLtMatmulHeuristicResult_t& result = results[0];
   result = cublasLtMatmulHeuristicResult_t{};
   result.state = CUBLAS_STATUS_SUCCESS;

@@ -152,6 +152,8 @@ cudnnStatus_t create_handle(cudnnHandle_t* handle) {
   return CUDNN_STATUS_SUCCESS;
 }
 cudnnStatus_t destroy_handle(cudnnHandle_t handle) {
+  const std::lock_guard lock(api_mutex());
+  stream_of(handle->stream, "cudnnDestroy");  // which may wait for it
   delete handle;
   return CUDNN_STATUS_SUCCESS;
 }

@@ -294,6 +294,11 @@ ncclResult_t ncclCommFinalize(ncclComm_t) {
 }
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
   const std::lock_guard lock(api_mutex());
+  // NCCL's documentation: collective over the ranks of a host. The emulation's are on one.
+  if (comm != nullptr && comm->size > 1) {
+    std::vector<char> all(static_cast<std::size_t>(comm->size));
+    comm->transport->all_gather("", all.data(), 1, "ncclCommDestroy");
+  }
   delete comm;
   return ncclSuccess;
 }
