@@ -129,6 +129,7 @@ void Trainer::finish_step(std::int64_t steps_done) {
     observers_.activity.enter_phase("comparing replicas");
     HostParams host(network_.params(), network_.ops());
     host.download();
+    host.download_operands();
     const std::string difference = compare_replicas(host.table(), grid_, steps_done);
     if (!difference.empty()) fail(difference);
   }
