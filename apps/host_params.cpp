@@ -29,6 +29,19 @@ void HostParams::download() {
     for_each_pair([&](const Tensor& device, const Tensor& host) { ops_.copy(host, device); });
 }
 
+void HostParams::download_operands() {
+  if (!is_mirror()) return;
+  operands_.resize(params_.params().size());
+  for (std::size_t i = 0; i < operands_.size(); ++i) {
+    const Param& from = params_.params()[i];
+    if (!from.is_value_divided) continue;
+    operands_[i].resize(static_cast<std::size_t>(from.operand.num_elements()));
+    const Tensor host = host_view(operands_[i].data(), from.operand.shape);
+    ops_.copy(host, from.operand);
+    mirror_.params()[i].operand = host;
+  }
+}
+
 void HostParams::upload(ProcessGrid& grid) {
   if (is_mirror())
     for_each_pair([&](const Tensor& device, const Tensor& host) { ops_.copy(device, host); });

@@ -19,6 +19,8 @@ class HostParams {
 
   ParamTable& table() { return is_mirror() ? mirror_ : params_; }
   void download();  // from the device
+  // Also what products read of the values that ranks divide, the part of these that replicas share.
+  void download_operands();
   // To the device, and to the rounded copies that products read. Collective over the world.
   void upload(ProcessGrid& grid);
 
@@ -32,6 +34,7 @@ class HostParams {
   Ops& ops_;
   ParamTable mirror_;
   std::vector<std::vector<float>> memory_;
+  std::vector<std::vector<BFloat16>> operands_;
 };
 
 }  // namespace openmoe

@@ -8,8 +8,10 @@
 
 #include "apps/command.h"
 #include "apps/threads.h"
+#include "core/base/check.h"
 #include "core/base/error.h"
 #include "core/cpu/cpu_features.h"
+#include "cuda/device_ops.h"
 #include "data/library_versions.h"
 #include "parallel/job.h"
 
@@ -46,7 +48,9 @@ Json collect(const CommandContext& context) {
   info["build_type"] = OPENMOE_BUILD_TYPE;
   info["MPI"] = mpi_library_version();
   for (const auto& [library, version] : data_library_versions()) info[library] = version;
-  info["CUDA"] = "not built";
+  info["CUDA"] = has_cuda_backend() ? concat("built, ", num_cuda_devices(), " devices here")
+                                    : std::string("not built");
+  for (const auto& [library, version] : cuda_library_versions()) info["CUDA " + library] = version;
   utsname system{};
   uname(&system);
   info["system"] = std::string(system.sysname) + " " + system.release + " " + system.machine;

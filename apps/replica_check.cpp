@@ -15,6 +15,7 @@ namespace openmoe {
 namespace {
 
 std::int64_t hash_of(const Tensor& values) {
+  OPENMOE_CHECK(values.device == Device::host, "values to compare are on a device");
   return static_cast<std::int64_t>(xxh3_64(
       values.data, static_cast<std::size_t>(values.num_elements() * size_of(values.dtype))));
 }

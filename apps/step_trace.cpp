@@ -64,7 +64,7 @@ StepTrace::StepTrace(std::int64_t step, const std::string& folder, ProcessGrid& 
   });
 }
 
-void StepTrace::begin() {
+void StepTrace::begin_step() {
   // The step may be done again, after a rewind.
   events_.clear();
   op_spans_.clear();
@@ -79,7 +79,7 @@ void StepTrace::begin() {
   is_attached_ = true;
 }
 
-void StepTrace::end() {
+void StepTrace::end_step() {
   close_part();
   close_layer();
   end_ = now();

@@ -32,8 +32,8 @@ class StepTrace : private OpObserver, private CollectiveObserver {
   StepTrace& operator=(const StepTrace&) = delete;
 
   std::int64_t step() const { return step_; }
-  void begin();  // of the step. Collective: the clocks of all ranks start together
-  void end();
+  void begin_step();  // Collective: the clocks of all ranks start together
+  void end_step();
   // The file, and a line of what all ranks spent on the exchange of tokens. Collective. Throws
   // RuntimeFault.
   std::string write();

@@ -129,6 +129,7 @@ void Trainer::finish_step(std::int64_t steps_done) {
     observers_.activity.enter_phase("comparing replicas");
     HostParams host(network_.params(), network_.ops());
     host.download();
+    host.download_operands();
     const std::string difference = compare_replicas(host.table(), grid_, steps_done);
     if (!difference.empty()) fail(difference);
   }
@@ -145,7 +146,7 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   observers_.activity.enter_step(step);
   observers_.activity.enter_phase("reading the batch");
   const bool traced = trace_ && trace_->step() == step;
-  if (traced) trace_->begin();
+  if (traced) trace_->begin_step();
   stream_.read(step, first_row(), first_row() + rows_per_rank_, batch_);
   if (step + 1 < recipe_.run.num_steps)
     stream_.prefetch(step + 1, first_row(), first_row() + rows_per_rank_);
@@ -170,7 +171,7 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   });
   result.outcome = training_.run(batch_, result.counts, step,
                                  watched ? TrainingStep::Observer(observe) : nullptr);
-  if (traced) trace_->end();
+  if (traced) trace_->end_step();
   if (watched)
     timed([&] { result.routing = routing_->finish(step, result.outcome.sums, result.counts); });
   result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();

@@ -347,8 +347,10 @@ void ParamTable::initialize(Ops& ops, std::uint64_t seed) {
     }
     if (in_place) continue;
     const Tensor whole = host_view(host, param.local_shape);
-    if (param.is_value_divided) ops.convert(param.operand, whole);
     ops.copy(param.value, param.is_value_divided ? param.own_of(whole) : whole);
+    if (!param.is_value_divided) continue;
+    std::vector<BFloat16> rounded(memory.begin(), memory.end());
+    ops.copy(param.operand, host_view(rounded.data(), param.local_shape));
   }
   round_operands(ops);
 }

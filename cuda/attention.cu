@@ -346,8 +346,6 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) attention_dkv_kernel(Bac
   store_rows(args.dk, head, first_key, dk, factor);
 }
 
-constexpr std::int64_t kMaxHeadDim = 256;
-
 // Calls body(std::integral_constant<int, kHeadDim>) with the smallest compiled width that holds a
 // head. Narrow heads of bf16 are left to the tensor cores.
 template <typename T, typename Body>

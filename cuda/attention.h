@@ -10,6 +10,8 @@
 
 namespace openmoe::cuda {
 
+inline constexpr std::int64_t kMaxHeadDim = 256;
+
 struct AttentionForward {
   Tensor o, log_z, q, k, v, segment_ids;
 };

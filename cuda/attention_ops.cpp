@@ -62,6 +62,11 @@ bool all_aligned(const Tensors&... tensors) {
 
 std::string CudaOps::choose_attention(AttentionKind wanted, const AttentionCall& call) {
   attention_ = wanted;
+  if (call.shape[3] > cuda::kMaxHeadDim)
+    throw UserError(concat("model.head_dim: found ", call.shape[3],
+                           ", allowed with --device cuda: "
+                           "up to ",
+                           cuda::kMaxHeadDim, "; or use --device cpu"));
   if (wanted == AttentionKind::builtin) return "builtin";
   std::string reasons[2];
   for (const bool backward : {false, true}) {

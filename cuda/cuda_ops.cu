@@ -104,6 +104,8 @@ std::string version_text(int number) {
   return concat(number / 1000, ".", number % 1000 / 10);
 }
 
+constexpr int kOldestArchitecture = 80;
+
 // Makes the device current.
 void check_device(int device_index) {
   int count = 0;
@@ -139,10 +141,17 @@ void check_device(int device_index) {
     int major = 0, minor = 0;
     OPENMOE_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_index));
     OPENMOE_CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_index));
-    throw UserError(concat(
-        "--device cuda: device ", device_index, " has architecture sm_", major, minor,
-        ", which this openmoe was not built for; configure with -DCMAKE_CUDA_ARCHITECTURES=", major,
-        minor, " and build again, or use --device cpu"));
+    const int architecture = 10 * major + minor;
+    const std::string found =
+        concat("--device cuda: device ", device_index, " has architecture sm_", architecture);
+    if (architecture < kOldestArchitecture)
+      throw UserError(concat(found, ", allowed: sm_", kOldestArchitecture,
+                             " (A100) and newer, for its products of bf16; run on a newer device, "
+                             "or use --device cpu"));
+    throw UserError(concat(found,
+                           ", which this openmoe was not built for; configure with "
+                           "-DCMAKE_CUDA_ARCHITECTURES=",
+                           architecture, " and build again, or use --device cpu"));
   }
   OPENMOE_CUDA(image);
 }

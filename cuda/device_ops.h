@@ -50,7 +50,8 @@ struct CudaDevice {
 };
 CudaDevice current_cuda_device();  // of the ops that were made last
 
-// Of the driver, the runtime and the libraries that this executable calls: {"NCCL", "2.28.9"}.
+// Of the driver, the runtime and the libraries that this executable calls: {"NCCL", "2.28.9"}; "not
+// found" for what this machine lacks.
 std::vector<std::pair<std::string, std::string>> cuda_library_versions();
 
 }  // namespace openmoe

@@ -4,6 +4,7 @@
 #include <nccl.h>
 
 #include "core/base/check.h"
+#include "core/base/error.h"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/device_ops.h"
@@ -79,14 +80,25 @@ CudaDevice current_cuda_device() {
 }
 
 std::vector<std::pair<std::string, std::string>> cuda_library_versions() {
-  int driver = 0, runtime = 0, nccl = 0;
+  int driver = 0, runtime = 0;
   OPENMOE_CUDA(cudaDriverGetVersion(&driver));
   OPENMOE_CUDA(cudaRuntimeGetVersion(&runtime));
-  OPENMOE_CHECK(ncclGetVersion(&nccl) == ncclSuccess, "ncclGetVersion");
-  return {{"driver", cuda_version_text(driver)},
-          {"runtime", cuda_version_text(runtime)},
-          {"cuBLASLt", version_text(static_cast<std::int64_t>(cublasLtGetVersion()))},
-          {"NCCL", version_text(nccl)}};
+  const auto unless_missing = [](auto&& version) {
+    try {
+      return version_text(version());
+    } catch (const UserError&) {  // of the function's library
+      return std::string("not found");
+    }
+  };
+  return {
+      {"driver", driver == 0 ? "not found" : cuda_version_text(driver)},
+      {"runtime", cuda_version_text(runtime)},
+      {"cuBLASLt", unless_missing([] { return static_cast<std::int64_t>(cublasLtGetVersion()); })},
+      {"NCCL", unless_missing([] {
+         int nccl = 0;
+         OPENMOE_CHECK(ncclGetVersion(&nccl) == ncclSuccess, "ncclGetVersion");
+         return std::int64_t{nccl};
+       })}};
 }
 
 }  // namespace openmoe

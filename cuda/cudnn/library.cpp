@@ -24,9 +24,14 @@ constexpr std::size_t kOrderedBackwardVersion = 92500;
 
 std::string open() {
   const std::string name = concat("libcudnn.so.", CUDNN_MAJOR);
-  // The frontend looks the CUDA runtime up by name too: the one this executable is linked with.
+  // The frontend looks the CUDA runtime up by name too: of the version that is linked into this
+  // executable. Where it finds none it throws in the middle of building a graph.
   setenv("CUDNN_FRONTEND_CUDART_LIB_NAME", concat("libcudart.so.", CUDART_VERSION / 1000).c_str(),
          0);
+  const char* const runtime = std::getenv("CUDNN_FRONTEND_CUDART_LIB_NAME");
+  if (dlopen(runtime, RTLD_NOW) == nullptr)
+    return concat(runtime, ", which cuDNN's frontend needs, cannot be loaded (", dlerror(),
+                  "): install the CUDA runtime or name its folder in LD_LIBRARY_PATH");
   cudnn_frontend::cudnn_dlhandle = dlopen(name.c_str(), RTLD_NOW);
   if (cudnn_frontend::cudnn_dlhandle == nullptr)
     return concat(name, " cannot be loaded (", dlerror(),

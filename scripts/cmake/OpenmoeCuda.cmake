@@ -95,8 +95,12 @@ function(openmoe_cuda_sources target)
   if(OPENMOE_HAVE_CUDNN)
     target_include_directories(${target} SYSTEM PRIVATE ${OPENMOE_CUDNN_INCLUDE_DIR} ${OPENMOE_CUDNN_FRONTEND_INCLUDE_DIR})
     target_compile_definitions(${target} PRIVATE NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING)
-    target_link_libraries(${target} PRIVATE ${CMAKE_DL_LIBS})
   endif()
-  target_link_libraries(${target} PUBLIC openmoe_core openmoe_parallel
-                        PRIVATE CUDA::cudart CUDA::cublas CUDA::cublasLt ${OPENMOE_NCCL_LIBRARY})
+  # The runtime is linked in and opens the driver itself; cuda/libraries and cuda/cudnn open the other libraries at run time, at
+  # first where this build found them. So a copied executable starts on any machine.
+  target_link_libraries(${target} PUBLIC openmoe_core openmoe_parallel PRIVATE CUDA::cudart_static ${CMAKE_DL_LIBS})
+  foreach(library IN ITEMS ${CUDA_cublas_LIBRARY} ${OPENMOE_NCCL_LIBRARY})
+    cmake_path(GET library PARENT_PATH folder)
+    target_link_options(${target} INTERFACE "LINKER:-rpath,${folder}")
+  endforeach()
 endfunction()

@@ -34,6 +34,10 @@ if(OPENMOE_HAVE_CUDA)
                              OPENMOE_TEST_CUDA_OBJECTS="${CMAKE_BINARY_DIR}/cuda/CMakeFiles/openmoe_cuda.dir")
   add_dependencies(test_cuda_kernels openmoe_cuda)
   openmoe_discover_tests(test_cuda_kernels cuda TIMEOUT 60 LABELS cuda)
+  # So that a copied one starts there and says what is missing.
+  add_test(NAME "cuda: the executable needs none of CUDA's libraries to start"
+           COMMAND sh -c "readelf -d '$<TARGET_FILE:openmoe>' | grep NEEDED | { ! grep -iE 'libcu(da|blas|dnn)|nccl'; }")
+  set_tests_properties("cuda: the executable needs none of CUDA's libraries to start" PROPERTIES TIMEOUT 60 LABELS cuda)
   add_test(NAME "cuda: the table of kernels is that of this build"
            COMMAND ${CMAKE_SOURCE_DIR}/scripts/kernel_table.py ${CMAKE_BINARY_DIR} --check)
   set_tests_properties("cuda: the table of kernels is that of this build" PROPERTIES TIMEOUT 60 LABELS cuda SKIP_RETURN_CODE 77)

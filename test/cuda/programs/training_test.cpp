@@ -119,6 +119,20 @@ TEST_CASE("checkpoints in the background hold what those at once hold", "[cuda]"
   }
 }
 
+TEST_CASE("devices divide the f32 values of rounded weights", "[cuda]") {
+  const TemporaryFolder folder;
+  const std::string options =
+      "--set run.num_steps=2 --set run.validate_every=0 --set data.batch_rows=4 "
+      "--set run.compute_type=bf16 --set run.replica_check_every=1";
+  const auto whole = train_on_device(2, folder / "whole", options);
+  const auto divided =
+      train_on_device(2, folder / "divided", options + " --set parallel.shard_update=true");
+  REQUIRE(divided.size() == 2);
+  for (std::size_t i = 0; i < divided.size(); ++i)
+    CHECK(divided[i].at("loss").get<double>() ==
+          Approx(whole[i].at("loss").get<double>()).epsilon(1e-4));
+}
+
 TEST_CASE("what a job lacks on devices is said before it starts", "[cuda]") {
   const TemporaryFolder folder;
   struct Case {
@@ -132,12 +146,13 @@ TEST_CASE("what a job lacks on devices is said before it starts", "[cuda]") {
       {1, "OPENMOE_EMULATION_DEVICES=0", "", 2, {"no CUDA device is visible", "--device cpu"}},
       {1, "OPENMOE_EMULATION_DRIVER=11000", "", 2, {"CUDA 11.0", "older", "--device cpu"}},
       {1, "OPENMOE_EMULATION_DRIVER=0", "", 2, {"no NVIDIA driver", "--device cpu"}},
-      {1, "OPENMOE_EMULATION_ARCH=70", "", 2, {"sm_70", "CMAKE_CUDA_ARCHITECTURES"}},
+      {1, "OPENMOE_EMULATION_ARCH=70", "", 2, {"sm_70, allowed: sm_80", "--device cpu"}},
       {2,
        "OPENMOE_EMULATION_DEVICES=1 CUDA_VISIBLE_DEVICES=0",
        "--collectives nccl",
        1,
-       {"NCCL: ncclCommInitRank", "both on device 0", "--collectives staged"}},
+       {"NCCL: ncclCommInitRank", "both on device 0", "device of its own", "--collectives staged"}},
+      {1, "OPENMOE_EMULATION_DEVICES=1", "--set model.head_dim=258", 2, {"model.head_dim", "256"}},
       {4,
        "OPENMOE_EMULATION_DEVICES=3",
        "",
