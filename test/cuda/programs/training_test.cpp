@@ -181,7 +181,7 @@ TEST_CASE("what a job lacks on devices is said before it starts", "[cuda]") {
        "",
        2,
        {"device 3 was asked for, this rank sees 3", "no more ranks per host"}},
-      {1, "OPENMOE_EMULATION_MEMORY_MB=2", "", 1, {"cannot allocate", "free", "openmoe plan"}}};
+      {1, "OPENMOE_EMULATION_MEMORY_MB=40", "", 1, {"cannot allocate", "free", "openmoe plan"}}};
   int run = 0;
   for (const Case& c : cases) {
     const CommandResult result =
