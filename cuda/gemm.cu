@@ -72,7 +72,10 @@ cublasHandle_t open_handle(cudaStream_t stream) {
   cublasHandle_t handle = nullptr;
   OPENMOE_CUBLAS(cublasCreate(&handle));
   OPENMOE_CUBLAS(cublasSetStream(handle, stream));
-  OPENMOE_CUBLAS(cublasSetMathMode(handle, CUBLAS_DEFAULT_MATH));
+  // Sums of bf16 products stay f32 where the library adds them up in parts.
+  OPENMOE_CUBLAS(cublasSetMathMode(
+      handle, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
+                                        CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
   return handle;
 }
 

@@ -83,6 +83,7 @@ struct Scratch {
   Tensor logits;           // (loss_chunk_rows, V), then their gradient
   Tensor logits_operand;   // (loss_chunk_rows, V) c: that gradient as products read it; in bf16 it
                            // begins one row before `logits` and takes over its memory
+  Tensor token_loss;       // (loss_chunk_rows) on its way from a device; absent in training
 };
 
 // Some of a rank's experts and the rows that they received, as views; M_c rows at most.

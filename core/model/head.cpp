@@ -31,12 +31,15 @@ void Model::head(float gradient_scale, StepSums& sums, Tensor token_loss) {
     const Tensor y = scratch_.y.rows(begin, end);
     ops_.linear_forward(logits, y, weight.operand);
     if (logits_observer_) logits_observer_(begin, logits);
-    const Tensor losses =
+    const Tensor wanted =
         token_loss ? token_loss.reshaped({num_tokens()}).rows(begin, end) : Tensor{};
+    const bool is_elsewhere = wanted && ops_.device() != wanted.device;
+    const Tensor losses = is_elsewhere ? scratch_.token_loss.rows(0, end - begin) : wanted;
     const LossSums chunk = ops_.softmax_cross_entropy(
         logits, batch_.targets.rows(begin, end), batch_.loss_weights.rows(begin, end), losses,
         static_cast<float>(loss_.logits_z_weight), gradient_scale,
         is_alone() ? nullptr : &vocabulary_);
+    if (is_elsewhere) ops_.copy(wanted, losses);
     sums.cross_entropy += chunk.cross_entropy;
     sums.log_z_square += chunk.log_z_square;
     sums.correct += chunk.correct;

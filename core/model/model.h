@@ -52,7 +52,8 @@ class Model {
   // those of the whole global batch.
   void train(const Batch& batch, const BatchCounts& counts, StepSums& sums);
   // Forward alone, with the evaluation capacity. token_loss (B, T) f32 on the host receives the
-  // weighted cross-entropy of each position unless it is empty.
+  // weighted cross-entropy of each position unless it is empty; a device's only where the model was
+  // allocated without training.
   void evaluate(const Batch& batch, StepSums& sums, Tensor token_loss = {});
 
   // Called in train() for each parameter, or for each of the slices (Param::slice) it falls into,

@@ -191,6 +191,7 @@ std::int64_t Model::place_scratch(void* base, Device device, bool training) {
   s.logits = head.place(DType::f32, {loss_chunk_rows_, most_columns});
   if (!rounds) s.logits_operand = s.logits;
   s.logits.shape = s.logits_operand.shape = {loss_chunk_rows_, share_.vocab_size};
+  if (!training) s.token_loss = head.place(DType::f32, {loss_chunk_rows_});
 
   Placer attention(base, device);
   if (training)

@@ -1,6 +1,8 @@
 // openmoe as it is on emulated devices: what a device computes is what CPUs compute, on any grid,
 // in every way of training, over checkpoints of either; and what is wrong is said.
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 
 #include "core/base/check.h"
 #include "test/support/catch.h"
@@ -131,6 +133,27 @@ TEST_CASE("devices divide the f32 values of rounded weights", "[cuda]") {
   for (std::size_t i = 0; i < divided.size(); ++i)
     CHECK(divided[i].at("loss").get<double>() ==
           Approx(whole[i].at("loss").get<double>()).epsilon(1e-4));
+}
+
+TEST_CASE("routing is observed on devices as on CPUs", "[cuda]") {
+  const TemporaryFolder folder;
+  train_on_device(1, folder / "run",
+                  "--set run.num_steps=1 --set run.validate_every=0 --set data.batch_rows=4");
+  std::string tables[2];
+  for (const bool on_device : {false, true}) {
+    const std::string out = folder / (on_device ? "device" : "cpu");
+    const CommandResult result =
+        run_emulated(on_device ? 2 : 1, "OPENMOE_EMULATION_DEVICES=2",
+                     concat("analyze ", folder / "run", " --data ", OPENMOE_TEST_SHARDS,
+                            " --sources wikipedia --positions 256 --out ", out,
+                            on_device ? " --device cuda" : " --device cpu"));
+    INFO(result.output);
+    REQUIRE(result.exit_code == 0);
+    std::ifstream load(out + "/expert_load.csv");
+    tables[on_device].assign(std::istreambuf_iterator<char>(load), {});
+  }
+  CHECK_FALSE(tables[0].empty());
+  CHECK(tables[1] == tables[0]);
 }
 
 TEST_CASE("what a job lacks on devices is said before it starts", "[cuda]") {
