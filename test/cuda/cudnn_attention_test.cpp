@@ -175,7 +175,7 @@ TEST_CASE("cudnn attention: demanded in vain it is one clear error", "[cuda]") {
   CHECK_THAT(demand(small, Storage::f32),
              Contains("run.attention: found cudnn, which cannot be had forward: ") &&
                  Contains("run.compute_type is f32") && Contains("run.attention=auto"));
-  CHECK_THAT(demand({2, 64, 2, 264}), Contains("forward: Num hidden_dim"));
+  CHECK_THAT(demand({2, 64, 2, 264}), Contains("model.head_dim: found 264"));
   {
     const ArchScope ampere(80);
     CHECK_THAT(demand(small), Contains("cannot be had backward: Deterministic algorithm"));
