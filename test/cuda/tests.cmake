@@ -13,9 +13,9 @@ add_executable(openmoe_emulated ${CMAKE_SOURCE_DIR}/apps/main.cpp)
 target_link_libraries(openmoe_emulated PRIVATE openmoe_apps openmoe_cuda_emulated)
 set_target_properties(openmoe_emulated PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
 
-openmoe_golden_tests(CASES 1:1:1:6 2:1:1:6 2:2:1:6 2:1:2:6 4:2:2:6 FOLDER ${CMAKE_SOURCE_DIR}/test/golden WHAT "all files on devices"
+openmoe_golden_tests(CASES 1:1:1:6 2:1:1:6 4:2:2:6 FOLDER ${CMAKE_SOURCE_DIR}/test/golden WHAT "all files on devices"
                      BINARY openmoe_emulated OPTIONS --device cuda LABELS cuda)
-openmoe_golden_tests(CASES 1:1:1:3 2:2:1:3 2:1:2:3 FOLDER ${CMAKE_SOURCE_DIR}/test/golden/bf16 WHAT "bf16 files on devices"
+openmoe_golden_tests(CASES 2:2:1:3 2:1:2:3 FOLDER ${CMAKE_SOURCE_DIR}/test/golden/bf16 WHAT "bf16 files on devices"
                      BINARY openmoe_emulated OPTIONS --device cuda LABELS cuda)
 
 file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/programs/*_test.cpp)
