@@ -29,8 +29,6 @@ class PlanExchange : public TokenExchange {
     else
       real_ = std::make_unique<ExpertExchange>(
           ops, std::make_unique<RoutingPlanner>(shape, group.size()), group, route);
-    // Handles point into it, so it must not move.
-    offsets_.resize(static_cast<std::size_t>(num_moe_layers * (num_local_experts() + 1)));
   }
 
   std::int64_t num_local_experts() const override { return real_->num_local_experts(); }
@@ -52,9 +50,7 @@ class PlanExchange : public TokenExchange {
       routing.received_per_source = routing.sent_per_expert;
     routing.num_sent = std::accumulate(routing.sent_per_expert.begin(),
                                        routing.sent_per_expert.end(), std::int64_t{0});
-    // The only tensor of the handle that the model reads itself.
-    std::int64_t* const offsets = offsets_.data() + layer * (local + 1);
-    routing.expert_offsets.data = offsets;
+    std::int64_t* const offsets = routing.expert_rows_before.data();
     offsets[0] = 0;
     for (std::int64_t e = 0; e < local; ++e) {
       offsets[e + 1] = offsets[e];
@@ -96,7 +92,6 @@ class PlanExchange : public TokenExchange {
   const RouteRows& rows_;
   std::int64_t num_moe_layers_, num_plans_ = 0;
   std::unique_ptr<TokenExchange> real_;
-  std::vector<std::int64_t> offsets_;
 };
 
 class PlanTensorGroup : public TensorGroup {

@@ -3,7 +3,9 @@
 // ends in OPENMOE_CHECK with the op and the tensor named.
 #include "core/ops.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -214,6 +216,15 @@ std::string Ops::choose_attention(AttentionKind wanted, const AttentionCall&) {
     throw UserError(
         concat("run.attention: found cudnn, allowed with --device ", name(), ": auto, builtin"));
   return "builtin";
+}
+
+LogitSums joined(const LogitSums& a, const LogitSums& b) {
+  const double largest = std::max(a.largest, b.largest);
+  const auto rescaled = [&](const LogitSums& part) {
+    return part.sum == 0.0 ? 0.0 : part.sum * std::exp(part.largest - largest);
+  };
+  return {largest, rescaled(a) + rescaled(b), a.target + b.target,
+          b.largest > a.largest ? b.argmax : a.argmax};
 }
 
 const char* Ops::enter(const char* part) {

@@ -83,6 +83,9 @@ struct LogitSums {
   std::int64_t argmax = 0;  // id of the largest logit, the lower one of equals
 };
 
+// The sums of the columns of both; those of `b` have the higher ids.
+LogitSums joined(const LogitSums& a, const LogitSums& b);
+
 // A vocabulary shared by ranks: their sums of the same rows become those of all columns.
 struct SharedVocabulary {
   VocabularyRange range;

@@ -32,8 +32,8 @@ AttentionProblem problem_of(const Shape& q, DType dtype, float scale, bool backw
           .backward = backward};
 }
 
-AttentionShape shape_of(const Tensor& q, float scale) {
-  return {q.size(0), q.size(1), q.size(2), q.size(3), scale, true};
+AttentionShape shape_of(const Shape& q, float scale) {
+  return {q[0], q[1], q[2], q[3], scale, true};
 }
 
 // cuDNN says a line for every kernel that it tried.
@@ -50,6 +50,23 @@ std::string reason_against(const CudnnAttention::Plan& plan) {
   return concat("cuDNN's would take ", plan.workspace_bytes >> 20, " MiB of workspace, more than ",
                 kAutoWorkspaceBytes >> 20);
 }
+
+// What a call works in beside its tensors. `plan` null: builtin.
+struct AttentionScratch {
+  float* delta = nullptr;  // (B, H, T), of the backward
+  Sequences sequences;     // these and what follows: of cuDNN
+  float* stats = nullptr;  // (sequences.max, H, T)
+  char* workspace = nullptr;
+
+  void take(ScratchCursor& cursor, const AttentionShape& shape, const CudnnAttention::Plan* plan,
+            bool backward) {
+    if (backward) delta = cursor.take<float>(shape.B * shape.H * shape.T);
+    if (plan == nullptr) return;
+    sequences.take(cursor, shape);
+    stats = cursor.take<float>(sequences.max * shape.H * shape.T);
+    workspace = cursor.take<char>(plan->workspace_bytes);
+  }
+};
 
 template <typename... Tensors>
 bool all_aligned(const Tensors&... tensors) {
@@ -103,22 +120,15 @@ const cuda::CudnnAttention::Plan* CudaOps::cudnn_plan(const cuda::AttentionProbl
   return &plan;
 }
 
-// As the two calls below take it.
 std::int64_t CudaOps::attention_scratch(const AttentionCall& call) {
+  const cuda::AttentionShape shape = cuda::shape_of(call.shape, call.scale);
   std::int64_t most = 0;
   for (const bool backward : {false, true}) {
     if (backward && !call.backward) break;
     const cuda::CudnnAttention::Plan* const plan =
         cudnn_plan(cuda::problem_of(call.shape, call.dtype, call.scale, backward));
-    const cuda::AttentionShape shape{call.shape[0], call.shape[1], call.shape[2],
-                                     call.shape[3], call.scale,    false};
     most = std::max(most, cuda::carved_bytes([&](cuda::ScratchCursor& cursor) {
-                      if (backward) cursor.take<float>(shape.B * shape.H * shape.T);
-                      if (plan == nullptr) return;
-                      cuda::Sequences sequences;
-                      sequences.take(cursor, shape);
-                      cursor.take<float>(sequences.max * shape.H * shape.T);
-                      cursor.take<char>(plan->workspace_bytes);
+                      cuda::AttentionScratch().take(cursor, shape, plan, backward);
                     }));
   }
   return most;
@@ -133,28 +143,24 @@ void CudaOps::do_attention_forward(Tensor o, Tensor log_z, Tensor q, Tensor k, T
       cuda::all_aligned(o, q, k, v) ? cudnn_plan(problem) : nullptr;
   if (plan == nullptr) return cuda::builtin_attention_forward(stream_, tensors, scale);
 
-  const cuda::AttentionShape shape = cuda::shape_of(q, scale);
+  const cuda::AttentionShape shape = cuda::shape_of(q.shape, scale);
   const std::int32_t* const ids = segment_ids.as<std::int32_t>();
-  cuda::Sequences sequences;
-  float* stats = nullptr;
-  char* workspace = nullptr;
-  cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) {
-    sequences.take(cursor, shape);
-    stats = cursor.take<float>(sequences.max * shape.H * shape.T);
-    workspace = cursor.take<char>(plan->workspace_bytes);
-  });
+  cuda::AttentionScratch work;
+  cuda::carve(scratch_,
+              [&](cuda::ScratchCursor& cursor) { work.take(cursor, shape, plan, false); });
+  const cuda::Sequences& sequences = work.sequences;
   cuda::find_sequences(stream_, sequences, ids, shape);
   cuda::builtin_attention_forward(stream_, tensors, scale, sequences.first);
   cudnn_.run(problem, {.q = q.data,
                        .k = k.data,
                        .v = v.data,
                        .o = o.data,
-                       .stats = stats,
+                       .stats = work.stats,
                        .lengths = sequences.length,
                        .offsets = sequences.offset,
-                       .workspace = workspace});
-  cuda::finish_forward(stream_, log_z.as<float>(), o.as<__nv_bfloat16>(), stats, sequences, ids,
-                       shape);
+                       .workspace = work.workspace});
+  cuda::finish_forward(stream_, log_z.as<float>(), o.as<__nv_bfloat16>(), work.stats, sequences,
+                       ids, shape);
 }
 
 void CudaOps::do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o, Tensor q, Tensor k,
@@ -165,35 +171,28 @@ void CudaOps::do_attention_backward(Tensor dq, Tensor dk, Tensor dv, Tensor d_o,
   const cuda::AttentionProblem problem = cuda::problem_of(q.shape, q.dtype, scale, true);
   const cuda::CudnnAttention::Plan* const plan =
       cuda::all_aligned(dq, dk, dv, d_o, q, k, v, o) ? cudnn_plan(problem) : nullptr;
-  const cuda::AttentionShape shape = cuda::shape_of(q, scale);
-  cuda::Sequences sequences;
-  float *delta = nullptr, *stats = nullptr;
-  char* workspace = nullptr;
-  cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) {
-    delta = cursor.take<float>(shape.B * shape.H * shape.T);
-    if (plan == nullptr) return;
-    sequences.take(cursor, shape);
-    stats = cursor.take<float>(sequences.max * shape.H * shape.T);
-    workspace = cursor.take<char>(plan->workspace_bytes);
-  });
-  if (plan == nullptr) return cuda::builtin_attention_backward(stream_, tensors, delta, scale);
+  const cuda::AttentionShape shape = cuda::shape_of(q.shape, scale);
+  cuda::AttentionScratch work;
+  cuda::carve(scratch_, [&](cuda::ScratchCursor& cursor) { work.take(cursor, shape, plan, true); });
+  if (plan == nullptr) return cuda::builtin_attention_backward(stream_, tensors, work.delta, scale);
+  const cuda::Sequences& sequences = work.sequences;
 
   const std::int32_t* const ids = segment_ids.as<std::int32_t>();
   cuda::find_sequences(stream_, sequences, ids, shape);
-  cuda::builtin_attention_backward(stream_, tensors, delta, scale, sequences.first);
-  cuda::collect_stats(stream_, stats, log_z.as<float>(), sequences, shape);
+  cuda::builtin_attention_backward(stream_, tensors, work.delta, scale, sequences.first);
+  cuda::collect_stats(stream_, work.stats, log_z.as<float>(), sequences, shape);
   cudnn_.run(problem, {.q = q.data,
                        .k = k.data,
                        .v = v.data,
                        .o = o.data,
-                       .stats = stats,
+                       .stats = work.stats,
                        .lengths = sequences.length,
                        .offsets = sequences.offset,
                        .d_o = d_o.data,
                        .dq = dq.data,
                        .dk = dk.data,
                        .dv = dv.data,
-                       .workspace = workspace});
+                       .workspace = work.workspace});
   cuda::clear_padding(stream_, dq.as<__nv_bfloat16>(), dk.as<__nv_bfloat16>(),
                       dv.as<__nv_bfloat16>(), sequences, ids, shape);
 }

@@ -21,9 +21,9 @@ bool has_cuda_backend();
 // Number of usable CUDA devices, 0 where there is no device or no driver.
 int num_cuda_devices();
 
-// Ops of one device, all on one stream of its own. Throws UserError when there is no such device,
-// the driver is older than the toolkit this was built with, or the device's architecture is none of
-// those built for; each with the way out.
+// Ops of one device, which run in the order of their calls. Throws UserError when there is no such
+// device, the driver is older than the toolkit this was built with, or the device's architecture is
+// none of those built for; each with the way out.
 std::unique_ptr<Ops> make_cuda_ops(int device_index);
 
 // The arithmetic of a token exchange over `ep` ranks for tensors of `ops`, which make_cuda_ops made

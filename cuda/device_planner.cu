@@ -75,13 +75,6 @@ DevicePlanner::~DevicePlanner() {
   cudaFreeHost(host_expert_rows_);
 }
 
-void DevicePlanner::allocate(Arena& arena, Routing& routing) {
-  RoutingPlanner::allocate(arena, routing);
-  auto& offsets =
-      expert_offsets_.emplace_back(static_cast<std::size_t>(num_local_experts() + 1), 0);
-  routing.expert_offsets = host_view(offsets.data(), {num_local_experts() + 1});
-}
-
 void DevicePlanner::allocate_buffers(Arena& arena) {
   const std::int64_t queues = shape().num_tokens / shape().group_tokens * shape().num_experts;
   queue_begin_ = arena.allocate("queue_begin", MemoryCategory::exchange, DType::i32, {queues});

@@ -2,9 +2,6 @@
 // come to the host, which the sizes of the grouped products and of the all-to-all need.
 #pragma once
 
-#include <deque>
-#include <vector>
-
 #include "core/moe/routing_plan.h"
 #include "cuda/cuda_ops.h"
 
@@ -16,7 +13,6 @@ class DevicePlanner final : public RoutingPlanner {
   DevicePlanner(CudaOps& ops, const ExchangeShape& shape, std::int64_t ep);
   ~DevicePlanner() override;
 
-  void allocate(Arena& arena, Routing& routing) override;
   void allocate_buffers(Arena& arena) override;
   void plan_sent(Routing& routing, Tensor choice, Tensor slot) override;
 
@@ -25,7 +21,6 @@ class DevicePlanner final : public RoutingPlanner {
   Tensor queue_begin_;                        // (E * N/G) i32: first row of each (expert, group)
   Tensor expert_rows_;                        // (E) i64: rows sent to each expert
   std::int64_t* host_expert_rows_ = nullptr;  // (E), pinned
-  std::deque<std::vector<std::int64_t>> expert_offsets_;  // of every handle: they stay on the host
 };
 
 }  // namespace openmoe

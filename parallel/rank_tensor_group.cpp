@@ -1,7 +1,6 @@
 #include "parallel/rank_tensor_group.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "core/base/check.h"
@@ -106,16 +105,6 @@ class RankTensorGroup : public TensorGroup {
   }
 
  private:
-  // `b` is of higher ids than `a`.
-  static LogitSums joined(const LogitSums& a, const LogitSums& b) {
-    const double largest = std::max(a.largest, b.largest);
-    const auto rescaled = [&](const LogitSums& part) {
-      return part.sum == 0.0 ? 0.0 : part.sum * std::exp(part.largest - largest);
-    };
-    return {largest, rescaled(a) + rescaled(b), a.target + b.target,
-            b.largest > a.largest ? b.argmax : a.argmax};
-  }
-
   std::int64_t rows_by_rank(const Tensor& x) const {
     OPENMOE_CHECK(x.size(0) % size() == 0, x.shape.to_string(), " by rows over ", size(), " ranks");
     return x.size(0) / size();

@@ -74,9 +74,8 @@ class Model {
   std::vector<const MoeActivations*> moe_activations() const;
 
   std::int64_t rows() const { return rows_; }
-  std::int64_t loss_chunk_rows() const {
-    return loss_chunk_rows_;
-  }  // tokens whose logits exist at once
+  // Tokens whose logits exist at once.
+  std::int64_t loss_chunk_rows() const { return loss_chunk_rows_; }
   std::int64_t num_tokens() const { return rows_ * length_; }
   // What an exchange for this model and micro-batch must hold on a rank of a tensor group of `tp`.
   // A dense model uses none; its shape is merely valid.

@@ -32,13 +32,14 @@ std::int64_t RoutingPlanner::max_rows_per_pair(std::int64_t experts) const {
   return std::min(assignments, slots);
 }
 
-void RoutingPlanner::allocate(Arena& arena, Routing& routing) {
+void RoutingPlanner::allocate(Arena& arena, Routing& routing) const {
   const auto make = [&](const char* name, DType dtype, const Shape& shape) {
     return arena.allocate(name, MemoryCategory::exchange, dtype, shape);
   };
   routing.row_token = make("row_token", DType::i32, {shape_.max_sent()});
   routing.assignment_row = make("assignment_row", DType::i32, {shape_.num_tokens, 2});
-  routing.expert_offsets = make("expert_offsets", DType::i64, {num_local_experts() + 1});
+  routing.expert_rows_before.assign(static_cast<std::size_t>(num_local_experts() + 1), 0);
+  routing.expert_offsets = host_view(routing.expert_rows_before.data(), {num_local_experts() + 1});
   routing.sent_per_expert.assign(static_cast<std::size_t>(shape_.num_experts), 0);
   routing.received_per_source.assign(static_cast<std::size_t>(shape_.num_experts), 0);
 }

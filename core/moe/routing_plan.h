@@ -33,7 +33,7 @@ class RoutingPlanner {
   std::int64_t max_received() const { return ep_ * max_rows_per_pair(num_local_experts()); }
 
   // Tensors and vectors of a handle, at the largest sizes the shape allows.
-  virtual void allocate(Arena& arena, Routing& routing);
+  void allocate(Arena& arena, Routing& routing) const;
   // What all handles share.
   virtual void allocate_buffers(Arena&) {}
 

@@ -105,7 +105,7 @@ TEST_CASE("bounds of the rows a rank sends and receives") {
 TEST_CASE("more rows than a shape allows are a fault that names the numbers") {
   const auto ops = make_cpu_ops();
   Arena arena(*ops, 1 << 16);
-  RoutingPlanner planner(kShape, 3);
+  const RoutingPlanner planner(kShape, 3);
   Routing routing;
   planner.allocate(arena, routing);
   routing.received_per_source = {4, 4, 4};
