@@ -79,9 +79,10 @@ Outcome run_guarded(int argc, char** argv, MpiEnvironment& mpi) {
   }
 }
 
+// In one piece: a launcher puts what it reads of the ranks together as it comes.
 void print_failure(const std::string& who, const std::string& message) {
   std::cout.flush();
-  std::cerr << "openmoe: " << who << message << "\n" << std::flush;
+  std::cerr << "openmoe: " + who + message + "\n" << std::flush;
 }
 
 // For a rank that fails alone: says why, then ends every rank.
@@ -139,7 +140,7 @@ int main(int argc, char** argv) {
   try {
     return openmoe::run(argc, argv);
   } catch (const std::exception& error) {  // MPI did not start
-    std::cerr << "openmoe: error: " << error.what() << "\n";
+    openmoe::print_failure("error: ", error.what());
     return openmoe::kExitFailure;
   }
 }

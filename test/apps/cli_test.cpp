@@ -1,4 +1,10 @@
 // The command line and the end of a job: exit codes, one message, nobody left waiting.
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+
 #include "test/support/catch.h"
 #include "test/support/run_command.h"
 
@@ -53,6 +59,22 @@ TEST_CASE("the command line itself is checked", "[cli]") {
   for (const char* command : {"train", "prepare", "plan", "selftest", "info"})
     CHECK(count(help.output, std::string("\n  ") + command + " ") == 1);
   CHECK(run_openmoe(1, "plan --keys").output.find("model.num_layers\n") != std::string::npos);
+}
+
+// mpirun puts what it has read of each rank's stdout and stderr together as it comes.
+TEST_CASE("a message of failure is written in one piece", "[cli]") {
+  std::array<int, 2> ends{};  // of a socket on which every write stays apart
+  REQUIRE(socketpair(AF_UNIX, SOCK_DGRAM, 0, ends.data()) == 0);
+  const std::string command =
+      "bash -c '" OPENMOE_TEST_BINARY " plam 2>&" + std::to_string(ends[0]) + "'";
+  CHECK(std::system(command.c_str()) != 0);
+  std::array<char, 1024> text{};
+  const ssize_t size = recv(ends[1], text.data(), text.size(), MSG_DONTWAIT);
+  REQUIRE(size > 0);
+  const std::string piece(text.data(), static_cast<std::size_t>(size));
+  CHECK(piece.find("openmoe: error: ") == 0);
+  CHECK(piece.find("--help for the options.\n") != std::string::npos);
+  for (const int end : ends) close(end);
 }
 
 TEST_CASE("a rank that fails alone ends the job", "[cli]") {
