@@ -71,7 +71,7 @@ int run_bench(const BenchOptions& options, CommandContext& context) {
     return peak[0];
   };
 
-  OpProfile profile;
+  OpProfile profile(ops->make_clock());
   std::vector<Sample> samples;
   for (std::int64_t step = 0; step < options.num_warmup_steps + options.num_steps; ++step) {
     const bool counted = step >= options.num_warmup_steps;

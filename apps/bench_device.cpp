@@ -22,13 +22,14 @@
 #include "apps/host_params.h"
 #include "apps/machine_measure.h"
 #include "apps/network.h"
-#include "apps/op_times.h"
+#include "apps/op_costs.h"
 #include "apps/start_weights.h"
 #include "apps/step_agreement.h"
 #include "apps/training_step.h"
 #include "core/base/error.h"
 #include "core/config/enum_names.h"
 #include "core/config/recipe_io.h"
+#include "core/op_profile.h"
 #include "cuda/device_ops.h"
 #include "parallel/row_transport.h"
 
@@ -217,18 +218,18 @@ class DeviceBench {
   }
 
   // Of num_steps more steps, which take step_seconds in sum by the clock of the ops.
-  std::map<std::string, OpTimes::Time> time_ops(double& step_seconds) {
-    OpTimes times(clock_);
+  std::vector<OpProfile::Entry> time_ops(double& step_seconds) {
+    OpProfile profile(network_.ops().make_clock());
     step_seconds = 0.0;
     for (std::int64_t i = 0; i < options_.num_steps; ++i) {
       const std::int64_t begin = clock_.mark();
-      network_.ops().set_profile(&times);
+      network_.ops().set_profile(&profile);
       training_.run(batch_, counts_, step_++);
       network_.ops().set_profile(nullptr);
       step_seconds += clock_.seconds(begin, clock_.mark());
-      times.collect();
+      clock_.forget();
     }
-    return times.times();
+    return profile.entries();
   }
 
  private:
@@ -266,19 +267,17 @@ Json to_json(const Series& series, double positions, double peak_of_all) {
           {"kept_share", series.kept_share}};
 }
 
-Json ops_json(const std::map<std::string, OpTimes::Time>& times,
-              const std::map<std::string, OpCost>& costs, const Peaks& peaks, double steps) {
-  std::vector<std::pair<double, Json>> rows;
-  for (const auto& [op, time] : times) {
-    Json row = {{"op", op},
-                {"calls", static_cast<double>(time.calls) / steps},
-                {"seconds", time.seconds / steps}};
-    const auto found = costs.find(op);
+Json ops_json(const std::vector<OpProfile::Entry>& ops, const std::map<std::string, OpCost>& costs,
+              const Peaks& peaks, double steps) {
+  Json list = Json::array();
+  for (const OpProfile::Entry& op : ops) {
+    const double calls = static_cast<double>(op.calls) / steps, seconds = op.seconds / steps;
+    Json row = {{"op", op.op}, {"calls", calls}, {"seconds", seconds}};
+    const auto found = costs.find(op.op);
     // Copies of the even choice, and of rows around an exchange, have no plan.
-    const bool is_planned = found != costs.end() && static_cast<double>(found->second.calls) ==
-                                                        static_cast<double>(time.calls) / steps;
+    const bool is_planned =
+        found != costs.end() && static_cast<double>(found->second.calls) == calls;
     const OpCost cost = is_planned ? found->second : OpCost{};
-    const double seconds = time.seconds / steps;
     const auto or_null = [&](double value) { return is_planned ? Json(value) : Json(); };
     row["flops"] = or_null(cost.flops);
     row["bytes"] = or_null(cost.bytes);
@@ -288,12 +287,8 @@ Json ops_json(const std::map<std::string, OpTimes::Time>& times,
     row["bound_by"] = !is_planned                                     ? Json()
                       : cost.flop_seconds > cost.bytes / peaks.memory ? Json("arithmetic")
                                                                       : Json("memory");
-    rows.emplace_back(time.seconds, std::move(row));
+    list.push_back(std::move(row));
   }
-  std::stable_sort(rows.begin(), rows.end(),
-                   [](const auto& a, const auto& b) { return a.first > b.first; });
-  Json list = Json::array();
-  for (auto& [seconds, row] : rows) list.push_back(std::move(row));
   return list;
 }
 
@@ -321,7 +316,7 @@ void write(const Json& report, const std::string& path) {
 // Everything that was measured of the recipe.
 struct Measured {
   Series real, even;  // even: of a model with experts
-  std::map<std::string, OpTimes::Time> ops;
+  std::vector<OpProfile::Entry> ops;
   double op_step_seconds = 0.0;  // of the steps in which ops were timed, in sum
 };
 
@@ -348,7 +343,7 @@ Json recipe_json(const DeviceBenchOptions& options, const Recipe& recipe, const 
   const DType compute = recipe.run.compute_type == ComputeType::bf16 ? DType::bf16 : DType::f32;
   const double peak = static_cast<double>(planned.ranks()) * peaks.products(compute);
   double op_seconds = 0.0;
-  for (const auto& [op, time] : measured.ops) op_seconds += time.seconds;
+  for (const OpProfile::Entry& op : measured.ops) op_seconds += op.seconds;
   const auto series = [&](const Series& of) { return to_json(of, bench.positions(), peak); };
   return {{"recipe", options.recipe.path},
           {"overrides", options.recipe.overrides},
@@ -382,8 +377,7 @@ int run_bench_device(const DeviceBenchOptions& options, CommandContext& context)
   const auto ops = make_ops(options.device, mpi);
   const DeviceGroups groups(options.device, grid, *ops);
   const Peaks peaks = find_peaks(options, *ops, mpi);
-  const std::unique_ptr<OpClock> clock =
-      ops->device() == Device::cuda ? make_cuda_clock(*ops) : std::make_unique<HostClock>();
+  const std::unique_ptr<OpClock> clock = ops->make_clock();
   Json report = {{"command", context.command_line},
                  {"machine", describe_machine(*ops, options, context)},
                  {"peaks",

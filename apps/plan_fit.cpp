@@ -70,8 +70,8 @@ class FlopsOfStep : public StepListener {
   void on_work(const OpWork& work) override { flops_ += times_ * work.flops; }
   void on_repeat(std::int64_t times) override { times_ = static_cast<double>(times); }
   void begin_collective(const CollectiveCall&) override {}
-  void end_collective(const CollectiveCall&, double) override {}
-  void add(const char*, double, double) override {}
+  void end_collective(const CollectiveCall&) override {}
+  void add(const char*, double) override {}
   void enter(const char*) override {}
 
  private:

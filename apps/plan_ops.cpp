@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <vector>
 
@@ -52,9 +53,9 @@ class PlanOps final : public Ops {
   void do_convert(Tensor dst, Tensor src) override { move(bytes_of({dst, src})); }
   void do_add_accumulate(Tensor y, Tensor x) override { move(bytes_of({y, y, x})); }
   void do_multiply(Tensor x, float) override { move(bytes_of({x, x})); }
-  double do_sum_of_squares(Tensor x) override {
-    move(bytes_of({x}));
-    return 0.0;
+  void do_sums_of_squares(std::span<double> sums, std::span<const Tensor> xs) override {
+    for (const Tensor& x : xs) move(bytes_of({x}));
+    std::fill(sums.begin(), sums.end(), 0.0);
   }
   void do_copy_rows(Tensor, Tensor src, std::span<const RowStretch> stretches) override {
     for (const RowStretch& stretch : stretches)
@@ -157,8 +158,9 @@ class PlanOps final : public Ops {
     return {};
   }
   void do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g, const AdafactorScalars&,
-                             const SharedMatrix* shared) override {
-    move(bytes_of({w, g, g, w, g, w, row, col}));  // three passes, the last of which writes w
+                             const SharedMatrix* shared, Tensor rounded) override {
+    // Three passes, the last of which writes w.
+    move(bytes_of({w, g, g, w, g, w, row, col}) + (rounded ? bytes_of({rounded}) : 0));
     if (shared == nullptr) return;
     const bool by_rows = shared->axis == SharedMatrix::Axis::rows;
     for (std::int64_t s = 0; s < w.size(0); ++s) {

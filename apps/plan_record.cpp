@@ -82,7 +82,7 @@ void PlanRecord::on_work(const OpWork& work) {
   now_ += seconds;
 }
 
-void PlanRecord::end_collective(const CollectiveCall& call, double) {
+void PlanRecord::end_collective(const CollectiveCall& call) {
   if (call.group->world_ranks.size() == 1) return;
   Collective& kind = find(call);
   kind.calls += times_;

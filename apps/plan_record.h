@@ -73,8 +73,8 @@ class PlanRecord : public StepListener {
   void on_repeat(std::int64_t times) override { times_ = times; }
   void on_work(const OpWork& work) override;
   void begin_collective(const CollectiveCall&) override {}
-  void end_collective(const CollectiveCall& call, double seconds) override;
-  void add(const char*, double, double) override {}
+  void end_collective(const CollectiveCall& call) override;
+  void add(const char*, double) override {}
   void enter(const char* part) override { part_ = part; }
 
  private:

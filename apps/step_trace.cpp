@@ -53,9 +53,9 @@ double exposed_seconds(const std::vector<TimeSpan>& spans, const std::vector<Tim
   return covered_seconds(std::move(both)) - covered_seconds(cover);
 }
 
-StepTrace::StepTrace(std::int64_t step, const std::string& folder, ProcessGrid& grid,
+StepTrace::StepTrace(std::int64_t step, const std::string& folder, ProcessGrid& grid, Ops& ops,
                      RunObservers& observers)
-    : step_(step), folder_(folder), grid_(grid), observers_(observers) {
+    : step_(step), folder_(folder), grid_(grid), observers_(observers), clock_(ops.make_clock()) {
   on_root(grid.world(), [&] {
     std::error_code error;
     std::filesystem::create_directories(folder, error);
@@ -67,13 +67,13 @@ StepTrace::StepTrace(std::int64_t step, const std::string& folder, ProcessGrid& 
 void StepTrace::begin_step() {
   // The step may be done again, after a rewind.
   events_.clear();
-  op_spans_.clear();
-  exchange_spans_.clear();
+  begun_.clear();
   exchange_starts_.clear();
   layer_.clear();
   part_ = nullptr;
   grid_.world().barrier();
-  start_ = Clock::now();
+  clock_->forget();
+  clock_->mark();  // place 0
   observers_.ops.add_observer(*this);
   observers_.collectives.add(*this);
   is_attached_ = true;
@@ -82,9 +82,11 @@ void StepTrace::begin_step() {
 void StepTrace::end_step() {
   close_part();
   close_layer();
-  end_ = now();
-  events_.push_back({concat("step ", step_), steps, {0.0, end_}, -1});
+  events_.push_back({concat("step ", step_), steps, 0, clock_->mark()});
   detach();
+  for (Event& event : events_)
+    event.time = {clock_->seconds(0, event.from), clock_->seconds(0, event.to)};
+  end_ = events_.back().time.second;
 }
 
 void StepTrace::detach() {
@@ -93,19 +95,19 @@ void StepTrace::detach() {
   observers_.collectives.remove(*this);
 }
 
-void StepTrace::add(const char* op, double seconds, double) {
-  const double end = now();
-  events_.push_back({op, op_calls, {end - seconds, end}, -1});
-  op_spans_.push_back(events_.back().time);
+void StepTrace::add(const char* op, double) {
+  OPENMOE_CHECK(!begun_.empty(), op, " ended, but never began");
+  events_.push_back({op, op_calls, begun_.back(), clock_->mark()});
+  begun_.pop_back();
 }
 
 void StepTrace::close_part() {
-  if (part_ != nullptr) events_.push_back({part_, parts, {part_begin_, now()}, -1});
+  if (part_ != nullptr) events_.push_back({part_, parts, part_begin_, clock_->mark()});
   part_ = nullptr;
 }
 
 void StepTrace::close_layer() {
-  if (!layer_.empty()) events_.push_back({layer_, layers, {layer_begin_, now()}, -1});
+  if (!layer_.empty()) events_.push_back({layer_, layers, layer_begin_, clock_->mark()});
   layer_.clear();
 }
 
@@ -113,34 +115,40 @@ void StepTrace::enter(const char* part) {
   if (part_ != nullptr && std::strcmp(part, part_) == 0) return;
   close_part();
   part_ = part;
-  part_begin_ = now();
+  part_begin_ = clock_->mark();
 }
 
 void StepTrace::enter_layer(std::int64_t layer, Pass pass) {
   close_part();
   close_layer();
-  layer_begin_ = now();
+  layer_begin_ = clock_->mark();
   if (layer < 0) return;
   layer_ = concat(pass == Pass::forward ? "forward" : "backward", " of layer ", layer);
 }
 
-void StepTrace::end_collective(const CollectiveCall& call, double seconds) {
-  const double end = now();
+void StepTrace::end_collective(const CollectiveCall& call) {
+  const std::int64_t end = clock_->mark();
   events_.push_back(
-      {concat(call.group->name, ": ", call.verb), collectives, {end - seconds, end}, call.bytes});
+      {concat(call.group->name, ": ", call.verb), collectives, collective_begin_, end, call.bytes});
   // From the start of an exchange to the end of its wait. Waits come in the order of the starts.
   if (!std::string_view(call.group->name).starts_with("expert") || !call.is_all_to_all()) return;
   if (call.starts()) {
-    exchange_starts_.push_back(end - seconds);
+    exchange_starts_.push_back(collective_begin_);
     return;
   }
-  TimeSpan span = events_.back().time;
+  std::int64_t begin = collective_begin_;
   if (call.waits() && !exchange_starts_.empty()) {
-    span.first = exchange_starts_.front();
+    begin = exchange_starts_.front();
     exchange_starts_.pop_front();
   }
-  exchange_spans_.push_back(span);
-  events_.push_back({call.group->name, rows_under_way, span, -1});
+  events_.push_back({call.group->name, rows_under_way, begin, end});
+}
+
+std::vector<TimeSpan> StepTrace::spans_of(Track track) const {
+  std::vector<TimeSpan> spans;
+  for (const Event& event : events_)
+    if (event.track == track) spans.push_back(event.time);
+  return spans;
 }
 
 std::string StepTrace::text(double exchange, double exposed) const {
@@ -172,7 +180,7 @@ std::string StepTrace::text(double exchange, double exposed) const {
                        {{"step", step_},
                         {"rank", grid_.coordinates()},
                         {"step_ms", 1e3 * end_},
-                        {"ops_ms", 1e3 * covered_seconds(op_spans_)},
+                        {"ops_ms", 1e3 * covered_seconds(spans_of(op_calls))},
                         {"exchange_ms", 1e3 * exchange},
                         {"exposed_exchange_ms", 1e3 * exposed},
                         {"exposed_share_of_exchange", exchange > 0.0 ? exposed / exchange : 0.0},
@@ -182,8 +190,9 @@ std::string StepTrace::text(double exchange, double exposed) const {
 }
 
 std::string StepTrace::write() {
-  const double exchange = covered_seconds(exchange_spans_);
-  const double exposed = exposed_seconds(exchange_spans_, op_spans_);
+  const std::vector<TimeSpan> exchanges = spans_of(rows_under_way);
+  const double exchange = covered_seconds(exchanges);
+  const double exposed = exposed_seconds(exchanges, spans_of(op_calls));
   on_every_rank(grid_.world(), [&] {
     char name[32];
     std::snprintf(name, sizeof name, "/rank-%05d.json", grid_.world_rank());

@@ -1,16 +1,18 @@
 // StepTrace: what one rank does in one step, as a file that Perfetto (ui.perfetto.dev) and
-// chrome://tracing show: layers and parts of the network, ops, collectives. Costs nothing in other
-// steps.
+// chrome://tracing show: layers and parts of the network, ops, collectives. On a device everything
+// stands where the device came to it, collectives where its ops were held up by them. Costs nothing
+// in other steps.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "apps/run_observers.h"
+#include "core/ops.h"
 #include "parallel/process_grid.h"
 
 namespace openmoe {
@@ -25,7 +27,7 @@ double exposed_seconds(const std::vector<TimeSpan>& spans, const std::vector<Tim
 class StepTrace : private OpObserver, private CollectiveObserver {
  public:
   // Writes FOLDER/rank-00000.json; the folder is made. References must outlive this.
-  StepTrace(std::int64_t step, const std::string& folder, ProcessGrid& grid,
+  StepTrace(std::int64_t step, const std::string& folder, ProcessGrid& grid, Ops& ops,
             RunObservers& observers);
   ~StepTrace() override { detach(); }
   StepTrace(const StepTrace&) = delete;
@@ -39,22 +41,23 @@ class StepTrace : private OpObserver, private CollectiveObserver {
   std::string write();
 
  private:
-  using Clock = std::chrono::steady_clock;
   enum Track { steps, layers, parts, op_calls, collectives, rows_under_way };
   struct Event {
     std::string name;
     Track track = steps;
-    TimeSpan time;
-    std::int64_t bytes = -1;  // of a collective
+    std::int64_t from = 0, to = 0;  // places of the clock
+    std::int64_t bytes = -1;        // of a collective
+    TimeSpan time{};                // once the step has ended
   };
 
-  void add(const char* op, double seconds, double flops) override;
+  void begin() override { begun_.push_back(clock_->mark()); }
+  void add(const char* op, double flops) override;
   void enter(const char* part) override;
   void enter_layer(std::int64_t layer, Pass pass) override;
-  void begin_collective(const CollectiveCall&) override {}
-  void end_collective(const CollectiveCall& call, double seconds) override;
+  void begin_collective(const CollectiveCall&) override { collective_begin_ = clock_->mark(); }
+  void end_collective(const CollectiveCall& call) override;
 
-  double now() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  std::vector<TimeSpan> spans_of(Track track) const;
   void close_part();
   void close_layer();
   void detach();
@@ -64,15 +67,15 @@ class StepTrace : private OpObserver, private CollectiveObserver {
   std::string folder_;
   ProcessGrid& grid_;
   RunObservers& observers_;
+  std::unique_ptr<OpClock> clock_;
   bool is_attached_ = false;
-  Clock::time_point start_;
   double end_ = 0.0;
   std::string layer_;  // open at the moment; "": none
   const char* part_ = nullptr;
-  double layer_begin_ = 0.0, part_begin_ = 0.0;
+  std::int64_t layer_begin_ = 0, part_begin_ = 0, collective_begin_ = 0;
+  std::vector<std::int64_t> begun_;  // of the ops under way
   std::vector<Event> events_;
-  std::vector<TimeSpan> op_spans_, exchange_spans_;
-  std::deque<double> exchange_starts_;  // of those under way
+  std::deque<std::int64_t> exchange_starts_;  // of those under way
 };
 
 }  // namespace openmoe

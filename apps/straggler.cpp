@@ -5,6 +5,28 @@
 
 namespace openmoe {
 
+void WaitClock::begin_collective(const CollectiveCall&) {
+  if (counts_) begin_ = clock_->mark();
+}
+
+void WaitClock::end_collective(const CollectiveCall&) {
+  if (!counts_) return;
+  calls_.emplace_back(begin_, clock_->mark());
+  constexpr std::size_t kMostCalls = 8192;  // of many steps, so that a device is seldom waited for
+  if (calls_.size() >= kMostCalls) collect();
+}
+
+void WaitClock::collect() {
+  for (const auto& [from, to] : calls_) seconds_ += clock_->seconds(from, to);
+  calls_.clear();
+  clock_->forget();
+}
+
+double WaitClock::take_seconds() {
+  collect();
+  return std::exchange(seconds_, 0.0);
+}
+
 bool Straggler::is_notable() const {
   constexpr double kNotableShare = 1.25;
   return share() >= kNotableShare;

@@ -1,21 +1,38 @@
 // The rank that computes longest: what others wait for in every collective.
 #pragma once
 
+#include <cstdint>
+#include <memory>
+#include <utility>
 #include <vector>
 
+#include "core/op_clock.h"
 #include "parallel/collective_observer.h"
 #include "parallel/communicator.h"
 
 namespace openmoe {
 
-// Seconds that this rank spent in collectives, waiting and moving data.
+// Seconds that the ops of this rank were held up by collectives, which wait and move data.
 class WaitClock : public CollectiveObserver {
  public:
-  void begin_collective(const CollectiveCall&) override {}
-  void end_collective(const CollectiveCall&, double seconds) override { seconds_ += seconds; }
-  double seconds() const { return seconds_; }
+  // By `clock`, which is this one's alone.
+  explicit WaitClock(std::unique_ptr<OpClock> clock) : clock_(std::move(clock)) {}
+
+  // Collectives outside a time that counts are left out. Not counting at first.
+  void count(bool counts) { counts_ = counts; }
+  // Since the last call; waits for the ops so far.
+  double take_seconds();
+
+  void begin_collective(const CollectiveCall&) override;
+  void end_collective(const CollectiveCall&) override;
 
  private:
+  void collect();
+
+  std::unique_ptr<OpClock> clock_;
+  bool counts_ = false;
+  std::int64_t begin_ = 0;
+  std::vector<std::pair<std::int64_t, std::int64_t>> calls_;  // places, not in seconds_ yet
   double seconds_ = 0.0;
 };
 

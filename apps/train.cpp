@@ -249,7 +249,7 @@ int run_train(const TrainOptions& options, CommandContext& context) {
   trainer.restore(start.trainer_state);
   if (!options.trace_folder.empty())
     trainer.trace_step(traced_step(options, start.step, recipe), options.trace_folder);
-  OpProfile profile;
+  OpProfile profile(ops->make_clock());
   if (recipe.run.profile) observers.ops.add_observer(profile);
   if (checkpoint.empty() && !options.from.empty()) trainer.save_start(start.step, start.positions);
   const auto begin = std::chrono::steady_clock::now();

@@ -80,12 +80,13 @@ Trainer::Trainer(Network& network, ProcessGrid& grid, const Recipe& recipe, Batc
       training_(network, grid, recipe),
       rows_per_rank_(recipe.data.batch_rows / grid.num_data_ranks()),
       spikes_(recipe.run),
+      waiting_(network.ops().make_clock()),
       background_(network.snapshot(), grid) {
-  observers.collectives.add(waiting_);
+  if (watches_stragglers()) observers.collectives.add(waiting_);
 }
 
 void Trainer::trace_step(std::int64_t step, const std::string& folder) {
-  trace_.emplace(step, folder, grid_, observers_);
+  trace_.emplace(step, folder, grid_, network_.ops(), observers_);
 }
 
 int Trainer::run(std::int64_t first_step, std::int64_t first_positions) {
@@ -140,7 +141,7 @@ void Trainer::finish_step(std::int64_t steps_done) {
 
 Trainer::StepResult Trainer::train_step(std::int64_t step) {
   const auto begin = Clock::now();
-  const double waited = waiting_.seconds();
+  waiting_.count(true);
   StepResult result;
   spikes_.enter_phase(phase_at(recipe_, step));
   observers_.activity.enter_step(step);
@@ -175,7 +176,8 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   if (watched)
     timed([&] { result.routing = routing_->finish(step, result.outcome.sums, result.counts); });
   result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-  busy_seconds_ += result.seconds - (waiting_.seconds() - waited);
+  waiting_.count(false);
+  train_seconds_ += result.seconds;
   report_straggler(step, result);
   if (traced) {
     const std::string summary = trace_->write();
@@ -187,8 +189,9 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
 
 void Trainer::report_straggler(std::int64_t step, StepResult& result) {
   const std::int64_t every = recipe_.run.straggler_every;
-  if (every == 0 || grid_.world().size() == 1 || (step + 1) % every != 0) return;
-  result.straggler = find_straggler(grid_.world(), std::exchange(busy_seconds_, 0.0));
+  if (!watches_stragglers() || (step + 1) % every != 0) return;
+  const double busy = std::exchange(train_seconds_, 0.0) - waiting_.take_seconds();
+  result.straggler = find_straggler(grid_.world(), busy);
   if (progress_ == nullptr || !result.straggler->is_notable()) return;
   char times[80];
   std::snprintf(times, sizeof times, "%.2f s in the last %lld steps, %.0f%% of the median",

@@ -93,6 +93,9 @@ class Trainer {
   // All ranks end the run here, all for this reason.
   [[noreturn]] void fail(const std::string& reason);
   void save_and_stop(std::int64_t next_step, int signal);
+  bool watches_stragglers() const {
+    return recipe_.run.straggler_every > 0 && grid_.world().size() > 1;
+  }
   std::int64_t first_row() const { return grid_.data_rank() * rows_per_rank_; }
 
   Network& network_;
@@ -112,7 +115,7 @@ class Trainer {
   std::int64_t rewinds_ = 0;    // to the newest checkpoint
   LossSpikes spikes_;
   WaitClock waiting_;
-  double busy_seconds_ = 0.0;  // outside collectives, since the last report of the slowest rank
+  double train_seconds_ = 0.0;  // of steps since the last report of the slowest rank
   std::optional<StepTrace> trace_;
   bool was_traced_ = false;
   std::int64_t saved_step_ = -1;  // of the newest checkpoint of this process; -1: none yet

@@ -13,9 +13,11 @@ class OpClock {
  public:
   virtual ~OpClock() = default;
 
-  // A place after all ops called so far; places are numbered from 0.
+  // A place after all ops called so far; places are numbered from 0. A fault of the backend is left
+  // to seconds(), since an op that ends by an exception has an end too.
   virtual std::int64_t mark() = 0;
-  // Seconds from one place to a later one. Waits until the later one is reached.
+  // Seconds from one place to a later one. Waits until the later one is reached. Throws the
+  // backend's fault if it is not.
   virtual double seconds(std::int64_t from, std::int64_t to) = 0;
   // No place so far is asked for any more; numbers begin at 0 again.
   virtual void forget() = 0;

@@ -14,11 +14,11 @@ class OpObserver {
  public:
   virtual ~OpObserver() = default;
 
-  // An op begins; add() follows when it has ended. Ops may lie within ops.
+  // An op begins; add() follows when it has ended. Ops may lie within ops. On a device both mean
+  // its place in the order of calls; how long that took Ops::make_clock() tells.
   virtual void begin() {}
-  // An op has ended that took so long on the host; names are literals. `flops` is useful
-  // arithmetic, 0 for everything bound by memory.
-  virtual void add(const char* op, double seconds, double flops) = 0;
+  // Names are literals. `flops` is useful arithmetic, 0 for everything bound by memory.
+  virtual void add(const char* op, double flops) = 0;
   // The part of the network (a literal) that the next ops belong to.
   virtual void enter(const char* part) = 0;
   // The next ops belong to this layer of this pass; -1: to none.
@@ -41,8 +41,8 @@ class OpObservers : public OpObserver {
   void begin() override {
     for (OpObserver* observer : observers_) observer->begin();
   }
-  void add(const char* op, double seconds, double flops) override {
-    for (OpObserver* observer : observers_) observer->add(op, seconds, flops);
+  void add(const char* op, double flops) override {
+    for (OpObserver* observer : observers_) observer->add(op, flops);
   }
   void enter(const char* part) override {
     for (OpObserver* observer : observers_) observer->enter(part);

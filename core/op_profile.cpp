@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "core/base/check.h"
+
 namespace openmoe {
 namespace {
 
@@ -26,33 +28,49 @@ std::vector<OpProfile::Entry> by_time(const std::map<std::string, OpProfile::Ent
 
 }  // namespace
 
-void OpProfile::add(const char* op, double seconds, double flops) {
-  Entry& entry = entries_[{part_, op}];
-  entry.calls += 1;
-  entry.seconds += seconds;
-  entry.flops += flops;
-  if (flops > 0.0) entry.product_seconds += seconds;
+void OpProfile::add(const char* op, double flops) {
+  OPENMOE_CHECK(!begun_.empty(), op, " ended, but never began");
+  calls_.push_back({part_, op, flops, begun_.back(), clock_->mark()});
+  begun_.pop_back();
+  constexpr std::size_t kMostCalls = 8192;  // of a long run, so that a device is seldom waited for
+  if (begun_.empty() && calls_.size() >= kMostCalls) collect();
 }
 
-double OpProfile::total_seconds() const {
+void OpProfile::collect() {
+  for (const Call& call : calls_) {
+    const double seconds = clock_->seconds(call.from, call.to);
+    Entry& entry = entries_[{call.part, call.op}];
+    entry.calls += 1;
+    entry.seconds += seconds;
+    entry.flops += call.flops;
+    if (call.flops > 0.0) entry.product_seconds += seconds;
+  }
+  calls_.clear();
+  if (begun_.empty()) clock_->forget();
+}
+
+double OpProfile::total_seconds() {
+  collect();
   double total = 0.0;
   for (const auto& [name, entry] : entries_) total += entry.seconds;
   return total;
 }
 
-std::vector<OpProfile::Entry> OpProfile::entries() const {
+std::vector<OpProfile::Entry> OpProfile::entries() {
+  collect();
   std::map<std::string, Entry> sums;
   for (const auto& [name, entry] : entries_) add_to(sums[name.second], name.second, entry);
   return by_time(sums);
 }
 
-std::vector<OpProfile::Entry> OpProfile::parts() const {
+std::vector<OpProfile::Entry> OpProfile::parts() {
+  collect();
   std::map<std::string, Entry> sums;
   for (const auto& [name, entry] : entries_) add_to(sums[name.first], name.first, entry);
   return by_time(sums);
 }
 
-std::string OpProfile::table(std::int64_t num_steps, double step_seconds, double peak_flops) const {
+std::string OpProfile::table(std::int64_t num_steps, double step_seconds, double peak_flops) {
   const auto steps = static_cast<double>(std::max<std::int64_t>(1, num_steps));
   char line[160];
   std::snprintf(line, sizeof line, "%-44s %7s %10s %7s %9s %7s\n", "op", "calls", "ms/step",

@@ -1,13 +1,15 @@
-// OpProfile: wall time and useful arithmetic per op and part of the network, collected where every
-// op passes: the public calls of Ops.
+// OpProfile: time by the backend's clock and useful arithmetic per op and part of the network,
+// collected where every op passes: the public calls of Ops.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/op_clock.h"
 #include "core/op_observer.h"
 
 namespace openmoe {
@@ -23,21 +25,36 @@ class OpProfile : public OpObserver {
     double product_seconds = 0.0;  // of the products and attention among `seconds`
   };
 
-  // `op` must outlive the profile (the names are literals).
-  void add(const char* op, double seconds, double flops) override;
-  // The part of the network (a literal) that the following ops belong to.
+  // Of ops that `clock` times, which is this one's alone.
+  explicit OpProfile(std::unique_ptr<OpClock> clock) : clock_(std::move(clock)) {}
+
+  void begin() override { begun_.push_back(clock_->mark()); }
+  void add(const char* op, double flops) override;
   void enter(const char* part) override { part_ = part; }
-  void reset() { entries_.clear(); }
-  double total_seconds() const;
+
+  // All that follows waits for the ops so far.
+  double total_seconds();
   // By falling time.
-  std::vector<Entry> entries() const;
+  std::vector<Entry> entries();
   // The same by part of the network.
-  std::vector<Entry> parts() const;
+  std::vector<Entry> parts();
   // A table of all ops per step: milliseconds, share of `step_seconds`, GFLOP/s, percent of
   // `peak_flops` (FLOP/s; 0: not known); then the parts, and what is neither product nor attention.
-  std::string table(std::int64_t num_steps, double step_seconds, double peak_flops) const;
+  std::string table(std::int64_t num_steps, double step_seconds, double peak_flops);
 
  private:
+  struct Call {
+    const char* part;
+    const char* op;
+    double flops;
+    std::int64_t from, to;  // places of the clock
+  };
+
+  void collect();
+
+  std::unique_ptr<OpClock> clock_;
+  std::vector<std::int64_t> begun_;  // places of the ops that are under way
+  std::vector<Call> calls_;          // not in the entries yet
   const char* part_ = "other";
   std::map<std::pair<const char*, const char*>, Entry> entries_;  // by part and op
 };

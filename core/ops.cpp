@@ -4,7 +4,6 @@
 #include "core/ops.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -40,13 +39,10 @@ class OpCall {
  public:
   OpCall(const char* op, Device device, OpObserver* profile)
       : op_(op), device_(device), profile_(profile) {
-    if (profile_ == nullptr) return;
-    profile_->begin();
-    start_ = Clock::now();
+    if (profile_ != nullptr) profile_->begin();
   }
   ~OpCall() {
-    if (profile_ == nullptr) return;
-    profile_->add(op_, std::chrono::duration<double>(Clock::now() - start_).count(), flops_);
+    if (profile_ != nullptr) profile_->add(op_, flops_);
   }
   OpCall(const OpCall&) = delete;
   OpCall& operator=(const OpCall&) = delete;
@@ -93,12 +89,10 @@ class OpCall {
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
   const char* op_;
   Device device_;
   OpObserver* profile_;
   double flops_ = 0.0;
-  Clock::time_point start_{};
 };
 
 double real(std::int64_t count) {
@@ -227,6 +221,10 @@ LogitSums joined(const LogitSums& a, const LogitSums& b) {
           b.largest > a.largest ? b.argmax : a.argmax};
 }
 
+std::unique_ptr<OpClock> Ops::make_clock() {
+  return std::make_unique<HostClock>();
+}
+
 const char* Ops::enter(const char* part) {
   if (profile_ != nullptr) profile_->enter(part);
   return std::exchange(part_, part);
@@ -294,9 +292,16 @@ void Ops::multiply(Tensor x, float factor) {
 }
 
 double Ops::sum_of_squares(Tensor x) {
+  double sum = 0.0;
+  sums_of_squares({&sum, 1}, {&x, 1});
+  return sum;
+}
+
+void Ops::sums_of_squares(std::span<double> sums, std::span<const Tensor> xs) {
   OpCall call("sum_of_squares", device(), profile_);
-  call.f32("x", x, x.shape);
-  return do_sum_of_squares(x);
+  call.that(sums.size() == xs.size(), "a sum for each tensor", real(std::ssize(sums)));
+  for (const Tensor& x : xs) call.f32("x", x, x.shape);
+  do_sums_of_squares(sums, xs);
 }
 
 void Ops::copy_rows(Tensor dst, Tensor src, std::span<const RowStretch> stretches) {
@@ -569,14 +574,16 @@ LossSums Ops::softmax_cross_entropy(Tensor logits, Tensor targets, Tensor weight
 }
 
 void Ops::adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                             const AdafactorScalars& scalars, const SharedMatrix* shared) {
+                             const AdafactorScalars& scalars, const SharedMatrix* shared,
+                             Tensor rounded) {
   OpCall call("adafactor_factored", device(), profile_);
   call.f32("w", w, {kAny, kAny, kAny});
   call.f32("row", row, {w.size(0), w.size(1)});
   call.f32("col", col, {w.size(0), w.size(2)});
   call.f32("g", g, w.shape);
+  if (rounded) call.tensor("rounded", rounded, DType::bf16, w.shape, device());
   check_adafactor(call, scalars);
-  do_adafactor_factored(w, row, col, g, scalars, shared);
+  do_adafactor_factored(w, row, col, g, scalars, shared, rounded);
 }
 
 void Ops::adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,

@@ -19,11 +19,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/config/recipe.h"
+#include "core/op_clock.h"
 #include "core/op_observer.h"
 #include "core/tensor.h"
 
@@ -141,12 +143,15 @@ class Ops {
  public:
   virtual ~Ops() = default;
 
-  // Every op tells `profile` its time from now on; null stops. It must outlive its use.
+  // Every op tells `profile` of itself from now on; null stops. It must outlive its use.
   void set_profile(OpObserver* profile) { profile_ = profile; }
   // The part of the network that the next ops belong to, for the profile; a literal. Returns the
   // part before.
   const char* enter(const char* part);
   void enter_layer(std::int64_t layer, Pass pass);  // the same of the layer; -1: none
+  // The clock by which the ops run; it must not outlive this. Base: of a backend whose ops have
+  // ended when their call returns.
+  virtual std::unique_ptr<OpClock> make_clock();
 
   // ---- choices before the first step ----
   // Takes the kernels of attention for calls like `call` and says which, for the start-up log:
@@ -178,6 +183,8 @@ class Ops {
   void add_accumulate(Tensor y, Tensor x);  // y += x, f32
   void multiply(Tensor x, float factor);    // x *= factor, f32
   double sum_of_squares(Tensor x);          // f64 sum on the host, f32 input
+  // The same of each of `xs`, with one wait for a device (or few).
+  void sums_of_squares(std::span<double> sums, std::span<const Tensor> xs);
 
   // ---- layout of what travels between ranks ----
   // dst[to + i] = src[from + i] for the rows of every stretch; none is written twice. dst and src
@@ -291,9 +298,10 @@ class Ops {
   // (stack, C) f32 hold the running means of g^2 over columns and rows. RMS of w and of the update,
   // and clipping, are per matrix. Where ranks share each matrix (`shared` is not null), w, g and
   // the statistic of the shared axis are this rank's part; the other statistic is whole on every
-  // rank.
+  // rank. rounded (stack, R, C) bf16, or an empty tensor: becomes the new w, rounded.
   void adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                          const AdafactorScalars& scalars, const SharedMatrix* shared = nullptr);
+                          const AdafactorScalars& scalars, const SharedMatrix* shared = nullptr,
+                          Tensor rounded = {});
   // Unfactored: v, w, g of one shape.
   void adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,
                       const SharedMatrix* shared = nullptr);
@@ -305,7 +313,7 @@ class Ops {
   virtual void do_convert(Tensor dst, Tensor src) = 0;
   virtual void do_add_accumulate(Tensor y, Tensor x) = 0;
   virtual void do_multiply(Tensor x, float factor) = 0;
-  virtual double do_sum_of_squares(Tensor x) = 0;
+  virtual void do_sums_of_squares(std::span<double> sums, std::span<const Tensor> xs) = 0;
   virtual void do_copy_rows(Tensor dst, Tensor src, std::span<const RowStretch> stretches) = 0;
   virtual void do_swap_leading_axes(Tensor dst, Tensor src) = 0;
   virtual void do_sum_pieces(Tensor y, Tensor pieces) = 0;
@@ -355,8 +363,8 @@ class Ops {
                                             Tensor token_loss, float z_weight, float scale,
                                             const SharedVocabulary* shared) = 0;
   virtual void do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                                     const AdafactorScalars& scalars,
-                                     const SharedMatrix* shared) = 0;
+                                     const AdafactorScalars& scalars, const SharedMatrix* shared,
+                                     Tensor rounded) = 0;
   virtual void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,
                                  const SharedMatrix* shared) = 0;
 

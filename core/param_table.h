@@ -99,10 +99,14 @@ struct Param {
   std::int64_t stack() const { return local_shape.rank == 3 ? local_shape[0] : 1; }
   // Experts [begin, end) of the local slice, sharing its memory.
   Param slice(std::int64_t begin, std::int64_t end) const;
-  // Makes the rounded copy, if there is one, follow the value; of a divided value, in its place.
+  // The value's place in the operand if that is a rounded copy, else an empty tensor.
+  Tensor rounded() const {
+    if (operand.dtype == value.dtype) return {};
+    return is_value_divided ? own_of(operand) : operand;
+  }
+  // Makes the rounded copy, if there is one, follow the value.
   void round_operand(Ops& ops) {
-    if (operand.dtype != value.dtype)
-      ops.convert(is_value_divided ? own_of(operand) : operand, value);
+    if (const Tensor copy = rounded()) ops.convert(copy, value);
   }
   // The own part of a tensor of the local shape, sharing its memory; all of it where the parameter
   // is not divided.

@@ -297,12 +297,13 @@ __global__ void __launch_bounds__(kThreads)
                                          tiling.num_rows * tiling.num_columns);
 }
 
+// kRounds: rounded becomes the new w in bf16
 // hot: at least 4 blocks per SM
-// bytes: 12 of 12 per element of g, 64 in flight per thread
-template <int kWidth>
+// bytes: 14 of 14 per element of g (12 without the rounded copy), 64 in flight per thread
+template <int kWidth, bool kRounds>
 __global__ void __launch_bounds__(kThreads, 4)
-    factored_apply_kernel(float* w, FactoredSums sums, const float* row, const float* g,
-                          Tiling tiling) {
+    factored_apply_kernel(float* w, __nv_bfloat16* rounded, FactoredSums sums, const float* row,
+                          const float* g, Tiling tiling) {
   constexpr int kChunks = kTileColumns / (kWarp * kWidth);
   const TilePart part(tiling);
   const std::int64_t R = tiling.R, C = tiling.C;
@@ -326,6 +327,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) weight[j] -= row_factor * (gradient[j] * factor[chunk][j]);
       store(w + (part.matrix * R + r) * C + c, weight);
+      if constexpr (kRounds) store(rounded + (part.matrix * R + r) * C + c, weight);
     }
   }
 }
@@ -430,7 +432,8 @@ void CudaOps::sum_over_ranks(double* values, std::int64_t count, const SharedMat
 
 // A rank that has nothing of a shared matrix takes part in its sums all the same.
 void CudaOps::do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                                    const AdafactorScalars& scalars, const SharedMatrix* shared) {
+                                    const AdafactorScalars& scalars, const SharedMatrix* shared,
+                                    Tensor rounded) {
   const std::int64_t stack = w.size(0), R = w.size(1), C = w.size(2);
   if (stack == 0 || (shared != nullptr ? shared->num_elements : R * C) == 0) return;
   wait_for_downloads();
@@ -490,10 +493,16 @@ void CudaOps::do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
   if (shared != nullptr) sum_over_ranks(sums.u_square, stack, *shared);
   cuda::launch(stream_, cuda::blocks_for(stack, cuda::kThreads), cuda::factored_factor_kernel, sums,
                scalars, tiling, stack);
+  // Without vectors a thread has no registers left for a third matrix.
+  const bool rounds = rounded && vectors && cuda::can_vectorise(4, C, rounded);
+  const auto apply = [&](auto kernel, __nv_bfloat16* copy) {
+    cuda::launch(stream_, by_tile, kernel, weight, copy, sums, row.as<float>(), gradient, tiling);
+  };
+  if (rounds) return apply(cuda::factored_apply_kernel<4, true>, rounded.as<__nv_bfloat16>());
   cuda::with_width<4>(vectors, [&](auto width) {
-    cuda::launch(stream_, by_tile, cuda::factored_apply_kernel<width.value>, weight, sums,
-                 row.as<float>(), gradient, tiling);
+    apply(cuda::factored_apply_kernel<width.value, false>, nullptr);
   });
+  if (rounded) do_convert(rounded, w);
 }
 
 void CudaOps::do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,

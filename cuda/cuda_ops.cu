@@ -406,17 +406,24 @@ std::int64_t cuda::sum_of_squares_scratch() {
   return kSumBlocks * static_cast<std::int64_t>(sizeof(double));
 }
 
-double CudaOps::do_sum_of_squares(Tensor x) {
-  const std::int64_t n = x.num_elements();
-  if (n == 0) return 0.0;
-  const std::int64_t vectors = cuda::can_vectorise(4, 0, x) ? n / 4 : 0;
-  const std::int64_t blocks = std::min(cuda::kSumBlocks, cuda::ceil_div(n, 4 * cuda::kThreads));
+void CudaOps::do_sums_of_squares(std::span<double> sums, std::span<const Tensor> xs) {
   double* const partial = static_cast<double*>(scratch_.reserve(cuda::sum_of_squares_scratch()));
-  cuda::launch(stream_, {.blocks = blocks, .threads = cuda::kThreads}, cuda::sum_of_squares_kernel,
-               partial, x.as<float>(), n, vectors);
-  cuda::launch(stream_, {.blocks = 1, .threads = cuda::kThreads}, cuda::sum_kernel,
-               &device_report_->values[0], partial, blocks);
-  return wait_for_report().values[0];
+  for (std::size_t first = 0; first < xs.size(); first += kMostSums) {
+    const std::size_t count = std::min(kMostSums, xs.size() - first);
+    for (std::size_t i = 0; i < count; ++i) {
+      const Tensor& x = xs[first + i];
+      const std::int64_t n = x.num_elements();
+      const std::int64_t vectors = cuda::can_vectorise(4, 0, x) ? n / 4 : 0;
+      const std::int64_t blocks = std::min(cuda::kSumBlocks, cuda::ceil_div(n, 4 * cuda::kThreads));
+      if (n > 0)
+        cuda::launch(stream_, {.blocks = blocks, .threads = cuda::kThreads},
+                     cuda::sum_of_squares_kernel, partial, x.as<float>(), n, vectors);
+      cuda::launch(stream_, {.blocks = 1, .threads = cuda::kThreads}, cuda::sum_kernel,
+                   &device_report_->values[i], partial, blocks);
+    }
+    const Report& report = wait_for_report();
+    std::copy_n(report.values, count, sums.begin() + static_cast<std::ptrdiff_t>(first));
+  }
 }
 
 }  // namespace openmoe

@@ -38,6 +38,7 @@ class CudaOps final : public Ops {
   bool downloads_are_done() override;
   void finish_downloads() override;
   // "cuDNN 9.19.0", "builtin", or what each direction takes and why.
+  std::unique_ptr<OpClock> make_clock() override;
   std::string choose_attention(AttentionKind wanted, const AttentionCall& call) override;
   cudaStream_t stream() const { return stream_; }
   // What travels between devices has a stream of its own. All communicators share it, so that their
@@ -48,8 +49,9 @@ class CudaOps final : public Ops {
  private:
   // What an op tells the host, in pinned memory, written by a kernel or a copy and read after the
   // stream has been waited for.
+  static constexpr std::size_t kMostSums = 64;  // that the host learns with one wait
   struct Report {
-    double values[3];
+    double values[kMostSums];
     // Set by kernels that met an index outside its table; stays set, so that it is seen at the next
     // wait.
     int bad_id;
@@ -99,7 +101,7 @@ class CudaOps final : public Ops {
   void do_convert(Tensor dst, Tensor src) override;
   void do_add_accumulate(Tensor y, Tensor x) override;
   void do_multiply(Tensor x, float factor) override;
-  double do_sum_of_squares(Tensor x) override;
+  void do_sums_of_squares(std::span<double> sums, std::span<const Tensor> xs) override;
   void do_copy_rows(Tensor dst, Tensor src, std::span<const RowStretch> stretches) override;
   void do_swap_leading_axes(Tensor dst, Tensor src) override;
   void do_sum_pieces(Tensor y, Tensor pieces) override;
@@ -144,7 +146,8 @@ class CudaOps final : public Ops {
                                     Tensor token_loss, float z_weight, float scale,
                                     const SharedVocabulary* shared) override;
   void do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                             const AdafactorScalars& scalars, const SharedMatrix* shared) override;
+                             const AdafactorScalars& scalars, const SharedMatrix* shared,
+                             Tensor rounded) override;
   void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,
                          const SharedMatrix* shared) override;
 

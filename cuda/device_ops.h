@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "core/moe/routing_plan.h"
-#include "core/op_clock.h"
 #include "core/ops.h"
 #include "parallel/communicator.h"
 
@@ -37,10 +36,6 @@ std::unique_ptr<Communicator> make_nccl_communicator(Ops& ops, Communicator& gro
 
 // "NVIDIA H100 80GB HBM3, sm_90, 79.1 GiB, driver 13.0, runtime 13.0", for start-up logs.
 std::string describe_cuda_device(int device_index);
-
-// The clock of the device, by events on the stream of `ops`, which make_cuda_ops made and which
-// must outlive it. Resolution about half a microsecond.
-std::unique_ptr<OpClock> make_cuda_clock(Ops& ops);
 
 struct CudaDevice {
   std::string name;      // "NVIDIA H100 80GB HBM3"

@@ -37,7 +37,7 @@ class CollectiveObserver {
  public:
   virtual ~CollectiveObserver() = default;
   virtual void begin_collective(const CollectiveCall& call) = 0;
-  virtual void end_collective(const CollectiveCall& call, double seconds) = 0;
+  virtual void end_collective(const CollectiveCall& call) = 0;
 };
 
 // The groups of one rank and who is told of their calls.
@@ -63,8 +63,8 @@ class CollectiveObservers {
   void begin(const CollectiveCall& call) {
     for (CollectiveObserver* observer : observers_) observer->begin_collective(call);
   }
-  void end(const CollectiveCall& call, double seconds) {
-    for (CollectiveObserver* observer : observers_) observer->end_collective(call, seconds);
+  void end(const CollectiveCall& call) {
+    for (CollectiveObserver* observer : observers_) observer->end_collective(call);
   }
 
  private:

@@ -22,6 +22,8 @@ GradientReducer::GradientReducer(Ops& ops, ParamTable& params, ProcessGrid& grid
     : ops_(ops), params_(params), grid_(grid) {
   OPENMOE_CHECK(params.params().front().grad, "the parameter table was not allocated for training");
   if (bucket_bytes > 0) make_buckets(bucket_bytes);
+  for (const Param& param : params_.params()) grads_.push_back(param.grad);
+  squares_of_grads_.resize(grads_.size());
 }
 
 void GradientReducer::sum(const Tensor& grads, Sharding sharding) {
@@ -90,7 +92,9 @@ double GradientReducer::norm_of_added() {
 }
 
 double GradientReducer::grad_norm() {
-  for (const Param& param : params_.params()) add_squares(param);
+  ops_.sums_of_squares(squares_of_grads_, grads_);
+  for (std::size_t i = 0; i < grads_.size(); ++i)
+    squares_[static_cast<std::size_t>(params_.params()[i].sharding)] += squares_of_grads_[i];
   return norm_of_added();
 }
 

@@ -61,6 +61,8 @@ class GradientReducer {
   ParamTable& params_;
   ProcessGrid& grid_;
   std::vector<Bucket> buckets_;
+  std::vector<Tensor> grads_;                        // by place in the table
+  std::vector<double> squares_of_grads_;             // the same
   std::array<double, kShardings.size()> squares_{};  // of add_squares
 };
 

@@ -1,6 +1,5 @@
 #include "parallel/observed_communicator.h"
 
-#include <chrono>
 #include <numeric>
 #include <utility>
 
@@ -111,12 +110,10 @@ class ObservedCommunicator : public Communicator {
 
   template <typename Call>
   void observe(const char* verb, std::size_t bytes, Call&& make_call) {
-    using Clock = std::chrono::steady_clock;
     const CollectiveCall call{&group_, verb, ++group_.num_calls, static_cast<std::int64_t>(bytes)};
     observers_.begin(call);
-    const auto begin = Clock::now();
     make_call();
-    observers_.end(call, std::chrono::duration<double>(Clock::now() - begin).count());
+    observers_.end(call);
   }
 
   std::unique_ptr<Communicator> observed_group(std::unique_ptr<Communicator> part) {

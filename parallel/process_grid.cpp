@@ -155,8 +155,10 @@ ProcessGrid::ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp)
 
 void ProcessGrid::attach_device(const Communicator::MakeTwin& make) {
   twins_.clear();
-  for (Communicator* group : {world_, data_.get(), expert_.get(), replicas_.get(), tensor_.get()})
-    if (group->size() > 1) twins_.emplace_back(group, group->twin(make));
+  for (Communicator* group : {world_, data_.get(), expert_.get(), replicas_.get(), tensor_.get()}) {
+    const bool has_tensors = group != world_ || tp_ > 1;  // see holders()
+    if (has_tensors && group->size() > 1) twins_.emplace_back(group, group->twin(make));
+  }
 }
 
 Communicator& ProcessGrid::for_tensors(Communicator& group) {

@@ -45,7 +45,7 @@ class ProcessGrid {
   Communicator& tensor() { return *tensor_; }
 
   // Where tensors are in the memory of a device: the twins, made by `make`, of all groups of more
-  // than one rank. Collective over the world.
+  // than one rank that tensors go through. Collective over the world.
   void attach_device(const Communicator::MakeTwin& make);
   void detach_device() { twins_.clear(); }
   // `group`, one of the above, for tensors of the device that computes: its twin, or on the host

@@ -42,7 +42,7 @@ void RankActivity::begin_collective(const CollectiveCall& call) {
   note_change();
 }
 
-void RankActivity::end_collective(const CollectiveCall&, double) {
+void RankActivity::end_collective(const CollectiveCall&) {
   const std::lock_guard lock(mutex_);
   in_collective_ = false;
   note_change();

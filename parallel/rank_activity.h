@@ -32,8 +32,8 @@ class RankActivity : public CollectiveObserver, public OpObserver {
   void enter_step(std::int64_t step);
 
   void begin_collective(const CollectiveCall& call) override;
-  void end_collective(const CollectiveCall& call, double seconds) override;
-  void add(const char*, double, double) override { note_change(); }
+  void end_collective(const CollectiveCall& call) override;
+  void add(const char*, double) override { note_change(); }
   void enter(const char* part) override;
   void enter_layer(std::int64_t layer, Pass pass) override;
 

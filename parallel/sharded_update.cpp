@@ -38,7 +38,11 @@ void gather_operands(ParamTable& params, ProcessGrid& grid) {
 
 ShardedUpdate::ShardedUpdate(Ops& ops, ParamTable& params, ProcessGrid& grid, TensorGroup& tensor)
     : ops_(ops), params_(params), grid_(grid), tensor_(tensor) {
-  for (const Param& param : params.params()) shards_.push_back(make_shard(param));
+  for (const Param& param : params.params()) {
+    shards_.push_back(make_shard(param));
+    grads_.push_back(shards_.back().part.grad);
+  }
+  squares_of_grads_.resize(grads_.size());
 }
 
 ShardedUpdate::Shard ShardedUpdate::make_shard(const Param& param) {
@@ -93,9 +97,10 @@ bool ShardedUpdate::is_finite(std::size_t index) const {
 double ShardedUpdate::grad_norm() {
   // Of divided parameters, and of those that all holders have whole.
   std::array<double, kShardings.size()> divided{}, whole{};
-  for (const Shard& shard : shards_)
-    (shard.is_divided ? divided : whole)[static_cast<std::size_t>(shard.part.sharding)] +=
-        ops_.sum_of_squares(shard.part.grad);
+  ops_.sums_of_squares(squares_of_grads_, grads_);
+  for (std::size_t i = 0; i < shards_.size(); ++i)
+    (shards_[i].is_divided ? divided : whole)[static_cast<std::size_t>(shards_[i].part.sharding)] +=
+        squares_of_grads_[i];
   for (const Sharding sharding : kShardings) {
     const auto at = static_cast<std::size_t>(sharding);
     grid_.holders(sharding).all_reduce_sum(std::span<double>(&divided[at], 1));

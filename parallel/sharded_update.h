@@ -54,7 +54,9 @@ class ShardedUpdate {
   ParamTable& params_;
   ProcessGrid& grid_;
   TensorGroup& tensor_;
-  std::vector<Shard> shards_;  // by place in the table
+  std::vector<Shard> shards_;             // by place in the table
+  std::vector<Tensor> grads_;             // of the shards
+  std::vector<double> squares_of_grads_;  // the same
 };
 
 }  // namespace openmoe

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/cpu/cpu_ops.h"
+#include "core/cpu/kernels.h"
 #include "core/cpu/parallel.h"
 #include "core/cpu/row_kernels.h"
 
@@ -46,7 +47,7 @@ double sum_in_order(const double* values, std::int64_t count) {
 
 void CpuOps::adafactor_matrix(float* w, float* row, float* col, const float* g, std::int64_t R,
                               std::int64_t C, const AdafactorScalars& scalars,
-                              const SharedMatrix* shared) {
+                              const SharedMatrix* shared, BFloat16* rounded) {
   const auto& kernels = cpu::row_kernels(cpu::cpu_isa());
   const std::int64_t block_rows = std::max(kMinRows, cpu::num_chunks(R, kMaxBlocks));
   const std::int64_t blocks = cpu::num_chunks(R, block_rows);
@@ -137,22 +138,26 @@ void CpuOps::adafactor_matrix(float* w, float* row, float* col, const float* g, 
   double u_square = sum_in_order(u_squares, blocks);
   if (shared != nullptr) shared->sum({&u_square, 1});
   const double factor = update_factor(scalars, w_square, u_square, num_rows * num_columns);
+  const auto& to_bf16 = cpu::kernels_for(cpu::cpu_isa()).convert.to_bf16;
   cpu::for_chunks(R, block_rows, [&](std::int64_t begin, std::int64_t end, std::int64_t) {
     for (std::int64_t r = begin; r < end; ++r) {
       const double row_factor = factor * std::sqrt(row_mean / static_cast<double>(row[r]));
       kernels.subtract_scaled_product(w + r * C, static_cast<float>(row_factor), g + r * C,
                                       col_factor, C);
+      if (rounded != nullptr) to_bf16(rounded + r * C, C, w + r * C, C, 1, C);
     }
   });
 }
 
 void CpuOps::do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                                   const AdafactorScalars& scalars, const SharedMatrix* shared) {
+                                   const AdafactorScalars& scalars, const SharedMatrix* shared,
+                                   Tensor rounded) {
   const std::int64_t stack = w.size(0), R = w.size(1), C = w.size(2);
   if (shared == nullptr && (R == 0 || C == 0)) return;
   for (std::int64_t s = 0; s < stack; ++s)
     adafactor_matrix(w.as<float>() + s * R * C, row.as<float>() + s * R, col.as<float>() + s * C,
-                     g.as<float>() + s * R * C, R, C, scalars, shared);
+                     g.as<float>() + s * R * C, R, C, scalars, shared,
+                     rounded ? rounded.as<BFloat16>() + s * R * C : nullptr);
 }
 
 void CpuOps::do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,

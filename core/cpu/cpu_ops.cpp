@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 
 #include "core/cpu/huge_pages.h"
 #include "core/cpu/kernels.h"
@@ -92,18 +93,18 @@ void CpuOps::do_multiply(Tensor x, float factor) {
                   });
 }
 
-double CpuOps::do_sum_of_squares(Tensor x) {
+void CpuOps::do_sums_of_squares(std::span<double> sums, std::span<const Tensor> xs) {
   const auto& kernels = cpu::row_kernels(cpu::cpu_isa());
-  const float* const data = x.as<float>();
-  const std::int64_t count = cpu::num_chunks(x.num_elements(), cpu::kChunkElements);
-  double* const sums = scratch_.get<double>(count);
-  cpu::for_chunks(x.num_elements(), cpu::kChunkElements,
-                  [&](std::int64_t begin, std::int64_t end, std::int64_t index) {
-                    sums[index] = kernels.sum_of_squares(data + begin, end - begin);
-                  });
-  double total = 0.0;
-  for (std::int64_t i = 0; i < count; ++i) total += sums[i];
-  return total;
+  for (std::size_t i = 0; i < xs.size(); ++i) {
+    const float* const data = xs[i].as<float>();
+    const std::int64_t count = cpu::num_chunks(xs[i].num_elements(), cpu::kChunkElements);
+    double* const parts = scratch_.get<double>(count);
+    cpu::for_chunks(xs[i].num_elements(), cpu::kChunkElements,
+                    [&](std::int64_t begin, std::int64_t end, std::int64_t index) {
+                      parts[index] = kernels.sum_of_squares(data + begin, end - begin);
+                    });
+    sums[i] = std::accumulate(parts, parts + count, 0.0);
+  }
 }
 
 // The rows of all stretches together are divided evenly, since their lengths may differ widely.

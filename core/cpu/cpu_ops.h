@@ -37,15 +37,15 @@ class CpuOps final : public Ops {
   template <class Fill>
   void grouped_product(DType operands, DType result, bool accumulate, const Fill& fill);
   void adafactor_matrix(float* w, float* row, float* col, const float* g, std::int64_t R,
-                        std::int64_t C, const AdafactorScalars& scalars,
-                        const SharedMatrix* shared);
+                        std::int64_t C, const AdafactorScalars& scalars, const SharedMatrix* shared,
+                        BFloat16* rounded);
 
   void do_zero(Tensor x) override;
   void do_copy(Tensor dst, Tensor src) override;
   void do_convert(Tensor dst, Tensor src) override;
   void do_add_accumulate(Tensor y, Tensor x) override;
   void do_multiply(Tensor x, float factor) override;
-  double do_sum_of_squares(Tensor x) override;
+  void do_sums_of_squares(std::span<double> sums, std::span<const Tensor> xs) override;
   void do_copy_rows(Tensor dst, Tensor src, std::span<const RowStretch> stretches) override;
   void do_swap_leading_axes(Tensor dst, Tensor src) override;
   void do_sum_pieces(Tensor y, Tensor pieces) override;
@@ -89,7 +89,8 @@ class CpuOps final : public Ops {
                                     Tensor token_loss, float z_weight, float scale,
                                     const SharedVocabulary* shared) override;
   void do_adafactor_factored(Tensor w, Tensor row, Tensor col, Tensor g,
-                             const AdafactorScalars& scalars, const SharedMatrix* shared) override;
+                             const AdafactorScalars& scalars, const SharedMatrix* shared,
+                             Tensor rounded) override;
   void do_adafactor_full(Tensor w, Tensor v, Tensor g, const AdafactorScalars& scalars,
                          const SharedMatrix* shared) override;
 

@@ -31,11 +31,13 @@ void adafactor_update(Ops& ops, Param& param, const OptimizerConfig& config, std
   scalars.epsilon_scale = static_cast<float>(config.epsilon_scale);
   if (param.factored) {
     const Shape matrices = param.as_matrices();
+    const Tensor rounded = param.rounded();
     ops.adafactor_factored(param.value.reshaped(matrices), param.stat_row, param.stat_col,
-                           param.grad.reshaped(matrices), scalars, shared);
-  } else {
-    ops.adafactor_full(param.value, param.stat_row, param.grad, scalars, shared);
+                           param.grad.reshaped(matrices), scalars, shared,
+                           rounded ? rounded.reshaped(matrices) : Tensor{});
+    return;
   }
+  ops.adafactor_full(param.value, param.stat_row, param.grad, scalars, shared);
   param.round_operand(ops);
 }
 

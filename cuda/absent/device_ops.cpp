@@ -39,10 +39,6 @@ std::string describe_cuda_device(int) {
   refuse();
 }
 
-std::unique_ptr<OpClock> make_cuda_clock(Ops&) {
-  refuse();
-}
-
 CudaDevice current_cuda_device() {
   refuse();
 }

@@ -40,6 +40,7 @@ TEST_CASE("cpu ops: factored Adafactor, per matrix of a stack") {
     Doubles expected_row(static_cast<std::size_t>(stack * R), NAN),
         expected_col(static_cast<std::size_t>(stack * C), NAN);
     const Buffer value(*ops, shape, w), row(*ops, {stack, R}), col(*ops, {stack, C});
+    std::vector<BFloat16> rounded(w.size());
     for (int step = 0; step < 4; ++step) {
       Floats g = random.normal(shape, step == 2 ? 10.0 : 0.1);  // the third step clips
       for (std::size_t i = 0; i < g.size(); ++i)
@@ -47,8 +48,12 @@ TEST_CASE("cpu ops: factored Adafactor, per matrix of a stack") {
       const AdafactorScalars scalars = scalars_of(step, 1.0f);
       ref::adafactor_factored(expected_w.data(), expected_row.data(), expected_col.data(),
                               convert<double>(g).data(), widen(scalars), stack, R, C);
-      ops->adafactor_factored(value, row, col, Buffer(*ops, shape, g), scalars);
+      ops->adafactor_factored(value, row, col, Buffer(*ops, shape, g), scalars, nullptr,
+                              step == 3 ? host_view(rounded.data(), shape) : Tensor{});
     }
+    const Floats updated = value.values();
+    for (std::size_t i = 0; i < updated.size(); ++i)
+      REQUIRE(static_cast<float>(rounded[i]) == static_cast<float>(BFloat16(updated[i])));
     CHECK(relative_error(value.values(), expected_w) < 2e-6);
     CHECK(relative_error(row.values(), expected_row) < 2e-6);
     CHECK(relative_error(col.values(), expected_col) < 2e-6);

@@ -18,6 +18,8 @@ TEST_CASE(
             const Tensor w = run.normal("w", {c.stack, c.R, c.C}, 0.02),
                          row = run.poisoned("row", {c.stack, c.R});
             const Tensor col = run.poisoned("col", {c.stack, c.C});
+            const Tensor rounded =
+                run.poisoned("rounded", {c.stack, c.R, c.C}, c.stack == 2, DType::bf16);
             AdafactorScalars scalars;
             scalars.learning_rate = 0.01f;
             for (int step = 0; step < 2; ++step) {
@@ -26,8 +28,11 @@ TEST_CASE(
               scalars.clip_threshold = step == 0 ? 1.0f : 0.5f;
               const Tensor g =
                   run.normal("g" + std::to_string(step), {c.stack, c.R, c.C}, gradient);
-              run.ops().adafactor_factored(w, row, col, g, scalars);
+              run.ops().adafactor_factored(w, row, col, g, scalars, nullptr, rounded);
             }
+            const std::vector<float> exact = run.read_floats(w), copy = run.read_floats(rounded);
+            for (std::size_t i = 0; i < exact.size(); ++i)
+              REQUIRE(copy[i] == static_cast<float>(BFloat16(exact[i])));
           },
           5e-6);
     }

@@ -3,6 +3,7 @@
 
 using namespace openmoe;
 using openmoe::test::OpRun;
+using openmoe::test::waits_of;
 
 TEST_CASE("zero and copies between host and device", "[cuda]") {
   test::compare_backends(
@@ -33,6 +34,24 @@ TEST_CASE("add, multiply and sum of squares at odd sizes", "[cuda]") {
           },
           1e-6);
     }
+}
+
+TEST_CASE("the squares of many tensors are those of each, for few waits of the host", "[cuda]") {
+  std::int64_t waits = 0;
+  test::compare_backends(
+      [&](OpRun& run) {
+        std::vector<Tensor> tensors;
+        for (std::int64_t i = 0; i < 70; ++i)
+          tensors.push_back(run.normal("x" + std::to_string(i), {i % 7 * i * 5}));
+        std::vector<double> sums(tensors.size(), -1.0);
+        waits = waits_of([&] { run.ops().sums_of_squares(sums, tensors); });
+        for (std::size_t i = 0; i < tensors.size(); ++i) {
+          CHECK(sums[i] == run.ops().sum_of_squares(tensors[i]));
+          run.number("squares", sums[i]);
+        }
+      },
+      1e-6);
+  CHECK(waits == 2);  // the device ran last
 }
 
 TEST_CASE("convert: both ways, exactly, at odd sizes and places", "[cuda]") {

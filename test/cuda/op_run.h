@@ -17,9 +17,17 @@
 #include "core/ops.h"
 #include "cuda/device_ops.h"
 #include "test/cuda/schedule.h"
+#include "test/cuda_emulation/emulation.h"
 #include "test/support/catch.h"
 
 namespace openmoe::test {
+
+// How often `work` waits for an emulated device.
+inline std::int64_t waits_of(const std::function<void()>& work) {
+  const std::int64_t before = cuda_emulation::counters().host_waits;
+  work();
+  return cuda_emulation::counters().host_waits - before;
+}
 
 class OpRun {
  public:

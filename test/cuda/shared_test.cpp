@@ -1,10 +1,10 @@
 // Ops on vocabularies and matrices that ranks share: the device's ranks against the CPU's, both
 // against the same op on the whole, and every rank against its neighbours.
 #include "test/cuda/played_ranks.h"
-#include "test/cuda_emulation/emulation.h"
 
 using namespace openmoe;
 using openmoe::test::OpRun;
+using openmoe::test::waits_of;
 
 namespace {
 
@@ -158,12 +158,6 @@ void check_shared_factored(const MatrixCase& c) {
         }
       },
       5e-6);
-}
-
-std::int64_t waits_of(const std::function<void()>& work) {
-  const std::int64_t before = cuda_emulation::counters().host_waits;
-  work();
-  return cuda_emulation::counters().host_waits - before;
 }
 
 }  // namespace

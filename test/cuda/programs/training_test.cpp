@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 
 #include "core/base/check.h"
 #include "test/support/catch.h"
@@ -133,6 +134,42 @@ TEST_CASE("devices divide the f32 values of rounded weights", "[cuda]") {
   for (std::size_t i = 0; i < divided.size(); ++i)
     CHECK(divided[i].at("loss").get<double>() ==
           Approx(whole[i].at("loss").get<double>()).epsilon(1e-4));
+}
+
+TEST_CASE("a step on devices is traced and profiled", "[cuda]") {
+  const TemporaryFolder folder;
+  const CommandResult result = run_emulated(
+      2, "OPENMOE_EMULATION_DEVICES=2",
+      train_arguments(kRecipe, folder / "run",
+                      "--device cuda --ep 2 --set run.num_steps=2 --set run.validate_every=0 "
+                      "--set run.profile=true --set run.straggler_every=2 --trace-step 1 --trace " +
+                          folder / "trace"));
+  INFO(result.output);
+  REQUIRE(result.exit_code == 0);
+  CHECK(result.output.find("trace of step 1 in ") != std::string::npos);
+  CHECK(result.output.find("grouped_matmul_backward_weight ") != std::string::npos);
+  for (const std::string rank : {"0", "1"}) {
+    std::ifstream in(folder / ("trace/rank-0000" + rank + ".json"));
+    const json file = json::parse(in);
+    const double end = 1e3 * file.at("otherData").at("step_ms").get<double>();
+    std::map<std::string, std::pair<double, double>> spans;  // the last of each name
+    for (const json& event : file.at("traceEvents")) {
+      if (event.at("ph") != "X") continue;
+      const double begin = event.at("ts"), length = event.at("dur");
+      CHECK(0.0 <= begin);
+      CHECK(0.0 <= length);
+      CHECK(begin + length <= end + 1.0);
+      spans[event.at("name")] = {begin, begin + length};
+    }
+    for (const char* name : {"grouped_matmul_forward", "expert: start of all_to_all_rows",
+                             "expert: wait for all_to_all_rows", "data: all_reduce_sum of f32",
+                             "optimizer", "backward of layer 0", "adafactor_factored"})
+      REQUIRE(spans.contains(name));
+    CHECK(spans["backward of layer 0"].second <= spans["adafactor_factored"].first);
+  }
+  std::ifstream metrics(folder / "run/metrics.jsonl");
+  const std::string lines{std::istreambuf_iterator<char>(metrics), {}};
+  CHECK(lines.find("\"slowest_rank\"") != std::string::npos);
 }
 
 TEST_CASE("routing is observed on devices as on CPUs", "[cuda]") {

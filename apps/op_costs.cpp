@@ -1,10 +1,9 @@
-#include "apps/op_times.h"
+#include "apps/op_costs.h"
 
 #include <algorithm>
 
 #include "apps/plan_step.h"
 #include "apps/training_step.h"
-#include "core/base/check.h"
 
 namespace openmoe {
 namespace {
@@ -24,7 +23,7 @@ class CostListener final : public StepListener {
     // An op may tell of its tensors one by one; arithmetic comes with all of its bytes.
     under_way_.roofline_seconds += std::max(flop_seconds, work.bytes / peaks_.memory);
   }
-  void add(const char* op, double, double) override {
+  void add(const char* op, double) override {
     OpCost& cost = costs_[op];
     const auto times = static_cast<double>(times_);
     cost.calls += times_;
@@ -36,7 +35,7 @@ class CostListener final : public StepListener {
   }
   void enter(const char*) override {}
   void begin_collective(const CollectiveCall&) override {}
-  void end_collective(const CollectiveCall&, double) override {}
+  void end_collective(const CollectiveCall&) override {}
 
  private:
   Peaks peaks_;
@@ -46,22 +45,6 @@ class CostListener final : public StepListener {
 };
 
 }  // namespace
-
-void OpTimes::add(const char* op, double, double) {
-  OPENMOE_CHECK(!begun_.empty(), op, " ended, but never began");
-  spans_.push_back({op, begun_.back(), clock_.mark()});
-  begun_.pop_back();
-}
-
-void OpTimes::collect() {
-  for (const Span& span : spans_) {
-    Time& time = times_[span.op];
-    ++time.calls;
-    time.seconds += clock_.seconds(span.from, span.to);
-  }
-  spans_.clear();
-  clock_.forget();
-}
 
 std::map<std::string, OpCost> planned_costs(const Recipe& recipe, const RehearsalGrid& grid,
                                             const Peaks& peaks) {
