@@ -228,6 +228,7 @@ class DeviceBench {
       network_.ops().set_profile(nullptr);
       step_seconds += clock_.seconds(begin, clock_.mark());
       clock_.forget();
+      profile.collect();
     }
     return profile.entries();
   }

@@ -1,6 +1,7 @@
 #include "apps/device.h"
 
-#include <span>
+#include <algorithm>
+#include <vector>
 
 #include "core/base/check.h"
 #include "core/base/error.h"
@@ -12,15 +13,25 @@
 namespace openmoe {
 namespace {
 
-bool every_rank(bool here, Communicator& world) {
-  std::int64_t missing[] = {here ? 0 : 1};
-  world.all_reduce_max(std::span<std::int64_t>(missing));
-  return missing[0] == 0;
-}
-
 // The device of this rank. A rank that sees one device alone was given it by the scheduler.
 int device_of(const MpiEnvironment& mpi) {
   return num_cuda_devices() == 1 ? 0 : mpi.node_rank();
+}
+
+// Devices of all ranks, "" where there is none. Collective.
+std::vector<std::string> find_devices(MpiEnvironment& mpi) {
+  const int device = device_of(mpi);
+  return mpi.world().all_gather(device < num_cuda_devices() ? cuda_device_id(device)
+                                                            : std::string());
+}
+
+// Why NCCL cannot serve these ranks; "" if it can.
+std::string shared_device(const std::vector<std::string>& ids) {
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j)
+      if (!ids[i].empty() && ids[i] == ids[j])
+        return concat("ranks ", j, " and ", i, " are both on ", ids[i]);
+  return "";
 }
 
 }  // namespace
@@ -28,7 +39,7 @@ int device_of(const MpiEnvironment& mpi) {
 void add_device_options(CLI::App& command, DeviceOptions& options) {
   command
       .add_option("--device", options.device,
-                  "cpu, cuda, or auto: cuda where every rank sees a device")
+                  "cpu, cuda, or auto: cuda where every rank has a device of its own")
       ->check(CLI::IsMember({"cpu", "cuda", "auto"}))
       ->capture_default_str();
   command
@@ -40,11 +51,19 @@ void add_device_options(CLI::App& command, DeviceOptions& options) {
 }
 
 std::unique_ptr<Ops> make_ops(const DeviceOptions& options, MpiEnvironment& mpi) {
-  const bool use_cuda =
-      options.device == "cuda" ||
-      (options.device == "auto" && every_rank(device_of(mpi) < num_cuda_devices(), mpi.world()));
-  if (use_cuda) return make_cuda_ops(device_of(mpi));
-  return make_cpu_ops();
+  if (options.device == "cpu") return make_cpu_ops();
+  const std::vector<std::string> devices = find_devices(mpi);
+  const std::string shared = options.collectives == "nccl" ? shared_device(devices) : "";
+  if (options.device == "auto") {
+    const bool has_all = std::find(devices.begin(), devices.end(), "") == devices.end();
+    if (!has_all || !shared.empty()) return make_cpu_ops();
+  } else if (!shared.empty()) {
+    throw UserError(concat("--device cuda: ", shared,
+                           ", and NCCL wants a device of its own for each rank. Start no more "
+                           "ranks per host than nvidia-smi -L lists devices, or use --collectives "
+                           "staged, which does without NCCL"));
+  }
+  return make_cuda_ops(device_of(mpi));
 }
 
 DeviceGroups::DeviceGroups(const DeviceOptions& options, ProcessGrid& grid, Ops& ops)

@@ -19,9 +19,9 @@ struct DeviceOptions {
 // --device and --collectives, spelled alike in every subcommand that computes.
 void add_device_options(CLI::App& command, DeviceOptions& options);
 
-// "cpu", "cuda", or "auto": CUDA where every rank sees a device. On a host with several devices
-// each rank takes the one of its number on the host. Throws UserError when cuda was asked for and
-// cannot be had. Collective over the world.
+// "cpu", "cuda", or "auto": CUDA where every rank has a device of its own (with staged collectives
+// ranks may share one). On a host with several devices each rank takes the one of its number on the
+// host. Throws UserError when cuda was asked for and cannot be had. Collective over the world.
 std::unique_ptr<Ops> make_ops(const DeviceOptions& options, MpiEnvironment& mpi);
 
 // While it lives, `grid` has communicators for tensors of `ops`; for the CPU nothing is needed.

@@ -3,17 +3,19 @@
 // Exit codes: 0 success, 1 a fault, 2 wrong input, 85 saved and to be queued again (train). A
 // failure that all ranks meet alike is printed once, by rank 0. A rank that fails alone waits
 // briefly for the others, then prints and ends the whole job, so that nobody waits for it for ever.
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <exception>
 #include <iostream>
 #include <string>
-#include <thread>
 
 #include "apps/command.h"
 #include "apps/threads.h"
 #include "core/base/error.h"
 #include "parallel/job.h"
+#include "parallel/last_words.h"
 #include "parallel/mpi_environment.h"
 
 namespace openmoe {
@@ -89,10 +91,7 @@ void print_failure(const std::string& who, const std::string& message) {
 [[noreturn]] void print_and_abort(const MpiEnvironment& mpi, const std::string& message,
                                   int exit_code) {
   print_failure("error on rank " + std::to_string(mpi.world_rank()) + ": ", message);
-  // The launcher reads a rank's output through a pipe, and throws away what it has not read when it
-  // learns of the abort, which travels another way.
-  constexpr std::chrono::milliseconds kTimeToBeRead(300);
-  std::this_thread::sleep_for(kTimeToBeRead);
+  leave_last_words();
   MpiEnvironment::abort(exit_code);
 }
 
@@ -109,6 +108,7 @@ int report_together(MpiEnvironment& mpi, const Outcome& outcome) {
     const auto rank = text - texts.begin();
     print_failure(rank == 0 ? "error: " : "error on rank " + std::to_string(rank) + ": ", *text);
   }
+  if (job_code != kExitSuccess) wait_until_read(STDERR_FILENO, std::chrono::seconds(5));
   return job_code;
 }
 

@@ -50,7 +50,7 @@ class PlanExchange : public TokenExchange {
       routing.received_per_source = routing.sent_per_expert;
     routing.num_sent = std::accumulate(routing.sent_per_expert.begin(),
                                        routing.sent_per_expert.end(), std::int64_t{0});
-    std::int64_t* const offsets = routing.expert_rows_before.data();
+    std::int64_t* const offsets = routing.expert_offsets.data();
     offsets[0] = 0;
     for (std::int64_t e = 0; e < local; ++e) {
       offsets[e + 1] = offsets[e];

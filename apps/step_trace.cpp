@@ -71,8 +71,11 @@ void StepTrace::begin_step() {
   exchange_starts_.clear();
   layer_.clear();
   part_ = nullptr;
-  grid_.world().barrier();
+  // A device that still has work of the step before would be late.
   clock_->forget();
+  clock_->seconds(0, clock_->mark());
+  clock_->forget();
+  grid_.world().barrier();
   clock_->mark();  // place 0
   observers_.ops.add_observer(*this);
   observers_.collectives.add(*this);

@@ -12,6 +12,10 @@ void WaitClock::begin_collective(const CollectiveCall&) {
 void WaitClock::end_collective(const CollectiveCall&) {
   if (!counts_) return;
   calls_.emplace_back(begin_, clock_->mark());
+}
+
+void WaitClock::end_counting() {
+  counts_ = false;
   constexpr std::size_t kMostCalls = 8192;  // of many steps, so that a device is seldom waited for
   if (calls_.size() >= kMostCalls) collect();
 }

@@ -19,7 +19,8 @@ class WaitClock : public CollectiveObserver {
   explicit WaitClock(std::unique_ptr<OpClock> clock) : clock_(std::move(clock)) {}
 
   // Collectives outside a time that counts are left out. Not counting at first.
-  void count(bool counts) { counts_ = counts; }
+  void begin_counting() { counts_ = true; }
+  void end_counting();
   // Since the last call; waits for the ops so far.
   double take_seconds();
 

@@ -141,7 +141,7 @@ void Trainer::finish_step(std::int64_t steps_done) {
 
 Trainer::StepResult Trainer::train_step(std::int64_t step) {
   const auto begin = Clock::now();
-  waiting_.count(true);
+  waiting_.begin_counting();
   StepResult result;
   spikes_.enter_phase(phase_at(recipe_, step));
   observers_.activity.enter_step(step);
@@ -176,7 +176,7 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
   if (watched)
     timed([&] { result.routing = routing_->finish(step, result.outcome.sums, result.counts); });
   result.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-  waiting_.count(false);
+  waiting_.end_counting();
   train_seconds_ += result.seconds;
   report_straggler(step, result);
   if (traced) {
@@ -190,7 +190,10 @@ Trainer::StepResult Trainer::train_step(std::int64_t step) {
 void Trainer::report_straggler(std::int64_t step, StepResult& result) {
   const std::int64_t every = recipe_.run.straggler_every;
   if (!watches_stragglers() || (step + 1) % every != 0) return;
-  const double busy = std::exchange(train_seconds_, 0.0) - waiting_.take_seconds();
+  const auto begin = Clock::now();
+  const double waited = waiting_.take_seconds();  // and waits for what a device still does
+  const std::chrono::duration<double> rest = Clock::now() - begin;
+  const double busy = std::exchange(train_seconds_, 0.0) + rest.count() - waited;
   result.straggler = find_straggler(grid_.world(), busy);
   if (progress_ == nullptr || !result.straggler->is_notable()) return;
   char times[80];

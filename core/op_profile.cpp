@@ -28,12 +28,16 @@ std::vector<OpProfile::Entry> by_time(const std::map<std::string, OpProfile::Ent
 
 }  // namespace
 
+void OpProfile::begin() {
+  constexpr std::size_t kMostCalls = 8192;  // of a long run, so that a device is seldom waited for
+  if (begun_.empty() && calls_.size() >= kMostCalls) collect();
+  begun_.push_back(clock_->mark());
+}
+
 void OpProfile::add(const char* op, double flops) {
   OPENMOE_CHECK(!begun_.empty(), op, " ended, but never began");
   calls_.push_back({part_, op, flops, begun_.back(), clock_->mark()});
   begun_.pop_back();
-  constexpr std::size_t kMostCalls = 8192;  // of a long run, so that a device is seldom waited for
-  if (begun_.empty() && calls_.size() >= kMostCalls) collect();
 }
 
 void OpProfile::collect() {

@@ -28,11 +28,12 @@ class OpProfile : public OpObserver {
   // Of ops that `clock` times, which is this one's alone.
   explicit OpProfile(std::unique_ptr<OpClock> clock) : clock_(std::move(clock)) {}
 
-  void begin() override { begun_.push_back(clock_->mark()); }
+  void begin() override;
   void add(const char* op, double flops) override;
   void enter(const char* part) override { part_ = part; }
+  // Waits for the ops so far. As all that follows does.
+  void collect();
 
-  // All that follows waits for the ops so far.
   double total_seconds();
   // By falling time.
   std::vector<Entry> entries();
@@ -49,8 +50,6 @@ class OpProfile : public OpObserver {
     double flops;
     std::int64_t from, to;  // places of the clock
   };
-
-  void collect();
 
   std::unique_ptr<OpClock> clock_;
   std::vector<std::int64_t> begun_;  // places of the ops that are under way

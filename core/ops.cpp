@@ -34,7 +34,7 @@ bool matches(const Shape& found, const Shape& expected) {
   return true;
 }
 
-// One call of an op: its checks, and its time if a profile is kept.
+// One call of an op: its checks, and what its observer is told.
 class OpCall {
  public:
   OpCall(const char* op, Device device, OpObserver* profile)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdio>
 #include <cstring>
 
 #include "core/base/check.h"
@@ -181,6 +182,19 @@ std::string describe_cuda_device(int device_index) {
   return concat(properties.name, ", sm_", properties.major, properties.minor, ", ",
                 static_cast<double>(properties.totalGlobalMem >> 20) / 1024.0, " GiB, driver ",
                 cuda::version_text(driver), ", runtime ", cuda::version_text(runtime));
+}
+
+std::string cuda_device_id(int device_index) {
+  cudaDeviceProp properties{};
+  OPENMOE_CUDA(cudaGetDeviceProperties(&properties, device_index));
+  std::string id = "GPU-";
+  for (std::size_t i = 0; i < sizeof properties.uuid.bytes; ++i) {
+    char byte[4];
+    std::snprintf(byte, sizeof byte, "%02x",
+                  static_cast<unsigned>(static_cast<unsigned char>(properties.uuid.bytes[i])));
+    id += (i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "") + std::string(byte);
+  }
+  return id;
 }
 
 namespace cuda {

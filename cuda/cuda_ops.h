@@ -37,8 +37,8 @@ class CudaOps final : public Ops {
   void use_workspace(Tensor memory) override;
   bool downloads_are_done() override;
   void finish_downloads() override;
-  // "cuDNN 9.19.0", "builtin", or what each direction takes and why.
   std::unique_ptr<OpClock> make_clock() override;
+  // "cuDNN 9.19.0", "builtin", or what each direction takes and why.
   std::string choose_attention(AttentionKind wanted, const AttentionCall& call) override;
   cudaStream_t stream() const { return stream_; }
   // What travels between devices has a stream of its own. All communicators share it, so that their
@@ -47,9 +47,9 @@ class CudaOps final : public Ops {
   cudaStream_t transfer_stream() const { return transfer_stream_; }
 
  private:
+  static constexpr std::size_t kMostSums = 64;  // that the host learns with one wait
   // What an op tells the host, in pinned memory, written by a kernel or a copy and read after the
   // stream has been waited for.
-  static constexpr std::size_t kMostSums = 64;  // that the host learns with one wait
   struct Report {
     double values[kMostSums];
     // Set by kernels that met an index outside its table; stays set, so that it is seen at the next

@@ -37,6 +37,10 @@ std::unique_ptr<Communicator> make_nccl_communicator(Ops& ops, Communicator& gro
 // "NVIDIA H100 80GB HBM3, sm_90, 79.1 GiB, driver 13.0, runtime 13.0", for start-up logs.
 std::string describe_cuda_device(int device_index);
 
+// "GPU-8a1d...", as nvidia-smi -L has it: no other device anywhere has the same. The index is below
+// num_cuda_devices().
+std::string cuda_device_id(int device_index);
+
 struct CudaDevice {
   std::string name;      // "NVIDIA H100 80GB HBM3"
   int architecture = 0;  // 90

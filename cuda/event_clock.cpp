@@ -1,4 +1,4 @@
-// What a benchmark wants to know of a device: its time, its name, its libraries.
+// What is measured and said of a device: its time, its name, its libraries.
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 #include <nccl.h>

@@ -174,14 +174,10 @@ class NcclCommunicator final : public DeviceCommunicator {
   void check(ncclResult_t result, const char* call) const {
     if (result == ncclSuccess) return;
     // NCCL keeps the words for the process, so there are some where no communicator came to be too.
-    throw RuntimeFault(concat(
-        "NCCL: ", call, " failed on ", description(), ": ", ncclGetErrorString(result), "; ",
-        ncclGetLastError(comm_),
-        comm_ == nullptr && result == ncclInvalidUsage
-            ? ". It wants a device of its own for each rank: start no more ranks per host than "
-              "nvidia-smi lists devices"
-            : "",
-        ". NCCL_DEBUG=INFO says more; --collectives staged does without NCCL"));
+    throw RuntimeFault(concat("NCCL: ", call, " failed on ", description(), ": ",
+                              ncclGetErrorString(result), "; ", ncclGetLastError(comm_),
+                              ". NCCL_DEBUG=INFO says more; --collectives staged does without "
+                              "NCCL"));
   }
 
   cudaStream_t stream() const { return ops_.transfer_stream(); }

@@ -58,8 +58,7 @@ void ExpertExchange::plan(Routing& routing, Tensor choice, Tensor slot) {
 
 void ExpertExchange::lay_out(const Routing& routing) {
   const std::int64_t local_experts = num_local_experts();
-  const auto offsets = host_elements<std::int64_t>(routing.expert_offsets);
-  next_expert_row_.assign(offsets.begin(), offsets.end() - 1);
+  next_expert_row_.assign(routing.expert_offsets.begin(), routing.expert_offsets.end() - 1);
   std::int64_t staged_row = 0;
   for (std::int64_t p = 0; p < num_parts(); ++p) {
     Part& part = at(p);

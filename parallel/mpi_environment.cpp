@@ -13,7 +13,7 @@ namespace {
 // Open MPI needs 0.2 s to find out that there is no network; who was started alone uses none. An
 // explicit choice of the user's stays.
 void spare_network_search_if_alone() {
-  for (const char* of_launcher : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
+  for (const char* of_launcher : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "SLURM_STEP_ID"})
     if (std::getenv(of_launcher) != nullptr) return;
   setenv("OMPI_MCA_pml", "ob1", 0);
 }

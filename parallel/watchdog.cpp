@@ -17,6 +17,7 @@
 #include "core/base/check.h"
 #include "core/base/error.h"
 #include "parallel/heartbeat.h"
+#include "parallel/last_words.h"
 
 namespace openmoe {
 namespace {
@@ -68,12 +69,14 @@ void write_error(const std::string& text) {
 // The main thread hangs and MPI may only be called from there, so the process ends as it is; a
 // launcher that sees one rank end like this ends the others.
 [[noreturn]] void end_process(int rank, const std::string& verdict) {
-  if (!verdict.empty())
+  if (verdict.empty()) {  // another rank speaks
+    std::this_thread::sleep_for(std::chrono::seconds(6));
+  } else {
     write_error(concat("openmoe: error on rank ", rank, ": the job is stuck: ", verdict,
                        "\nThe job ends; train --resume continues from its last checkpoint "
                        "(run.watchdog_seconds says how long to wait, 0 for ever).\n"));
-  // As in main: the launcher must have read it. Ranks that say nothing wait for the one that does.
-  std::this_thread::sleep_for(std::chrono::milliseconds(verdict.empty() ? 1500 : 300));
+    leave_last_words();
+  }
   _exit(kExitFailure);
 }
 

@@ -86,7 +86,7 @@ void Model::compute_parts(Tensor sent, Tensor received, Tensor computed, Tensor 
 template <typename Work>
 void Model::for_expert_chunks(MoeActivations& act, std::int64_t first, std::int64_t last,
                               Work&& work) {
-  const auto* const offsets = act.routing.expert_offsets.as<std::int64_t>();
+  const std::int64_t* const offsets = act.routing.expert_offsets.data();
   for (std::int64_t begin = first; begin < last; begin += expert_chunk_) {
     ExpertChunk chunk;
     chunk.begin = begin;

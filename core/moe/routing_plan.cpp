@@ -38,8 +38,7 @@ void RoutingPlanner::allocate(Arena& arena, Routing& routing) const {
   };
   routing.row_token = make("row_token", DType::i32, {shape_.max_sent()});
   routing.assignment_row = make("assignment_row", DType::i32, {shape_.num_tokens, 2});
-  routing.expert_rows_before.assign(static_cast<std::size_t>(num_local_experts() + 1), 0);
-  routing.expert_offsets = host_view(routing.expert_rows_before.data(), {num_local_experts() + 1});
+  routing.expert_offsets.assign(static_cast<std::size_t>(num_local_experts() + 1), 0);
   routing.sent_per_expert.assign(static_cast<std::size_t>(shape_.num_experts), 0);
   routing.received_per_source.assign(static_cast<std::size_t>(shape_.num_experts), 0);
 }
@@ -104,7 +103,7 @@ void RoutingPlanner::plan_sent(Routing& routing, std::span<const std::int32_t> c
 
 void RoutingPlanner::plan_received(Routing& routing) const {
   const std::int64_t local_experts = num_local_experts();
-  const auto offsets = routing.expert_offsets.as<std::int64_t>();
+  const auto offsets = routing.expert_offsets.data();
   std::int64_t next_row = 0;
   for (std::int64_t e = 0; e < local_experts; ++e) {
     offsets[e] = next_row;

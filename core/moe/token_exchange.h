@@ -27,10 +27,7 @@ struct Routing {
   std::int64_t num_received = 0;  // M
   Tensor row_token;               // (S_max) i32, device: token index of each sent row
   Tensor assignment_row;          // (N, 2) i32, device: send-order row of each assignment, or -1
-  // Prefix sums of received rows per local expert, and (El + 1) i64 a view of them, on the host
-  // wherever the rows are.
-  std::vector<std::int64_t> expert_rows_before;
-  Tensor expert_offsets;
+  std::vector<std::int64_t> expert_offsets;   // (El + 1): sums of received rows of earlier experts
   std::vector<std::int64_t> sent_per_expert;  // (E)
   std::vector<std::int64_t>
       received_per_source;  // (ep * El): rows from source rank r for local expert e, at r * El + e

@@ -39,6 +39,10 @@ std::string describe_cuda_device(int) {
   refuse();
 }
 
+std::string cuda_device_id(int) {
+  refuse();
+}
+
 CudaDevice current_cuda_device() {
   refuse();
 }

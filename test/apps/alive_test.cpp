@@ -8,6 +8,7 @@
 #include "apps/straggler.h"
 #include "test/support/background_job.h"
 #include "test/support/catch.h"
+#include "test/support/manual_clock.h"
 #include "test/support/tiny_run.h"
 
 namespace openmoe::test {
@@ -120,6 +121,34 @@ TEST_CASE("the slowest rank is the one that computes longest, beside the median"
   CHECK(second.share() == 1.2);  // of two ranks the faster one is the median
   CHECK(!second.is_notable());
   CHECK(slowest_of({0.0}).share() == 1.0);
+}
+
+TEST_CASE("waits in collectives are added up where they count", "[straggler]") {
+  ManualClock::Hand hand;
+  WaitClock waiting(std::make_unique<ManualClock>(hand));
+  const auto wait = [&](double seconds) {
+    waiting.begin_collective({});
+    hand.now += seconds;
+    waiting.end_collective({});
+    hand.now += 10.0;
+  };
+  wait(1.0);  // outside
+  waiting.begin_counting();
+  wait(2.0);
+  wait(4.0);
+  waiting.end_counting();
+  wait(8.0);
+  CHECK(waiting.take_seconds() == 6.0);
+  CHECK(waiting.take_seconds() == 0.0);
+  std::size_t most = 0;
+  for (int step = 0; step < 100; ++step) {
+    waiting.begin_counting();
+    for (int i = 0; i < 300; ++i) wait(0.5);
+    most = std::max(most, hand.num_places);
+    waiting.end_counting();
+  }
+  CHECK(most < 2 * 300 * 100);
+  CHECK(waiting.take_seconds() == 100 * 300 * 0.5);
 }
 
 TEST_CASE("the slowest rank stands in the metrics of every interval", "[straggler]") {

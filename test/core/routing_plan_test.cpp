@@ -142,7 +142,7 @@ TEST_CASE("the local exchange moves nothing and keeps the order of every load") 
                   host_view(decision.slot.data(), {60, 2}));
     std::int64_t next = 0;
     for (std::int64_t e = 0; e < shape.num_experts; ++e) {
-      REQUIRE(routing.expert_offsets.as<std::int64_t>()[e] == next);
+      REQUIRE(routing.expert_offsets[static_cast<std::size_t>(e)] == next);
       for (const ExpectedRow& row : rows_for(shape, decision, 0, e)) {
         REQUIRE(routing.row_token.as<std::int32_t>()[next] == row.token);
         REQUIRE(routing.assignment_row.as<std::int32_t>()[2 * row.token + row.choice] == next++);

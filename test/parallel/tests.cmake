@@ -7,6 +7,7 @@ openmoe_mpi_test(NAME gradient_reducer SOURCES parallel/gradient_reducer_test.cp
 openmoe_mpi_test(NAME checkpoint SOURCES parallel/checkpoint_test.cpp RANKS 1 2 4 6 LINK openmoe_apps)
 openmoe_mpi_test(NAME plan SOURCES parallel/plan_test.cpp RANKS 1 2 4 8 LINK openmoe_apps openmoe_device)
 openmoe_mpi_test(NAME model_options SOURCES parallel/model_options_test.cpp RANKS 1 2 4 LINK openmoe_apps openmoe_device)
+openmoe_mpi_test(NAME last_words SOURCES parallel/last_words_test.cpp RANKS 1 LINK openmoe_parallel)
 openmoe_mpi_test(NAME stuck_ranks SOURCES parallel/stuck_ranks_test.cpp RANKS 1 LINK openmoe_parallel)
 
 # The watchdog ends such a job with the name of the rank that others wait for.

@@ -208,10 +208,11 @@ TEST_CASE("what a job lacks on devices is said before it starts", "[cuda]") {
       {1, "OPENMOE_EMULATION_DRIVER=0", "", 2, {"no NVIDIA driver", "--device cpu"}},
       {1, "OPENMOE_EMULATION_ARCH=70", "", 2, {"sm_70, allowed: sm_80", "--device cpu"}},
       {2,
-       "OPENMOE_EMULATION_DEVICES=1 CUDA_VISIBLE_DEVICES=0",
-       "--collectives nccl",
-       1,
-       {"NCCL: ncclCommInitRank", "both on device 0", "device of its own", "--collectives staged"}},
+       "OPENMOE_EMULATION_DEVICES=1",
+       "",
+       2,
+       {"ranks 0 and 1 are both on GPU-00000000-0000-", "device of its own", "nvidia-smi -L",
+        "--collectives staged"}},
       {1, "OPENMOE_EMULATION_DEVICES=1", "--set model.head_dim=258", 2, {"model.head_dim", "256"}},
       {4,
        "OPENMOE_EMULATION_DEVICES=3",
@@ -261,7 +262,7 @@ TEST_CASE("auto takes devices where every rank sees one, and says so", "[cuda]")
   CHECK(with.output.find("% peak") == std::string::npos);  // that of the CPU says nothing here
   CHECK(with.output.find("device      cuda: ") != std::string::npos);
   CHECK(with.output.find("one of 2") != std::string::npos);
-  for (const std::string devices : {"0", "2"}) {  // for three ranks
+  for (const std::string devices : {"0", "1", "2"}) {  // for three ranks
     const CommandResult without =
         run_emulated(3, "OPENMOE_EMULATION_DEVICES=" + devices,
                      train_arguments(kRecipe, folder / ("without" + devices),
