@@ -119,7 +119,7 @@ void RoutingMonitor::share_favourites() {
                     values.size() * sizeof(values[0]));
   grid_.world().broadcast(bytes, 0);
   values.resize(bytes.size() / sizeof(values[0]));
-  std::memcpy(values.data(), bytes.data(), bytes.size());
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
   const std::size_t count = values.size() / (1 + layers_.size());
   const auto part = [&](std::size_t index) {
     const auto begin = values.begin() + static_cast<std::ptrdiff_t>(index * count);

@@ -109,7 +109,7 @@ std::string message_of_launch(void (*kernel)()) {
 
 }  // namespace
 
-TEST_CASE("accesses outside memory") {
+TEST_CASE("accesses outside memory", "[accesses]") {
   const DeviceBuffer<float> x(std::vector<float>(100, 1.0f)), y(100);
   REQUIRE(launch(copy_kernel, 1, 32, 0, nullptr, y.data(), x.data(), 100) == cudaSuccess);
   CHECK_THAT(violation_of([&] { launch(copy_kernel, 1, 32, 0, nullptr, y.data(), x.data(), 101); }),
@@ -123,7 +123,7 @@ TEST_CASE("accesses outside memory") {
       Contains("write of 4 bytes outside memory"));
 }
 
-TEST_CASE("use after free, double free") {
+TEST_CASE("use after free, double free", "[accesses]") {
   float* x = nullptr;
   REQUIRE(cudaMalloc(&x, 400) == cudaSuccess);
   const DeviceBuffer<float> y(100);
@@ -136,7 +136,7 @@ TEST_CASE("use after free, double free") {
   CHECK_THAT(violation_of([&] { cudaFree(y.data() + 1); }), Contains("not the start"));
 }
 
-TEST_CASE("reads of memory that nothing has written") {
+TEST_CASE("reads of memory that nothing has written", "[accesses]") {
   const DeviceBuffer<float> x(100), y(100);
   CHECK_THAT(violation_of([&] { launch(copy_kernel, 1, 32, 0, nullptr, y.data(), x.data(), 100); }),
              Contains("nothing has written") && Contains("byte 0 of"));
@@ -149,7 +149,7 @@ TEST_CASE("reads of memory that nothing has written") {
   CHECK_THAT(violation_of([&] { z.read(); }), Contains("byte 200 of"));
 }
 
-TEST_CASE("misaligned wide accesses") {
+TEST_CASE("misaligned wide accesses", "[accesses]") {
   const DeviceBuffer<float> x(std::vector<float>(100, 1.0f)), y(1);
   REQUIRE(launch(load_wide_kernel, 1, 1, 0, nullptr, y.data(), x.data(), 4) == cudaSuccess);
   CHECK_THAT(
@@ -160,7 +160,7 @@ TEST_CASE("misaligned wide accesses") {
       Contains("misaligned access") && Contains("8 bytes"));
 }
 
-TEST_CASE("shared memory: indices, sizes, values that nothing has written") {
+TEST_CASE("shared memory: indices, sizes, values that nothing has written", "[accesses]") {
   const DeviceBuffer<float> y(1);
   REQUIRE(launch(table_kernel, 1, 32, 0, nullptr, y.data(), 31) == cudaSuccess);
   CHECK_THAT(violation_of([&] { launch(table_kernel, 1, 32, 0, nullptr, y.data(), 32); }),
@@ -172,7 +172,7 @@ TEST_CASE("shared memory: indices, sizes, values that nothing has written") {
   CHECK(std::isnan(y.read()[0]));
 }
 
-TEST_CASE("host pointers in kernels") {
+TEST_CASE("host pointers in kernels", "[accesses]") {
   std::vector<float> host(32, 1.0f);
   const DeviceBuffer<float> y(32);
   CHECK_THAT(
@@ -237,7 +237,8 @@ TEST_CASE("launch limits") {
   CHECK(cudaGetLastError() == cudaSuccess);
 }
 
-TEST_CASE("shared memory needs an opt-in over 48 KiB and ends at the architecture's limit") {
+TEST_CASE("shared memory needs an opt-in over 48 KiB and ends at the architecture's limit",
+          "[accesses]") {
   const DeviceBuffer<float> y(1);
   const auto run = [&](std::size_t shared) {
     return launch(dynamic_kernel, 1, 1, shared, nullptr, y.data(), 0);
@@ -294,7 +295,7 @@ TEST_CASE("warp operations whose lanes do not agree") {
              Contains("different operations"));
 }
 
-TEST_CASE("locals of other threads, overflow, traps") {
+TEST_CASE("locals of other threads, overflow, traps", "[accesses]") {
   const DeviceBuffer<int> y(1);
   CHECK_THAT(violation_of([&] { launch(foreign_local_kernel, 1, 2, 0, nullptr, y.data()); }),
              Contains("a host pointer in a kernel"));
@@ -311,7 +312,7 @@ TEST_CASE("pointers that a kernel finds in memory") {
   CHECK(y.read()[31] == 4.0f);
 }
 
-TEST_CASE("a missing barrier shows under some schedule") {
+TEST_CASE("a missing barrier shows under some schedule", "[accesses]") {
   int wrong = 0;
   for (std::uint64_t schedule = 0; schedule < 8; ++schedule) {
     const SeedScope scope(schedule);

@@ -124,7 +124,7 @@ TEST_CASE("all-to-all of uneven blocks by grouped messages") {
                         static_cast<float>(100 * peer + 10 * w.rank + i));
 }
 
-TEST_CASE("what NCCL and a device would punish") {
+TEST_CASE("what NCCL and a device would punish", "[accesses]") {
   const World w;
   const DeviceBuffer<float> x(ramp(8, w.rank)), y(8), fresh(8);
   std::vector<float> host(8, 1.0f);

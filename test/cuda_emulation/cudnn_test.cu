@@ -267,7 +267,8 @@ TEST_CASE("cudnn: sequences that cannot be") {
   CHECK_THAT(ready.violation(), Contains("tensor q"));  // behind its memory
 }
 
-TEST_CASE("cudnn: uninitialised operands, a small workspace, a stream without order") {
+TEST_CASE("cudnn: uninitialised operands, a small workspace, a stream without order",
+          "[accesses]") {
   {
     Ready ready;
     const DeviceBuffer<std::uint16_t> fresh(kPositions * kWidth);

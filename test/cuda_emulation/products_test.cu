@@ -150,7 +150,7 @@ TEST_CASE("cuBLAS refuses bad leading dimensions and types") {
   CHECK_THAT(cublasGetStatusString(CUBLAS_STATUS_NOT_SUPPORTED), Contains("A f32, B f32, C bf16"));
 }
 
-TEST_CASE("cuBLAS operands must be device memory, large enough, written, aligned") {
+TEST_CASE("cuBLAS operands must be device memory, large enough, written, aligned", "[accesses]") {
   const Cublas cublas;
   const Buffers x;
   std::vector<float> host(64, 1.0f);

@@ -45,7 +45,7 @@ void add(const DeviceBuffer<float>& y, const DeviceBuffer<float>& x, const Strea
 
 }  // namespace
 
-TEST_CASE("a read on another stream needs an event") {
+TEST_CASE("a read on another stream needs an event", "[accesses]") {
   const Stream first, second;
   const DeviceBuffer<float> x(kSize), y(std::vector<float>(kSize, 1.0f));
   fill(x, first);
@@ -62,7 +62,7 @@ TEST_CASE("a read on another stream needs an event") {
   CHECK(y.read() == std::vector<float>(kSize, 2.0f));
 }
 
-TEST_CASE("an event recorded too early does not order what follows it") {
+TEST_CASE("an event recorded too early does not order what follows it", "[accesses]") {
   const Stream first, second;
   const DeviceBuffer<float> x(kSize), y(std::vector<float>(kSize, 1.0f));
   const Event event;
@@ -74,7 +74,7 @@ TEST_CASE("an event recorded too early does not order what follows it") {
              Contains("memory that another stream wrote"));
 }
 
-TEST_CASE("writes over what another stream reads or writes") {
+TEST_CASE("writes over what another stream reads or writes", "[accesses]") {
   const Stream first, second;
   const DeviceBuffer<float> x(std::vector<float>(kSize, 1.0f)), y(std::vector<float>(kSize, 1.0f));
   add(y, x, first);
@@ -90,7 +90,8 @@ TEST_CASE("writes over what another stream reads or writes") {
   require(launch(fill_kernel, 1, 32, 0, second.handle, z.data() + kSize, 1.0f, kSize));
 }
 
-TEST_CASE("the default stream and blocking streams wait for each other, non-blocking ones do not") {
+TEST_CASE("the default stream and blocking streams wait for each other, non-blocking ones do not",
+          "[accesses]") {
   const Stream blocking(cudaStreamDefault), free;
   const DeviceBuffer<float> x(kSize), y(kSize);
   fill(x, blocking);
@@ -219,7 +220,8 @@ TEST_CASE("memory runs out, drivers are old, devices are missing") {
   set_hardware(before);
 }
 
-TEST_CASE("a write is ordered after what another stream reads, though its own has read since") {
+TEST_CASE("a write is ordered after what another stream reads, though its own has read since",
+          "[accesses]") {
   const Stream first, second;
   const DeviceBuffer<float> x(std::vector<float>(kSize, 1.0f)), y(kSize), z(kSize);
   fill(y, first);

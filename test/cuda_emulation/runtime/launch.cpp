@@ -120,9 +120,9 @@ void take_arguments(const void* arguments, std::size_t bytes, int device, const 
 
 void fill_shared(const KernelSymbols& kernel) {
   for (const SharedVariable& variable : kernel.own)
-    std::memset(variable.address, kPattern, variable.bytes);
+    fill_variable(variable.address, kPattern, variable.bytes);
   for (const SharedVariable& variable : shared_of_device_functions())
-    std::memset(variable.address, kPattern, variable.bytes);
+    fill_variable(variable.address, kPattern, variable.bytes);
   std::memset(g_dynamic_shared, kPattern, g_dynamic_shared_bytes + 256);
 }
 

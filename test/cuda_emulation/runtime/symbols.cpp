@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <fstream>
 #include <map>
 #include <set>
@@ -138,7 +139,8 @@ const KernelSymbols& symbols_of(const void* kernel) {
   KernelSymbols symbols;
   const auto function = all.functions.find(reinterpret_cast<std::uintptr_t>(kernel));
   const std::string mangled = function == all.functions.end() ? "unnamed kernel" : function->second;
-  symbols.name = (new std::string(readable(mangled)))->c_str();  // referred to by operation records
+  static auto& names = *new std::deque<std::string>;  // what is destroyed late still speaks of them
+  symbols.name = names.emplace_back(readable(mangled)).c_str();
   const std::string encoding = mangled.rfind("_Z", 0) == 0 ? mangled.substr(2) : mangled;
   for (const SharedVariable& variable : all.shared) {
     if (variable.owner != encoding) continue;
