@@ -1,6 +1,7 @@
 #include "apps/device.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <vector>
 
 #include "core/base/check.h"
@@ -23,6 +24,12 @@ std::vector<std::string> find_devices(MpiEnvironment& mpi) {
   const int device = device_of(mpi);
   return mpi.world().all_gather(device < num_cuda_devices() ? cuda_device_id(device)
                                                             : std::string());
+}
+
+// Which rank sees no device for itself; "" if all do.
+std::string without_device(const std::vector<std::string>& ids) {
+  const auto rank = std::find(ids.begin(), ids.end(), "");
+  return rank == ids.end() ? "" : concat("rank ", rank - ids.begin(), " sees no GPU of its own");
 }
 
 // Why NCCL cannot serve these ranks; "" if it can.
@@ -54,15 +61,19 @@ std::unique_ptr<Ops> make_ops(const DeviceOptions& options, MpiEnvironment& mpi)
   if (options.device == "cpu") return make_cpu_ops();
   const std::vector<std::string> devices = find_devices(mpi);
   const std::string shared = options.collectives == "nccl" ? shared_device(devices) : "";
-  if (options.device == "auto") {
-    const bool has_all = std::find(devices.begin(), devices.end(), "") == devices.end();
-    if (!has_all || !shared.empty()) return make_cpu_ops();
-  } else if (!shared.empty()) {
+  const std::string reason = !shared.empty() ? shared : without_device(devices);
+  if (options.device == "auto" && !reason.empty()) {
+    const bool has_any = std::any_of(devices.begin(), devices.end(),
+                                     [](const std::string& id) { return !id.empty(); });
+    if (has_any && mpi.world_rank() == 0)
+      std::fprintf(stderr, "--device auto computes on CPUs: %s\n", reason.c_str());
+    return make_cpu_ops();
+  }
+  if (!shared.empty())
     throw UserError(concat("--device cuda: ", shared,
                            ", and NCCL wants a device of its own for each rank. Start no more "
                            "ranks per host than nvidia-smi -L lists devices, or use --collectives "
                            "staged, which does without NCCL"));
-  }
   return make_cuda_ops(device_of(mpi));
 }
 

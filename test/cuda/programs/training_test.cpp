@@ -262,7 +262,12 @@ TEST_CASE("auto takes devices where every rank sees one, and says so", "[cuda]")
   CHECK(with.output.find("% peak") == std::string::npos);  // that of the CPU says nothing here
   CHECK(with.output.find("device      cuda: ") != std::string::npos);
   CHECK(with.output.find("one of 2") != std::string::npos);
-  for (const std::string devices : {"0", "1", "2"}) {  // for three ranks
+  // For three ranks.
+  const std::pair<std::string, std::string> fewer[] = {
+      {"0", ""},
+      {"1", "auto computes on CPUs: ranks 0 and 1 are both on GPU-"},
+      {"2", "auto computes on CPUs: rank 2 sees no GPU of its own"}};
+  for (const auto& [devices, reason] : fewer) {
     const CommandResult without =
         run_emulated(3, "OPENMOE_EMULATION_DEVICES=" + devices,
                      train_arguments(kRecipe, folder / ("without" + devices),
@@ -270,6 +275,8 @@ TEST_CASE("auto takes devices where every rank sees one, and says so", "[cuda]")
     INFO(without.output);
     CHECK(without.exit_code == 0);
     CHECK(without.output.find("device      cpu: ") != std::string::npos);
+    CHECK(without.output.find(reason) != std::string::npos);
+    CHECK((without.output.find("auto computes on CPUs") == std::string::npos) == reason.empty());
   }
 }
 
