@@ -21,7 +21,8 @@ void add_device_options(CLI::App& command, DeviceOptions& options);
 
 // "cpu", "cuda", or "auto": CUDA where every rank has a device of its own (with staged collectives
 // ranks may share one). On a host with several devices each rank takes the one of its number on the
-// host. Throws UserError when cuda was asked for and cannot be had. Collective over the world.
+// host. Where some rank has a device and "auto" does not take it, it says why on stderr. Throws
+// UserError when cuda was asked for and cannot be had. Collective over the world.
 std::unique_ptr<Ops> make_ops(const DeviceOptions& options, MpiEnvironment& mpi);
 
 // While it lives, `grid` has communicators for tensors of `ops`; for the CPU nothing is needed.

@@ -108,7 +108,7 @@ int report_together(MpiEnvironment& mpi, const Outcome& outcome) {
     const auto rank = text - texts.begin();
     print_failure(rank == 0 ? "error: " : "error on rank " + std::to_string(rank) + ": ", *text);
   }
-  if (job_code != kExitSuccess) wait_until_read(STDERR_FILENO, std::chrono::seconds(5));
+  if (job_code != kExitSuccess) wait_until_read(STDERR_FILENO);
   return job_code;
 }
 

@@ -16,8 +16,7 @@ void WaitClock::end_collective(const CollectiveCall&) {
 
 void WaitClock::end_counting() {
   counts_ = false;
-  constexpr std::size_t kMostCalls = 8192;  // of many steps, so that a device is seldom waited for
-  if (calls_.size() >= kMostCalls) collect();
+  if (calls_.size() >= kMostUntimedCalls) collect();
 }
 
 void WaitClock::collect() {

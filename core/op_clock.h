@@ -23,6 +23,10 @@ class OpClock {
   virtual void forget() = 0;
 };
 
+// Calls whose places an observer keeps before it asks for their times: of many steps, so that a
+// device is seldom waited for.
+inline constexpr std::size_t kMostUntimedCalls = 8192;
+
 // For backends whose ops have ended when their call returns.
 class HostClock final : public OpClock {
  public:

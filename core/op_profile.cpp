@@ -29,8 +29,7 @@ std::vector<OpProfile::Entry> by_time(const std::map<std::string, OpProfile::Ent
 }  // namespace
 
 void OpProfile::begin() {
-  constexpr std::size_t kMostCalls = 8192;  // of a long run, so that a device is seldom waited for
-  if (begun_.empty() && calls_.size() >= kMostCalls) collect();
+  if (begun_.empty() && calls_.size() >= kMostUntimedCalls) collect();
   begun_.push_back(clock_->mark());
 }
 

@@ -21,9 +21,8 @@ bool wait_until_read(int descriptor, std::chrono::milliseconds patience) {
 }
 
 void leave_last_words() {
-  using std::chrono::milliseconds;
-  wait_until_read(STDERR_FILENO, milliseconds(5000));
-  std::this_thread::sleep_for(milliseconds(300));
+  wait_until_read(STDERR_FILENO);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
 }
 
 }  // namespace openmoe

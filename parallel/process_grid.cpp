@@ -155,10 +155,11 @@ ProcessGrid::ProcessGrid(Communicator& world, std::int64_t ep, std::int64_t tp)
 
 void ProcessGrid::attach_device(const Communicator::MakeTwin& make) {
   twins_.clear();
-  for (Communicator* group : {world_, data_.get(), expert_.get(), replicas_.get(), tensor_.get()}) {
-    const bool has_tensors = group != world_ || tp_ > 1;  // see holders()
-    if (has_tensors && group->size() > 1) twins_.emplace_back(group, group->twin(make));
-  }
+  std::vector<Communicator*> groups = {expert_.get(), tensor_.get()};
+  for (const Sharding sharding : kShardings) groups.push_back(&holders_on_host(sharding));
+  for (Communicator* group : groups)
+    if (group->size() > 1 && &for_tensors(*group) == group)
+      twins_.emplace_back(group, group->twin(make));
 }
 
 Communicator& ProcessGrid::for_tensors(Communicator& group) {
@@ -167,10 +168,13 @@ Communicator& ProcessGrid::for_tensors(Communicator& group) {
   return group;
 }
 
+Communicator& ProcessGrid::holders_on_host(Sharding sharding) {
+  if (sharding == Sharding::expert) return *replicas_;
+  return sharding == Sharding::replicated && tp_ > 1 ? *world_ : *data_;
+}
+
 Communicator& ProcessGrid::holders(Sharding sharding) {
-  return for_tensors(sharding == Sharding::expert                  ? *replicas_
-                     : sharding == Sharding::replicated && tp_ > 1 ? *world_
-                                                                   : *data_);
+  return for_tensors(holders_on_host(sharding));
 }
 
 std::string ProcessGrid::coordinates() const {

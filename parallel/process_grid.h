@@ -65,6 +65,8 @@ class ProcessGrid {
   void check(const Recipe& recipe) const;
 
  private:
+  Communicator& holders_on_host(Sharding sharding);
+
   Communicator* world_;
   std::int64_t dp_, ep_, tp_, dp_rank_, ep_rank_, tp_rank_;
   std::unique_ptr<Communicator> data_, expert_, replicas_, tensor_;

@@ -69,8 +69,8 @@ void write_error(const std::string& text) {
 // The main thread hangs and MPI may only be called from there, so the process ends as it is; a
 // launcher that sees one rank end like this ends the others.
 [[noreturn]] void end_process(int rank, const std::string& verdict) {
-  if (verdict.empty()) {  // another rank speaks
-    std::this_thread::sleep_for(std::chrono::seconds(6));
+  if (verdict.empty()) {  // another rank speaks, and is given the time for it
+    std::this_thread::sleep_for(kMostTimeToBeRead + std::chrono::seconds(1));
   } else {
     write_error(concat("openmoe: error on rank ", rank, ": the job is stuck: ", verdict,
                        "\nThe job ends; train --resume continues from its last checkpoint "

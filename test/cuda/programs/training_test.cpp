@@ -252,6 +252,21 @@ TEST_CASE("a device that fails alone does not wait for the others", "[cuda]") {
   CHECK(result.output.find("openmoe: error on rank 1: cannot allocate") != std::string::npos);
 }
 
+TEST_CASE("a transfer that fails is named with its rank, and ends the job", "[cuda]") {
+  const TemporaryFolder folder;
+  const CommandResult result = run_openmoe(
+      2, train_arguments(kRecipe, folder / "run", "--device cuda --ep 2"),
+      concat("sh -c '[ $OMPI_COMM_WORLD_RANK = 0 ] || export OPENMOE_EMULATION_NCCL_FAULT=ncclSend;"
+             " exec ",
+             OPENMOE_EMULATED_BINARY, " \"$@\"' sh"));
+  INFO(result.output);
+  CHECK(result.exit_code == 1);
+  CHECK(result.output.find("openmoe: error on rank 1: NCCL: ncclSend failed on ") !=
+        std::string::npos);
+  CHECK(result.output.find("ncclSend fails as the environment says") != std::string::npos);
+  CHECK(result.output.find("--collectives staged does without NCCL") != std::string::npos);
+}
+
 TEST_CASE("auto takes devices where every rank sees one, and says so", "[cuda]") {
   const TemporaryFolder folder;
   const std::string steps = "--set run.num_steps=1 --set run.validate_every=0";

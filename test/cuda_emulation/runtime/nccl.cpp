@@ -3,10 +3,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -220,6 +222,9 @@ ncclResult_t submit(const Call& call) {
   if (stream.device != call.comm->device)
     violation(text(call.name, ": a stream of device ", stream.device,
                    " with a communicator of device ", call.comm->device));
+  const char* const fault = std::getenv("OPENMOE_EMULATION_NCCL_FAULT");
+  if (fault != nullptr && std::string_view(call.name) == fault)
+    return refuse_nccl(ncclSystemError, text(call.name, " fails as the environment says"));
   if (call.comm->size > 1)
     if (const std::string obstacle = transport_obstacle(); !obstacle.empty())
       return refuse_nccl(ncclSystemError, obstacle);
